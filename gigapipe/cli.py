@@ -1,0 +1,188 @@
+"""The command line: one verb for each rule of the workflow, each usable without it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import gigapipe
+from gigapipe.errors import InputError
+
+# Each verb imports what it needs when it runs: `gigapipe --help` should not wait for torch.
+
+
+def phantom(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from gigapipe.progress import Progress
+    from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+
+    slides = cohort(args.seed, args.patients, args.sites, args.confounder, folder=str(args.folder))
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.slide is None:
+        pd.DataFrame(map(sheet_row, slides)).to_csv(args.folder / "slides.tsv", sep="\t", index=False)
+    else:
+        slides = [slide for slide in slides if slide.slide == args.slide]
+        if not slides:
+            raise InputError(f"slide {args.slide}: not in this cohort; see slides.tsv, written without --slide")
+    for slide in Progress(slides, what="phantom", unit="slides"):
+        write_slide(Path(slide.source), render(slide))
+
+
+def download(args: argparse.Namespace) -> None:
+    from gigapipe.slides.download import download
+
+    download(args.url, args.output, args.md5)
+
+
+def pyramid(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids.build import build_pyramid
+
+    build_pyramid(args.slide, args.folder, args.mpp, threads=args.threads)
+
+
+def folds(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.folds import make_folds
+    from gigapipe.slides.sheet import read_sheet
+
+    table = make_folds(read_sheet(args.sheet, args.source), args.folds, args.seed)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(args.output, sep="\t", index=False)
+
+
+def train(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.pyramids.canvas import lost_tissue
+    from gigapipe.training.canvases import Canvases
+    from gigapipe.training.loop import Settings, train
+    from gigapipe.training.ranks import started
+
+    with started(*args.mesh, threads=args.threads) as mesh:
+        table = read_folds(args.folds)
+        parts = roles(table, args.fold)
+        settings = Settings(
+            mpp=args.mpp, canvas=args.canvas, fold=args.fold, classes=sorted(table["label"].unique()), epochs=args.epochs,
+            batch=args.batch, learning_rate=args.learning_rate, weight_decay=args.weight_decay, seed=args.seed,
+        )
+        training, validation = (
+            Canvases(parts[role], args.pyramids, args.mpp, args.canvas, settings.classes, mesh)
+            for role in ("training", "validation")
+        )
+        if mesh.rank == 0:
+            for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
+                lost = lost_tissue(pyramid, args.mpp, args.canvas)
+                if lost > 0.01:
+                    print(f"slide {slide}: {lost:.0%} of its tissue's box lies outside the canvas of {args.canvas} px at "
+                          f"{args.mpp:g} µm/px", file=sys.stderr)
+        train(settings, training, validation, mesh, args.output)
+
+
+def predict(args: argparse.Namespace) -> None:
+    import torch
+
+    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.models import resnet18
+    from gigapipe.training.canvases import Canvases
+    from gigapipe.training.loop import Settings, predict
+    from gigapipe.training.ranks import started
+
+    with started(*args.mesh, threads=args.threads) as mesh:
+        saved = torch.load(args.model, weights_only=True)
+        settings = Settings(**saved["settings"])
+        model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
+        model.load_state_dict(saved["model"])
+        table = roles(read_folds(args.folds), settings.fold)["test"]
+        canvases = Canvases(table, args.pyramids, settings.mpp, settings.canvas, settings.classes, mesh)
+        probabilities = predict(model, canvases, mesh)
+        if mesh.rank == 0:
+            table = table[["slide", "patient", "site", "label", "fold"]].assign(
+                mpp=settings.mpp, score=probabilities[:, 1].tolist()
+            )
+            table.to_csv(args.output, sep="\t", index=False)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.comparison import as_markdown, compare, draw
+
+    table = compare(args.predictions, args.trainings)
+    args.output.mkdir(parents=True, exist_ok=True)
+    table.to_csv(args.output / "comparison.tsv", sep="\t", index=False, float_format="%.6g")
+    (args.output / "comparison.md").write_text(as_markdown(table))
+    draw(table, args.output / "comparison.png")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
+    top.add_argument("--version", action="version", version=gigapipe.__version__)
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+
+    def verb(function, help: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(function.__name__, help=help, description=help,
+                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(run=function)
+        return sub
+
+    def ranks(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
+        sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
+        sub.add_argument("--mesh", type=int, nargs=3, default=[1, 1, 1], metavar=("DATA", "ROWS", "COLUMNS"),
+                         help="how the ranks are arranged; start it with `mpiexec -n` their product")
+        sub.add_argument("--threads", type=int, default=2, help="CPU threads, shared out among the ranks")
+
+    sub = verb(phantom, "Generate slides whose right answer is known.")
+    sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, another cohort")
+    sub.add_argument("--patients", type=int, default=32, help="number of patients, of one or two slides each")
+    sub.add_argument("--sites", type=int, default=4, help="number of sites that patients come from")
+    sub.add_argument("--confounder", type=float, default=0.0, help="0: sites are balanced; 1: a site has one class only")
+    sub.add_argument("--slide", help="write only this slide, and no sheet")
+
+    sub = verb(download, "Fetch a slide from an http(s) address.")
+    sub.add_argument("url", help="where it is")
+    sub.add_argument("output", type=Path, help="the file to write")
+    sub.add_argument("--md5", help="what its checksum must be")
+
+    sub = verb(pyramid, "Downsample a slide to the chosen resolutions.")
+    sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads")
+    sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
+    sub.add_argument("--mpp", type=float, nargs="+", required=True, help="resolutions, in µm per pixel")
+    sub.add_argument("--threads", type=int, default=2, help="Dask threads")
+
+    sub = verb(folds, "Divide a sample sheet into folds that share no patient.")
+    sub.add_argument("sheet", type=Path, help="the sample sheet")
+    sub.add_argument("output", type=Path, help="the table to write: the sheet with a column `fold`")
+    sub.add_argument("--source", help="stands in for a sheet's missing source column, as slides/{slide}.svs")
+    sub.add_argument("--folds", type=int, default=4, help="number of folds")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, another division")
+
+    sub = verb(train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
+    ranks(sub)
+    sub.add_argument("--fold", type=int, required=True, help="fold that is held out; the next one chooses the epoch")
+    sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+    sub.add_argument("--canvas", type=int, required=True, help="pixels a side that the network sees")
+    sub.add_argument("--epochs", type=int, default=10, help="passes over the training slides")
+    sub.add_argument("--batch", type=int, default=4, help="slides a step, over all data ranks")
+    sub.add_argument("--learning-rate", type=float, default=1e-3, help="AdamW's, after warm-up; it falls as a cosine")
+    sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
+    sub.add_argument("--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries")
+    sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
+
+    sub = verb(predict, "Score the held-out slides of a trained model. Start it with mpiexec.")
+    ranks(sub)
+    sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train` wrote")
+    sub.add_argument("--output", type=Path, required=True, help="the table to write: a score for each held-out slide")
+
+    sub = verb(evaluate, "Compare resolutions: AUC with intervals, and cost, as table and figure.")
+    sub.add_argument("--predictions", type=Path, nargs="+", required=True, help="tables that `gigapipe predict` wrote")
+    sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
+    sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md and .png")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"gigapipe: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Evaluation: patient-disjoint folds, metrics with intervals, the comparison table and its figure."""

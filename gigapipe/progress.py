@@ -1,0 +1,27 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Progress(tqdm):
+    """A tqdm bar on standard error; where that is no terminal, a line of text at most every 10 seconds."""
+
+    def __init__(self, iterable=None, *, what: str, unit: str, total: int | None = None):
+        self._on_terminal = sys.stderr.isatty()
+        interval = {} if self._on_terminal else {"mininterval": 10, "maxinterval": 10, "ncols": 100, "ascii": " #"}
+        super().__init__(iterable, desc=what, unit=f" {unit}", total=total, file=sys.stderr, **interval)
+
+    def display(self, msg=None, pos=None):
+        if self._on_terminal:
+            return super().display(msg, pos)
+        print(msg or str(self), file=sys.stderr, flush=True)
+        return True
+
+    def close(self):
+        # On a terminal tqdm leaves the full bar; in a log the last line is written here, once.
+        if not self._on_terminal and not self.disable:
+            self.display()
+            self.disable = True
+        super().close()

@@ -1,0 +1,41 @@
+"""The canvas: the fixed-size square of a slide that the network sees, tissue centred, white outside. Never stored."""
+
+import numpy as np
+
+from gigapipe.pyramids.store import Pyramid
+
+WHITE = 255
+
+
+def corner(pyramid: Pyramid, mpp: float, size: int) -> tuple[int, int]:
+    """Row and column, in the slide at `mpp`, of the first pixel of a canvas of `size` px a side; may be negative."""
+    top, left, bottom, right = pyramid.tissue["box_um"]
+    return round((top + bottom) / 2 / mpp - size / 2), round((left + right) / 2 / mpp - size / 2)
+
+
+def read_canvas(pyramid: Pyramid, mpp: float, size: int, rows: tuple[int, int] | None = None,
+                columns: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels (channel, row, column), uint8, of the canvas's `rows` × `columns` (half-open; by default all of it).
+
+    Only the chunks that this rectangle touches are read.
+    """
+    array = pyramid.array(mpp)
+    inside, outside, shape = [], [], []
+    for start, (first, last), length in zip(
+        corner(pyramid, mpp, size), (rows or (0, size), columns or (0, size)), array.shape[1:], strict=True
+    ):
+        begin, end = (min(max(start + edge, 0), length) for edge in (first, last))
+        inside.append(slice(begin, end))
+        outside.append(slice(begin - start - first, end - start - first))
+        shape.append(last - first)
+    canvas = np.full((3, *shape), WHITE, np.uint8)
+    if all(s.stop > s.start for s in inside):
+        canvas[:, *outside] = array[:, *inside]
+    return canvas
+
+
+def lost_tissue(pyramid: Pyramid, mpp: float, size: int) -> float:
+    """Share of the tissue's bounding box that lies outside a canvas of `size` px a side at `mpp`."""
+    top, left, bottom, right = pyramid.tissue["box_um"]
+    kept = [min(1.0, size * mpp / length) for length in (bottom - top, right - left)]
+    return 1 - kept[0] * kept[1]

@@ -1,0 +1,1 @@
+"""Slides: reading any of them at its true resolution, finding the tissue, and generating phantoms."""

@@ -1,0 +1,60 @@
+"""The sample sheet: which slides there are, whose they are, and what they show."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from gigapipe.errors import InputError
+
+COLUMNS = ["slide", "patient", "site", "label", "source"]
+# Slide and patient names become file names: no separators, no leading dot, no surprises for a shell.
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
+
+
+def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
+    """The sample sheet with the columns `COLUMNS`, all text, in the sheet's order.
+
+    Tab-separated, or comma-separated if its name ends in `.csv`; lines that begin with `#` are comments. `source`
+    (`"slides/{slide}.svs"`) stands in for a missing `source` column; a missing `site` column means that the site is
+    unknown, and is filled with `unknown`. Other columns are left out.
+
+    Raises InputError, naming the slide where there is one: a column or cell is missing, a name is not usable as a
+    file name, a slide is listed twice, a patient has two labels, or there are not exactly two labels.
+    """
+    path = Path(path)
+    try:
+        sheet = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False, comment="#")
+    except (OSError, ValueError) as error:
+        raise InputError(f"sample sheet {path}: cannot be read ({error})") from None
+    if "source" not in sheet and source:
+        sheet["source"] = [source.format(slide=slide) for slide in sheet.get("slide", [])]
+    if "site" not in sheet:
+        sheet["site"] = "unknown"
+    missing = [column for column in COLUMNS if column not in sheet]
+    if missing:
+        raise InputError(f"sample sheet {path}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+    sheet = sheet[COLUMNS].apply(lambda column: column.str.strip())
+    for number, row in enumerate(sheet.to_dict("records"), start=1):
+        for column in COLUMNS:
+            if not row[column]:
+                name = f"slide {row['slide']}" if row["slide"] else f"row {number}"
+                raise InputError(f"sample sheet {path}: {name} has no {column}; fill it in, or remove the row")
+        for column in ("slide", "patient"):
+            if not re.fullmatch(NAME, row[column]):
+                raise InputError(
+                    f"sample sheet {path}: {column} {row[column]!r} must be letters, digits, '_', '-' and '.', as it names files"
+                )
+    twice = sheet["slide"][sheet["slide"].duplicated()]
+    if len(twice):
+        raise InputError(f"sample sheet {path}: slide {twice.iloc[0]} is listed twice; remove one of its rows")
+    labels_of = sheet.groupby("patient")["label"].unique()
+    for patient, labels in labels_of.items():
+        if len(labels) > 1:
+            raise InputError(f"sample sheet {path}: patient {patient} has labels {' and '.join(sorted(labels))}; give one")
+    labels = sorted(sheet["label"].unique())
+    if len(labels) != 2:
+        raise InputError(
+            f"sample sheet {path}: needs slides of two labels, but has {len(labels)} ({', '.join(labels) or 'no slides'})"
+        )
+    return sheet

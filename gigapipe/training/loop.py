@@ -1,0 +1,182 @@
+"""The training loop: one network, one resolution, one fold."""
+
+import json
+import math
+import os
+import resource
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gigapipe.errors import InputError
+from gigapipe.models import resnet18
+from gigapipe.progress import Progress
+from gigapipe.spatial import Mesh, average_gradients
+from gigapipe.training.canvases import Canvases
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines the trained weights, beside the slides. Written into the model and its checkpoint."""
+
+    mpp: float
+    canvas: int
+    fold: int
+    classes: list[str]
+    epochs: int
+    batch: int  # slides a step, over all data ranks
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+
+def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Mesh, output: Path) -> None:
+    """Train, and write `output` (weights of the best epoch on `validation`) and `training.json` beside it.
+
+    After every epoch the state is written to `checkpoint.pt` beside `output`; a run that finds one made with the
+    same settings and slides goes on from there. It is removed when the model is whole.
+    """
+    if settings.batch % mesh.data:
+        raise InputError(f"batch: {settings.batch} slides do not divide over {mesh.data} data ranks; give a multiple")
+    if len(training) < settings.batch:
+        raise InputError(f"fold {settings.fold}: {len(training)} training slides do not fill a batch of {settings.batch}")
+    speak = mesh.rank == 0
+    torch.manual_seed(settings.seed)
+    model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    checkpoint = Path(output).with_name("checkpoint.pt")
+    identity = _identity(settings, training, validation)
+    state = {"epoch": 0, "history": [], "seconds": [], "best": {"loss": math.inf}}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        if saved["identity"] == identity:
+            state = {key: saved[key] for key in state}
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            if speak:
+                print(f"resumed after epoch {state['epoch']} of {settings.epochs}", file=sys.stderr)
+        elif speak:
+            print(f"{checkpoint} was made with other settings or slides: starting afresh", file=sys.stderr)
+
+    steps = len(training) // settings.batch
+    for epoch in range(state["epoch"], settings.epochs):
+        model.train()
+        losses = []
+        batches = _batches(len(training), settings, epoch, mesh)
+        if speak:
+            batches = Progress(batches, what=f"epoch {epoch + 1}/{settings.epochs}", unit="steps", total=steps)
+        for step, (indices, turns) in enumerate(batches):
+            begun = time.perf_counter()
+            images, labels = training.batch(indices, turns)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _schedule((epoch * steps + step) / (settings.epochs * steps))
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            average_gradients(model.parameters(), mesh)
+            optimizer.step()
+            losses.append(loss.item())
+            state["seconds"].append(time.perf_counter() - begun)
+
+        probabilities = predict(model, validation, mesh)
+        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), validation.labels).item()
+        state["epoch"] = epoch + 1
+        state["history"].append({
+            "epoch": epoch + 1, "training_loss": float(np.mean(losses)), "validation_loss": loss,
+            "validation_accuracy": (probabilities.argmax(1) == validation.labels).double().mean().item(),
+        })
+        if loss < state["best"]["loss"]:
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+            state["best"] = {"loss": loss, "epoch": epoch + 1, "model": weights}
+        if speak:
+            print("  ".join(f"{k} {v:.4g}" for k, v in state["history"][-1].items()), file=sys.stderr, flush=True)
+            _save(checkpoint, {
+                **state, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()
+            })
+
+    peak = torch.zeros(mesh.size, dtype=torch.float64)
+    peak[mesh.rank] = _peak_memory_mb()
+    mesh.sum_(peak)
+    if speak:
+        _save(output, {"model": state["best"]["model"], "settings": asdict(settings)})
+        cost = {
+            "mesh": [mesh.data, mesh.rows, mesh.columns],
+            # The first steps of a process also pay for its warming up.
+            "seconds_per_step": statistics.median(state["seconds"][2:] or state["seconds"]),
+            "peak_memory_per_rank_mb": peak.max().item(),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "training_slides": len(training),
+        }
+        record = {"settings": asdict(settings), "best_epoch": state["best"]["epoch"], **cost, "history": state["history"]}
+        _write_json(Path(output).with_name("training.json"), record)
+        checkpoint.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, canvases: Canvases, mesh: Mesh) -> torch.Tensor:
+    """Class probabilities (slides, classes), float64, the same on every rank; data ranks share out the slides."""
+    model.eval()
+    found = None
+    for index in range(mesh.data_index, len(canvases), mesh.data):
+        images, _ = canvases.batch([index])
+        probability = F.softmax(model(images).double(), dim=1)[0]
+        if found is None:
+            found = torch.zeros(len(canvases), len(probability), dtype=torch.float64)
+        found[index] = probability / mesh.image_ranks
+    if found is None:
+        found = torch.zeros(len(canvases), model.fc.out_features, dtype=torch.float64)
+    return mesh.sum_(found)
+
+
+def _batches(slides: int, settings: Settings, epoch: int, mesh: Mesh):
+    """Yield (indices, symmetries) of this rank's slides, step by step; every rank draws the same plan.
+
+    Slides that do not fill a last batch wait for another epoch.
+    """
+    rng = np.random.default_rng([settings.seed, epoch])
+    order, turns = rng.permutation(slides), rng.integers(0, 8, slides)
+    share = settings.batch // mesh.data
+    for start in range(0, slides - settings.batch + 1, settings.batch):
+        mine = slice(start + mesh.data_index * share, start + (mesh.data_index + 1) * share)
+        yield order[mine].tolist(), turns[mine].tolist()
+
+
+def _schedule(progress: float, warmup: float = 0.1) -> float:
+    """Share of the full learning rate at `progress` (0 to 1) through training: linear warm-up, then a half cosine."""
+    if progress < warmup:
+        return (progress + 0.01) / (warmup + 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _identity(settings: Settings, *canvases: Canvases) -> str:
+    """What must be the same for a checkpoint to be gone on from: the settings and the slides' pixels."""
+    slides = [[c.slides, c.labels.tolist(), [p.source["md5"] for p in c.pyramids]] for c in canvases]
+    return json.dumps([asdict(settings), slides], sort_keys=True)
+
+
+def _save(path: Path, state: dict) -> None:
+    """Write aside, then rename: a reader finds the old state or the new one, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _write_json(path: Path, record: dict) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _peak_memory_mb() -> float:
+    """The largest resident set that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

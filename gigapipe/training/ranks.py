@@ -1,0 +1,71 @@
+"""Starting the ranks: MPI says who they are, torch.distributed carries the exchange."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from gigapipe.errors import InputError
+from gigapipe.spatial import Mesh
+
+SILENCE = timedelta(minutes=10)  # a rank that waits longer than this for another gives up
+
+
+@contextlib.contextmanager
+def started(data: int, rows: int, columns: int, threads: int) -> Iterator[Mesh]:
+    """The mesh of this run's ranks, `threads` of the job shared out among them. The launcher has started the ranks.
+
+    An error on any rank ends them all. Raises InputError if the launcher started another number of ranks than the
+    mesh has: a launcher that does not match the MPI library starts as many single ranks, silently.
+    """
+    from mpi4py import MPI  # initialises MPI, which only a process that a launcher has started may do
+
+    world = MPI.COMM_WORLD
+    try:
+        size = data * rows * columns
+        if world.size != size:
+            raise InputError(
+                f"mesh {data} × {rows} × {columns} needs {size} ranks, but MPI knows of {world.size}; start it with "
+                f"`mpiexec -n {size} gigapipe …`, and the mpiexec (or srun --mpi=…) of this MPI library"
+            )
+        torch.set_num_threads(max(1, threads // size))
+        if size > 1:
+            _connect(world, MPI.COMM_TYPE_SHARED)
+        yield Mesh(data, rows, columns)
+        if size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+    except BaseException as error:
+        if world.size == 1:
+            raise
+        # What is wrong for all is said once: the other ranks leave rank 0 a moment to end the job.
+        time.sleep(2 * min(world.rank, 1))
+        if isinstance(error, InputError):
+            print(f"gigapipe: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"rank {world.rank} on {socket.gethostname()} failed:", file=sys.stderr)
+            traceback.print_exception(error)
+            sys.stderr.flush()
+        world.Abort(1)
+
+
+def _connect(world, shared) -> None:
+    """Join torch.distributed's default group, meeting at a free port of rank 0's host."""
+    on_one_host = world.Split_type(shared).size == world.size
+    if on_one_host and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    host = "127.0.0.1" if on_one_host else world.bcast(socket.gethostname())
+    store = None
+    if world.rank == 0:
+        store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=SILENCE, wait_for_workers=False)
+    port = world.bcast(store.port if store else None)
+    if store is None:
+        store = dist.TCPStore(host, port, world.size, is_master=False, timeout=SILENCE)
+    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=SILENCE)
