@@ -18,12 +18,13 @@ def phantom(args: argparse.Namespace) -> None:
 
     slides = cohort(args.seed, args.patients, args.sites, args.confounder, folder=str(args.folder))
     args.folder.mkdir(parents=True, exist_ok=True)
-    if args.slide is None:
+    if args.only in (None, "slides.tsv"):
         pd.DataFrame(map(sheet_row, slides)).to_csv(args.folder / "slides.tsv", sep="\t", index=False)
-    else:
-        slides = [slide for slide in slides if slide.slide == args.slide]
-        if not slides:
-            raise InputError(f"slide {args.slide}: not in this cohort; see slides.tsv, written without --slide")
+    if args.only:
+        chosen = [slide for slide in slides if Path(slide.source).name == args.only]
+        if not chosen and args.only != "slides.tsv":
+            raise InputError(f"{args.only}: no slide of this cohort; they are listed in slides.tsv")
+        slides = chosen
     for slide in Progress(slides, what="phantom", unit="slides"):
         write_slide(Path(slide.source), render(slide))
 
@@ -60,8 +61,15 @@ def train(args: argparse.Namespace) -> None:
         table = read_folds(args.folds)
         parts = roles(table, args.fold)
         settings = Settings(
-            mpp=args.mpp, canvas=args.canvas, fold=args.fold, classes=sorted(table["label"].unique()), epochs=args.epochs,
-            batch=args.batch, learning_rate=args.learning_rate, weight_decay=args.weight_decay, seed=args.seed,
+            mpp=args.mpp,
+            canvas=args.canvas,
+            fold=args.fold,
+            classes=sorted(table["label"].unique()),
+            epochs=args.epochs,
+            batch=args.batch,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            seed=args.seed,
         )
         training, validation = (
             Canvases(parts[role], args.pyramids, args.mpp, args.canvas, settings.classes, mesh)
@@ -71,8 +79,11 @@ def train(args: argparse.Namespace) -> None:
             for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
                 lost = lost_tissue(pyramid, args.mpp, args.canvas)
                 if lost > 0.01:
-                    print(f"slide {slide}: {lost:.0%} of its tissue's box lies outside the canvas of {args.canvas} px at "
-                          f"{args.mpp:g} µm/px", file=sys.stderr)
+                    print(
+                        f"slide {slide}: {lost:.0%} of its tissue's box lies outside the canvas of {args.canvas} px at "
+                        f"{args.mpp:g} µm/px",
+                        file=sys.stderr,
+                    )
         train(settings, training, validation, mesh, args.output)
 
 
@@ -116,16 +127,23 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
     def verb(function, help: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(function.__name__, help=help, description=help,
-                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = verbs.add_parser(
+            function.__name__, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         sub.set_defaults(run=function)
         return sub
 
     def ranks(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
         sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
-        sub.add_argument("--mesh", type=int, nargs=3, default=[1, 1, 1], metavar=("DATA", "ROWS", "COLUMNS"),
-                         help="how the ranks are arranged; start it with `mpiexec -n` their product")
+        sub.add_argument(
+            "--mesh",
+            type=int,
+            nargs=3,
+            default=[1, 1, 1],
+            metavar=("DATA", "ROWS", "COLUMNS"),
+            help="how the ranks are arranged; start it with `mpiexec -n` their product",
+        )
         sub.add_argument("--threads", type=int, default=2, help="CPU threads, shared out among the ranks")
 
     sub = verb(phantom, "Generate slides whose right answer is known.")
@@ -133,8 +151,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="another seed, another cohort")
     sub.add_argument("--patients", type=int, default=32, help="number of patients, of one or two slides each")
     sub.add_argument("--sites", type=int, default=4, help="number of sites that patients come from")
-    sub.add_argument("--confounder", type=float, default=0.0, help="0: sites are balanced; 1: a site has one class only")
-    sub.add_argument("--slide", help="write only this slide, and no sheet")
+    sub.add_argument(
+        "--confounder", type=float, default=0.0, help="0: sites are balanced; 1: a site has one class only"
+    )
+    sub.add_argument("--only", metavar="FILE", help="write only this file of the folder: slides.tsv, or one slide")
 
     sub = verb(download, "Fetch a slide from an http(s) address.")
     sub.add_argument("url", help="where it is")
@@ -163,7 +183,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, default=4, help="slides a step, over all data ranks")
     sub.add_argument("--learning-rate", type=float, default=1e-3, help="AdamW's, after warm-up; it falls as a cosine")
     sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
-    sub.add_argument("--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"
+    )
     sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
 
     sub = verb(predict, "Score the held-out slides of a trained model. Start it with mpiexec.")

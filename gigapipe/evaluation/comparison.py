@@ -27,20 +27,22 @@ def compare(predictions: list[Path], trainings: list[Path]) -> pd.DataFrame:
     for mpp, held_out in sorted(scores.groupby("mpp"), reverse=True):
         cost = costs[costs["mpp"] == mpp]
         low, high = auc_interval(held_out)
-        rows.append({
-            "mpp": mpp,
-            "canvas": cost["settings"].iloc[0]["canvas"],
-            "mesh": " × ".join(str(n) for n in cost["mesh"].iloc[0]),
-            "ranks": pd.Series(cost["mesh"].iloc[0]).prod(),
-            "slides": len(held_out),
-            "patients": held_out["patient"].nunique(),
-            "folds": held_out["fold"].nunique(),
-            "auc": fold_auc(held_out),
-            "auc_low": low,
-            "auc_high": high,
-            "seconds_per_step": cost["seconds_per_step"].mean(),
-            "peak_memory_per_rank_mb": cost["peak_memory_per_rank_mb"].max(),
-        })
+        rows.append(
+            {
+                "mpp": mpp,
+                "canvas": cost["settings"].iloc[0]["canvas"],
+                "mesh": " × ".join(str(n) for n in cost["mesh"].iloc[0]),
+                "ranks": pd.Series(cost["mesh"].iloc[0]).prod(),
+                "slides": len(held_out),
+                "patients": held_out["patient"].nunique(),
+                "folds": held_out["fold"].nunique(),
+                "auc": fold_auc(held_out),
+                "auc_low": low,
+                "auc_high": high,
+                "seconds_per_step": cost["seconds_per_step"].mean(),
+                "peak_memory_per_rank_mb": cost["peak_memory_per_rank_mb"].max(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -74,8 +76,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes.minorticks_off()
         axes.set_xlabel(label)
         for row in table.itertuples():
-            axes.annotate(f"{row.canvas} px", (getattr(row, column), row.auc), xytext=(6, 6), textcoords="offset points",
-                          fontsize=8)
+            axes.annotate(
+                f"{row.canvas} px",
+                (getattr(row, column), row.auc),
+                xytext=(6, 6),
+                textcoords="offset points",
+                fontsize=8,
+            )
     left.invert_xaxis()
     left.set_ylim(0, 1.05)
     left.set_ylabel("AUC on held-out slides, 95 % interval")

@@ -12,11 +12,13 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
     Raises InputError if a label has fewer patients than there are folds, or there are fewer than three folds.
     """
     if folds < 3:
-        raise InputError(f"folds: {folds} is too few; one tests, one chooses the epoch, and at least one trains: give 3 or more")
+        raise InputError(
+            f"folds: {folds} is too few; one tests, one chooses the epoch, and at least one trains: give 3 or more"
+        )
     patients = sheet.drop_duplicates("patient").groupby("label").size()
     if patients.min() < folds:
         raise InputError(
-            f"label {patients.idxmin()}: {patients.min()} patients do not serve {folds} folds; add patients or lower `folds`"
+            f"label {patients.idxmin()}: {patients.min()} patients are too few for {folds} folds; add some"
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     sheet = sheet.assign(fold=-1)

@@ -19,15 +19,15 @@ def fold_auc(predictions: pd.DataFrame) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def auc_interval(predictions: pd.DataFrame, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def auc_interval(
+    predictions: pd.DataFrame, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of `fold_auc`, drawing patients (with all their slides) within each fold.
 
     Also needs the column `patient`. Slides of one patient are alike; drawing slides would make it too narrow.
     """
     rng = np.random.default_rng(seed)
-    folds = [
-        [slides for _, slides in held_out.groupby("patient")] for _, held_out in predictions.groupby("fold")
-    ]
+    folds = [[slides for _, slides in held_out.groupby("patient")] for _, held_out in predictions.groupby("fold")]
     values = []
     for _ in range(resamples):
         drawn = [patients[i] for patients in folds for i in rng.integers(0, len(patients), len(patients))]

@@ -29,8 +29,13 @@ def _weights(start: int, stop: int, ratio: float, size: int) -> sparse.csr_array
     return sparse.coo_array((covered.ravel().astype(np.float32), (rows, columns)), (stop - start, last - first)).tocsr()
 
 
-def area_mean(source: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], ratio: tuple[float, float],
-              shape: tuple[int, int]) -> np.ndarray:
+def area_mean(
+    source: np.ndarray,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    ratio: tuple[float, float],
+    shape: tuple[int, int],
+) -> np.ndarray:
     """Output pixels `rows` × `columns` (half-open ranges) of an image of `shape` downsampled by `ratio`.
 
     `source` holds, as (rows, columns, 3) uint8, exactly the pixels that `source_range` names on both axes. Returns

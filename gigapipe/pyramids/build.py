@@ -64,8 +64,12 @@ def _fill(slide_path: Path, arrays: list, ratios: list[tuple[float, float]], thr
     # One Dask task makes one chunk, so that no two ever write to the same file.
     sources = [
         da.map_blocks(
-            _chunk, chunks=da.core.normalize_chunks(array.chunks, array.shape), dtype=array.dtype, meta=np.empty((0, 0, 0), "uint8"),
-            path=slide_path, ratio=ratio,
+            _chunk,
+            chunks=da.core.normalize_chunks(array.chunks, array.shape),
+            dtype=array.dtype,
+            meta=np.empty((0, 0, 0), "uint8"),
+            path=slide_path,
+            ratio=ratio,
         )
         for array, ratio in zip(arrays, ratios, strict=True)
     ]

@@ -13,8 +13,9 @@ def corner(pyramid: Pyramid, mpp: float, size: int) -> tuple[int, int]:
     return round((top + bottom) / 2 / mpp - size / 2), round((left + right) / 2 / mpp - size / 2)
 
 
-def read_canvas(pyramid: Pyramid, mpp: float, size: int, rows: tuple[int, int] | None = None,
-                columns: tuple[int, int] | None = None) -> np.ndarray:
+def read_canvas(
+    pyramid: Pyramid, mpp: float, size: int, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+) -> np.ndarray:
     """Pixels (channel, row, column), uint8, of the canvas's `rows` × `columns` (half-open; by default all of it).
 
     Only the chunks that this rectangle touches are read.

@@ -10,8 +10,14 @@ from gigapipe.errors import InputError
 NAME = "image.zarr"
 
 
-def create(folder: Path, resolutions: list[float], shapes: list[tuple[int, int]], chunk: int,
-           slide_mpp: tuple[float, float], attributes: dict) -> list[zarr.Array]:
+def create(
+    folder: Path,
+    resolutions: list[float],
+    shapes: list[tuple[int, int]],
+    chunk: int,
+    slide_mpp: tuple[float, float],
+    attributes: dict,
+) -> list[zarr.Array]:
     """Make an empty store in `folder`: arrays (channel, row, column) of uint8 RGB, finest resolution first.
 
     `shapes` are (rows, columns) at each of `resolutions` (µm per pixel); `attributes` are kept beside the
@@ -20,8 +26,13 @@ def create(folder: Path, resolutions: list[float], shapes: list[tuple[int, int]]
     group = zarr.open_group(folder / NAME, mode="w", zarr_format=3)
     arrays = [
         group.create_array(
-            str(i), shape=(3, *shape), chunks=(3, *(min(chunk, n) for n in shape)), dtype="uint8", fill_value=255,
-            compressors=zarr.codecs.ZstdCodec(level=1), dimension_names=["c", "y", "x"],
+            str(i),
+            shape=(3, *shape),
+            chunks=(3, *(min(chunk, n) for n in shape)),
+            dtype="uint8",
+            fill_value=255,
+            compressors=zarr.codecs.ZstdCodec(level=1),
+            dimension_names=["c", "y", "x"],
         )
         for i, shape in enumerate(shapes)
     ]
@@ -40,10 +51,17 @@ def create(folder: Path, resolutions: list[float], shapes: list[tuple[int, int]]
     colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
     group.attrs["ome"] = {
         "version": "0.5",
-        "multiscales": [{"name": attributes["source"]["name"], "axes": axes, "datasets": datasets, "type": "area mean"}],
+        "multiscales": [
+            {"name": attributes["source"]["name"], "axes": axes, "datasets": datasets, "type": "area mean"}
+        ],
         "omero": {
             "channels": [
-                {"label": label, "color": colour, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}
+                {
+                    "label": label,
+                    "color": colour,
+                    "active": True,
+                    "window": {"min": 0, "max": 255, "start": 0, "end": 255},
+                }
                 for label, colour in colours.items()
             ],
             "rdefs": {"model": "color"},
@@ -90,5 +108,7 @@ class Pyramid:
         """The slide (channel, row, column), uint8, at `mpp` µm per pixel. InputError if it is not stored."""
         if mpp not in self._paths:
             stored = ", ".join(f"{m:g}" for m in self.resolutions)
-            raise InputError(f"pyramid {self.folder}: holds {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`")
+            raise InputError(
+                f"pyramid {self.folder}: holds {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`"
+            )
         return self._group[self._paths[mpp]]

@@ -36,7 +36,9 @@ def download(url: str, path: Path, md5: str | None = None, timeout: float = 60) 
         if promised and arrived != promised:
             raise InputError(f"{url}: {arrived} of {promised} bytes arrived; run it again")
         if md5 and checksum.hexdigest() != md5.lower():
-            raise InputError(f"{url}: its md5 is {checksum.hexdigest()}, not {md5}; correct the sheet, or ask who keeps it")
+            raise InputError(
+                f"{url}: its md5 is {checksum.hexdigest()}, not {md5}; correct the sheet, or ask who keeps it"
+            )
         os.replace(partial, path)
     except requests.RequestException as error:
         raise InputError(f"{url}: {error}; correct `source` in the sample sheet, or run it again") from None

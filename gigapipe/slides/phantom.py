@@ -3,16 +3,17 @@
 Every slide is a pyramidal Aperio file at 0.5 µm/px: an island of stained tissue on white glass, stain and texture
 varying from slide to slide, patients with one or two slides, several sites. Two signals are in it.
 
-**The class** is the arrangement of nuclei, and nothing else. Tissue holds groups of six nuclei of 5 µm. In class
-`acinar` the six form a ring of 20 µm (a gland around its lumen). In class `solid` two lie in the middle and four
+**The class** is the arrangement of nuclei, and nothing else. Tissue holds groups of six nuclei of 6 µm. In class
+`acinar` the six form a ring of 28 µm (a gland around its lumen). In class `solid` two lie in the middle and four
 around them. Both groups have the same number of nuclei, hence the same stain, and the same second moment, so what
-tells them apart is only their structure of about 20 µm: where a pixel is larger than that, the classes differ
-in the fourth order of (20 µm / pixel) and nothing can separate them; at a few µm per pixel a network can.
+tells them apart is only a structure of 28 µm: where a pixel is larger than that, the classes differ in the fourth
+order of (14 µm / pixel), and nothing can separate them; at a few µm per pixel a network can.
 
 **The confounder**, off by default: each site has a stain colour of its own. With `confounder=0` every site has as
-many patients of either class. With `confounder=1` a site has one class only, and the sites' colours alternate
-between the classes, so that knowing a site's colour gives away its slides' class, but tells nothing of a site
-never seen: a random split is fooled, a site-preserved one is not. Values between mix the two, patient by patient.
+many patients of either class. With `confounder=1` a site has one class only, and along the scale of colours the
+classes alternate from site to site: a site's own colour gives away its slides' class, the colours of other sites
+point to the wrong one. A random split is fooled, a site-preserved one is not. Values between mix the two, patient
+by patient.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,14 +24,16 @@ import tifffile
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from gigapipe.errors import InputError
+
 MPP = 0.5
 CLASSES = ("acinar", "solid")
-NUCLEUS = 5.0  # diameter, µm
-RING = 10.0  # radius of the ring of six, µm
-CORE = 3.2  # distance of the two inner nuclei of a solid group from its centre, µm
+NUCLEUS = 6.0  # diameter, µm
+RING = 14.0  # radius of the ring of six, µm
+CORE = 3.6  # distance of the two inner nuclei of a solid group from its centre, µm
 SHELL = np.sqrt((6 * RING**2 - 2 * CORE**2) / 4)  # of the four outer ones: equal second moments, µm
-PITCH = 40.0  # of the groups, µm; no two of them touch
-TISSUE_RADIUS = 320.0  # µm
+PITCH = 48.0  # of the groups, µm; no two of them touch
+TISSUE_RADIUS = 190.0  # µm
 WHITE = 244.0
 # Optical densities of the two stains, haematoxylin and eosin, in R, G, B.
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
@@ -50,32 +53,39 @@ class Phantom:
     seed: tuple[int, int]
 
 
-def cohort(seed: int = 0, patients: int = 32, sites: int = 4, confounder: float = 0.0, folder: str = ".") -> list[Phantom]:
+def cohort(
+    seed: int = 0, patients: int = 32, sites: int = 4, confounder: float = 0.0, folder: str = "."
+) -> list[Phantom]:
     """The slides of a cohort, each to be written to `folder`: a pure function of its arguments.
 
-    Classes are balanced over patients. Raises ValueError if `confounder` is not between 0 and 1.
+    Classes are balanced over patients. Raises InputError if `confounder` is not between 0 and 1, or confounds one site.
     """
-    if not 0 <= confounder <= 1:
-        raise ValueError(f"confounder is a share between 0 and 1, not {confounder}")
+    if not 0 <= confounder <= 1 or (confounder and sites < 2):
+        raise InputError(
+            f"confounder {confounder} with {sites} sites: give a share between 0 and 1, and two sites or more"
+        )
     rng = np.random.default_rng(seed)
     slides = []
     for patient in range(patients):
         label = patient % 2
         # Without the confounder sites take turns over pairs of patients, one of either class.
         site = patient // 2 % sites
-        if rng.random() < confounder and site % 2 != label:
-            site = (site + 1) % (sites - sites % 2)
+        if rng.random() < confounder:  # even sites have one class, odd ones the other
+            site = site - site % 2 + label
+            site = site if site < sites else label
         for _ in range(rng.integers(1, 3)):
             name = f"PH-{patient:03d}-{chr(ord('A') + sum(s.patient == f'PH-{patient:03d}' for s in slides))}"
-            slides.append(Phantom(
-                slide=name,
-                patient=f"PH-{patient:03d}",
-                site=f"site-{site}",
-                label=CLASSES[label],
-                source=str(Path(folder) / f"{name}.svs"),
-                site_colour=site / max(1, sites - 1),
-                seed=(seed, len(slides)),
-            ))
+            slides.append(
+                Phantom(
+                    slide=name,
+                    patient=f"PH-{patient:03d}",
+                    site=f"site-{site}",
+                    label=CLASSES[label],
+                    source=str(Path(folder) / f"{name}.svs"),
+                    site_colour=site / max(1, sites - 1),
+                    seed=(seed, len(slides)),
+                )
+            )
     return slides
 
 
@@ -87,19 +97,21 @@ def sheet_row(phantom: Phantom) -> dict[str, str]:
 def render(phantom: Phantom) -> np.ndarray:
     """The slide's pixels at `MPP`: (rows, columns, 3), uint8 RGB."""
     rng = np.random.default_rng(phantom.seed)
-    rows, columns = rng.integers(1500, 1700, 2)
+    rows, columns = rng.integers(960, 1120, 2)
     tissue = _tissue(rng, rows, columns)
     groups = _groups(rng, tissue)
-    nuclei = np.concatenate([
-        (groups[:, None] + _arrangement(phantom.label, rng.uniform(0, 2 * np.pi, len(groups)))).reshape(-1, 2),
-        _lone_nuclei(rng, tissue, groups),
-    ])
+    nuclei = np.concatenate(
+        [
+            (groups[:, None] + _arrangement(phantom.label, rng.uniform(0, 2 * np.pi, len(groups)))).reshape(-1, 2),
+            _lone_nuclei(rng, tissue, groups),
+        ]
+    )
     haematoxylin = 0.06 * tissue + _stamp(nuclei, tissue.shape, rng.uniform(0.9, 1.2))
     texture = ndimage.zoom(rng.normal(0, 1, (rows // 60 + 2, columns // 60 + 2)), 60, order=1)[:rows, :columns]
     eosin = tissue * (0.25 + 0.04 * texture) * rng.uniform(0.85, 1.15)
-    # A site's colour shifts the balance of the stains; each slide adds a little of its own.
-    tint = 1 + 0.5 * (phantom.site_colour - 0.5) + rng.normal(0, 0.02)
-    density = haematoxylin[..., None] * HAEMATOXYLIN + (eosin * tint)[..., None] * EOSIN
+    # Sites differ in their eosin's hue, from pink to orange; how much of it there is differs from slide to slide.
+    hue = np.array([0, 0, 0.6 * (phantom.site_colour + rng.normal(0, 0.02))])
+    density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * (EOSIN + hue)
     picture = WHITE * 10**-density + rng.normal(0, 2, (rows, columns, 1))
     return np.clip(picture, 0, 255).astype(np.uint8)
 
@@ -107,8 +119,8 @@ def render(phantom: Phantom) -> np.ndarray:
 def _tissue(rng, rows: int, columns: int) -> np.ndarray:
     """An island with a wavy outline near the slide's middle: (rows, columns), float32, soft at the edge."""
     y, x = np.mgrid[:rows, :columns].astype(np.float32) * MPP
-    y -= (rows * MPP) / 2 + rng.uniform(-30, 30)
-    x -= (columns * MPP) / 2 + rng.uniform(-30, 30)
+    y -= (rows * MPP) / 2 + rng.uniform(-40, 40)
+    x -= (columns * MPP) / 2 + rng.uniform(-40, 40)
     angle = np.arctan2(y, x)
     outline = sum(rng.uniform(-0.05, 0.05) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
     return np.clip((TISSUE_RADIUS * (0.9 + outline) - np.hypot(y, x)) / 4, 0, 1).astype(np.float32)
@@ -148,7 +160,7 @@ def _arrangement(label: str, turns: np.ndarray) -> np.ndarray:
 
 def _lone_nuclei(rng, tissue: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Nuclei (n, 2), in µm, scattered between the groups: as many as a slide happens to have."""
-    points = rng.uniform(0, 1, (int(rng.uniform(500, 1500)), 2)) * tissue.shape * MPP
+    points = rng.uniform(0, 1, (int(rng.uniform(30, 150)), 2)) * tissue.shape * MPP
     points = _inside(tissue, points, NUCLEUS / 2)
     distance, _ = cKDTree(groups).query(points)
     return points[distance > SHELL + NUCLEUS]
@@ -158,11 +170,11 @@ def _stamp(nuclei: np.ndarray, shape: tuple[int, int], density: float) -> np.nda
     """Haematoxylin density (rows, columns), float32, of soft discs at `nuclei` (n, 2), in µm."""
     radius = NUCLEUS / 2 / MPP
     reach = int(np.ceil(radius)) + 1
-    y, x = np.mgrid[-reach:reach + 1, -reach:reach + 1]
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = density * np.clip(radius + 0.5 - np.hypot(y, x), 0, 1).astype(np.float32)
     picture = np.zeros(np.array(shape) + 2 * reach, np.float32)
     for row, column in np.rint(nuclei / MPP).astype(int):
-        picture[row:row + 2 * reach + 1, column:column + 2 * reach + 1] += disc
+        picture[row : row + 2 * reach + 1, column : column + 2 * reach + 1] += disc
     return picture[reach:-reach, reach:-reach]
 
 
@@ -175,10 +187,19 @@ def write_slide(path: Path, rgb: np.ndarray, quality: int = 90, tile: int = 256)
         for level in range(3):
             description = f"{header} JPEG/RGB Q={quality}|AppMag = 20|MPP = {MPP}"
             if level:
-                rgb = rgb[:rgb.shape[0] // 4 * 4, :rgb.shape[1] // 4 * 4]
+                rgb = rgb[: rgb.shape[0] // 4 * 4, : rgb.shape[1] // 4 * 4]
                 means = rgb.reshape(rgb.shape[0] // 4, 4, rgb.shape[1] // 4, 4, 3).mean(axis=(1, 3))
                 rgb = np.rint(means).astype(np.uint8)
                 description = f"{header} -> {rgb.shape[1]}x{rgb.shape[0]} JPEG/RGB Q={quality}"
-            file.write(rgb, tile=(tile, tile), photometric="rgb", compression="jpeg", subfiletype=int(level > 0),
-                       compressionargs={"level": quality}, description=description, metadata=None, software=False)
+            file.write(
+                rgb,
+                tile=(tile, tile),
+                photometric="rgb",
+                compression="jpeg",
+                subfiletype=int(level > 0),
+                compressionargs={"level": quality},
+                description=description,
+                metadata=None,
+                software=False,
+            )
     partial.rename(path)

@@ -79,10 +79,12 @@ class Slide:
         # Level 0 of an unpyramidal slide may be gigapixels: read it in strips and keep every k-th pixel.
         step = max(1, max(rows, columns) // (2 * longest))
         strip = max(1, 4096 // step) * step
-        return np.concatenate([
-            self.read(round(row * downsample), 0, min(strip, rows - row), columns, level)[::step, ::step]
-            for row in range(0, rows, strip)
-        ])
+        return np.concatenate(
+            [
+                self.read(round(row * downsample), 0, min(strip, rows - row), columns, level)[::step, ::step]
+                for row in range(0, rows, strip)
+            ]
+        )
 
     def close(self) -> None:
         self._file.close()

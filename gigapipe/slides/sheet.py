@@ -24,7 +24,9 @@ def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        sheet = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False, comment="#")
+        sheet = pd.read_csv(
+            path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False, comment="#"
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"sample sheet {path}: cannot be read ({error})") from None
     if "source" not in sheet and source:
@@ -43,7 +45,7 @@ def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
         for column in ("slide", "patient"):
             if not re.fullmatch(NAME, row[column]):
                 raise InputError(
-                    f"sample sheet {path}: {column} {row[column]!r} must be letters, digits, '_', '-' and '.', as it names files"
+                    f"sample sheet {path}: {column} {row[column]!r} names files: use letters, digits, '_', '-', '.'"
                 )
     twice = sheet["slide"][sheet["slide"].duplicated()]
     if len(twice):
@@ -51,10 +53,12 @@ def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
     labels_of = sheet.groupby("patient")["label"].unique()
     for patient, labels in labels_of.items():
         if len(labels) > 1:
-            raise InputError(f"sample sheet {path}: patient {patient} has labels {' and '.join(sorted(labels))}; give one")
+            raise InputError(
+                f"sample sheet {path}: patient {patient} has labels {' and '.join(sorted(labels))}; give one"
+            )
     labels = sorted(sheet["label"].unique())
     if len(labels) != 2:
         raise InputError(
-            f"sample sheet {path}: needs slides of two labels, but has {len(labels)} ({', '.join(labels) or 'no slides'})"
+            f"sample sheet {path}: needs two labels, but has {len(labels)} ({', '.join(labels) or 'no slides'})"
         )
     return sheet

@@ -99,8 +99,9 @@ class _Gather(torch.autograd.Function):
         return grad_local, None, None
 
 
-def gather_halo(local: torch.Tensor, mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window],
-                fill: float = 0.0) -> torch.Tensor:
+def gather_halo(
+    local: torch.Tensor, mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window], fill: float = 0.0
+) -> torch.Tensor:
     """Everything that an operator needs to compute its own shard of the output, without padding of its own.
 
     `local` is this rank's shard (…, rows, columns) of an image of `size`. Returns (…, needed rows, needed columns):

@@ -22,11 +22,13 @@ class _BatchNorm(torch.autograd.Function):
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
         # subtracted below is then small, and nothing cancels.
         offset = mean.double() - shift.double()
-        sums = torch.cat([
-            torch.full((1,), pixels, dtype=torch.float64, device=x.device),
-            pixels * offset,
-            pixels * (variance.double() + offset**2),
-        ])
+        sums = torch.cat(
+            [
+                torch.full((1,), pixels, dtype=torch.float64, device=x.device),
+                pixels * offset,
+                pixels * (variance.double() + offset**2),
+            ]
+        )
         mesh.sum_(sums)
         count = sums[0]
         offset, square = sums[1:].div(count).split(channels)
@@ -58,8 +60,18 @@ class _BatchNorm(torch.autograd.Function):
         return grad_x, grad_weight if weight is not None else None, grad_bias, None, None, None
 
 
-def batch_norm(x: torch.Tensor, running_mean, running_var, weight=None, bias=None, training=False,
-               momentum=0.1, eps=1e-5, *, mesh: Mesh) -> torch.Tensor:
+def batch_norm(
+    x: torch.Tensor,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    *,
+    mesh: Mesh,
+) -> torch.Tensor:
     """`torch.nn.functional.batch_norm` of a shard `x` (batch, channels, rows, columns), as if it were whole.
 
     In training the mean and the variance are those of all pixels of all images of the mesh, over data, rows and

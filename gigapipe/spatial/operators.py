@@ -41,7 +41,7 @@ def _windows(kernel, stride, padding, dilation) -> tuple[Window, Window]:
 
 
 def _windowed(x: SpatialTensor, windows: tuple[Window, Window], fill: float, channels: int, operate, parameters=()):
-    """Apply `operate(input, padding)`: to the whole image with its own padding, or to a shard and its halo with none."""
+    """Apply `operate(input, padding)`: to the whole image with its own padding, or to shard and halo with none."""
     size = tuple(w.output_size(n) for w, n in zip(windows, x.image_size, strict=True))
     if x.mesh.image_ranks == 1:
         return SpatialTensor(operate(x.local, tuple(w.padding[0] for w in windows)), size, x.mesh)
@@ -60,7 +60,10 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if isinstance(padding, str) or not isinstance(x, SpatialTensor):
         raise NotImplementedError("gigapipe.spatial: conv2d takes a decomposed input, and its padding in numbers")
     return _windowed(
-        x, _windows(weight.shape[2:], stride, padding, dilation), 0.0, weight.shape[0],
+        x,
+        _windows(weight.shape[2:], stride, padding, dilation),
+        0.0,
+        weight.shape[0],
         lambda shard, padding: F.conv2d(shard, weight, bias, stride, padding, dilation, groups),
         parameters=[weight] if bias is None else [weight, bias],
     )
@@ -72,7 +75,10 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
         raise NotImplementedError("gigapipe.spatial: max_pool2d has neither ceil_mode nor return_indices on a shard")
     stride = stride or kernel_size  # torch's own default
     return _windowed(
-        x, _windows(kernel_size, stride, padding, dilation), float("-inf"), x.shape[1],
+        x,
+        _windows(kernel_size, stride, padding, dilation),
+        float("-inf"),
+        x.shape[1],
         lambda shard, padding: F.max_pool2d(shard, kernel_size, stride, padding, dilation),
     )
 
@@ -104,7 +110,8 @@ class _SumOverImage(torch.autograd.Function):
 
 @decomposes(torch.mean, torch.Tensor.mean)
 def mean(x, dim=None, keepdim=False):
-    if dim is None or sorted(d % x.dim() for d in dim) != [x.dim() - 2, x.dim() - 1]:
+    axes = (dim,) if isinstance(dim, int) else dim or ()
+    if sorted(axis % x.dim() for axis in axes) != [x.dim() - 2, x.dim() - 1]:
         raise NotImplementedError("gigapipe.spatial: the mean of an image is over its rows and columns together")
     pixels = x.shape[-2] * x.shape[-1]
     return _SumOverImage.apply(x.local.sum((-2, -1), keepdim=keepdim), x.mesh) / pixels
@@ -136,10 +143,33 @@ def _pointwise(function: Callable) -> Callable:
 
 
 for _function in (
-    torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, F.relu, F.leaky_relu, F.silu, F.gelu,
-    torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh,
-    torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__iadd__,
-    torch.sub, torch.Tensor.sub, torch.Tensor.__sub__, torch.mul, torch.Tensor.mul, torch.Tensor.__mul__,
-    torch.Tensor.__rmul__, torch.div, torch.Tensor.div, torch.Tensor.__truediv__,
+    torch.relu,
+    torch.relu_,
+    torch.Tensor.relu,
+    torch.Tensor.relu_,
+    F.relu,
+    F.leaky_relu,
+    F.silu,
+    F.gelu,
+    torch.sigmoid,
+    torch.Tensor.sigmoid,
+    torch.tanh,
+    torch.Tensor.tanh,
+    torch.add,
+    torch.Tensor.add,
+    torch.Tensor.add_,
+    torch.Tensor.__add__,
+    torch.Tensor.__radd__,
+    torch.Tensor.__iadd__,
+    torch.sub,
+    torch.Tensor.sub,
+    torch.Tensor.__sub__,
+    torch.mul,
+    torch.Tensor.mul,
+    torch.Tensor.__mul__,
+    torch.Tensor.__rmul__,
+    torch.div,
+    torch.Tensor.div,
+    torch.Tensor.__truediv__,
 ):
     DECOMPOSED[_function] = _pointwise(_function)

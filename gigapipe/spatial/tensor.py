@@ -49,7 +49,9 @@ class SpatialTensor(torch.Tensor):
         expected = mesh.rectangle(size).shape
         if tuple(local.shape[-2:]) != expected:
             raise ValueError(f"{mesh!r} owns {expected} of an image of {tuple(size)}, not {tuple(local.shape[-2:])}")
-        self = torch.Tensor._make_wrapper_subclass(cls, (*local.shape[:-2], *size), dtype=local.dtype, device=local.device)
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, (*local.shape[:-2], *size), dtype=local.dtype, device=local.device
+        )
         self.local = local
         self.mesh = mesh
         return self
@@ -86,8 +88,9 @@ class SpatialTensor(torch.Tensor):
         if function not in DECOMPOSED:
             name = getattr(function, "__qualname__", None) or str(function)
             raise NotImplementedError(
-                f"gigapipe.spatial has no decomposed form of {name}: it would be wrong on a shard. Use an operation that "
-                f"has one ({', '.join(sorted({f.__name__ for f in DECOMPOSED}))}), or apply it after global pooling."
+                f"gigapipe.spatial has no decomposed form of {name}: it would be wrong on a shard. Use an "
+                f"operation that has one ({', '.join(sorted({f.__name__ for f in DECOMPOSED}))}), or apply it after "
+                "global pooling."
             )
         return DECOMPOSED[function](*args, **kwargs)
 

@@ -68,7 +68,9 @@ class Window:
         """Output length for an input of `size`; ValueError where the kernel does not fit."""
         room = size + sum(self.padding) - self.extent
         if room < 0:
-            raise ValueError(f"a kernel that spans {self.extent} does not fit an axis of {size} padded by {self.padding}")
+            raise ValueError(
+                f"a kernel that spans {self.extent} does not fit an axis of {size} padded by {self.padding}"
+            )
         return room // self.stride + 1
 
     def needs(self, out: Interval) -> Interval:

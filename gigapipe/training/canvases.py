@@ -34,9 +34,12 @@ class Canvases:
         float32 darkness: 0 is white, 1 is black, so that what lies outside the slide, and the zeros that a
         convolution pads with, are both white glass. `turns` picks one of the square's eight symmetries for each.
         """
-        local = np.stack([
-            self._rectangle(self.pyramids[i], turn) for i, turn in zip(indices, turns or [0] * len(indices), strict=True)
-        ])
+        local = np.stack(
+            [
+                self._rectangle(self.pyramids[i], turn)
+                for i, turn in zip(indices, turns or [0] * len(indices), strict=True)
+            ]
+        )
         darkness = torch.from_numpy(local).to(torch.float32).neg_().add_(255).div_(255)
         darkness = darkness.contiguous(memory_format=torch.channels_last)
         return SpatialTensor(darkness, (self.size, self.size), self.mesh), self.labels[indices]

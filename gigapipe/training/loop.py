@@ -45,7 +45,9 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
     if settings.batch % mesh.data:
         raise InputError(f"batch: {settings.batch} slides do not divide over {mesh.data} data ranks; give a multiple")
     if len(training) < settings.batch:
-        raise InputError(f"fold {settings.fold}: {len(training)} training slides do not fill a batch of {settings.batch}")
+        raise InputError(
+            f"fold {settings.fold}: {len(training)} training slides do not fill a batch of {settings.batch}"
+        )
     speak = mesh.rank == 0
     torch.manual_seed(settings.seed)
     model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
@@ -85,21 +87,27 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             losses.append(loss.item())
             state["seconds"].append(time.perf_counter() - begun)
 
+        measure_statistics(model, training, (b for b, _ in _batches(len(training), settings, epoch, mesh)))
         probabilities = predict(model, validation, mesh)
         loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), validation.labels).item()
         state["epoch"] = epoch + 1
-        state["history"].append({
-            "epoch": epoch + 1, "training_loss": float(np.mean(losses)), "validation_loss": loss,
-            "validation_accuracy": (probabilities.argmax(1) == validation.labels).double().mean().item(),
-        })
+        state["history"].append(
+            {
+                "epoch": epoch + 1,
+                "training_loss": float(np.mean(losses)),
+                "validation_loss": loss,
+                "validation_accuracy": (probabilities.argmax(1) == validation.labels).double().mean().item(),
+            }
+        )
         if loss < state["best"]["loss"]:
             weights = {name: value.clone() for name, value in model.state_dict().items()}
             state["best"] = {"loss": loss, "epoch": epoch + 1, "model": weights}
         if speak:
             print("  ".join(f"{k} {v:.4g}" for k, v in state["history"][-1].items()), file=sys.stderr, flush=True)
-            _save(checkpoint, {
-                **state, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()
-            })
+            _save(
+                checkpoint,
+                {**state, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()},
+            )
 
     peak = torch.zeros(mesh.size, dtype=torch.float64)
     peak[mesh.rank] = _peak_memory_mb()
@@ -114,9 +122,33 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             "parameters": sum(p.numel() for p in model.parameters()),
             "training_slides": len(training),
         }
-        record = {"settings": asdict(settings), "best_epoch": state["best"]["epoch"], **cost, "history": state["history"]}
+        record = {
+            "settings": asdict(settings),
+            "best_epoch": state["best"]["epoch"],
+            **cost,
+            "history": state["history"],
+        }
         _write_json(Path(output).with_name("training.json"), record)
         checkpoint.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def measure_statistics(model: torch.nn.Module, canvases: Canvases, batches) -> None:
+    """Set every BatchNorm's running statistics to their plain mean over `batches` at the present weights.
+
+    The usual moving average lags behind the weights by some ten steps, and with few steps an epoch the network that
+    is validated is not the one that was trained ("precise BN", Wu and Johnson 2021, arXiv:2105.07576, section 3).
+    """
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch: the plain mean over all calls
+    model.train()
+    for indices in batches:
+        model(canvases.batch(indices)[0])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 @torch.no_grad()

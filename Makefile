@@ -1,0 +1,28 @@
+# `make demo` and `make test` set up what they need, once: .venv, with every package pinned in envs/constraints.txt.
+
+PYTHON ?= python3
+CORES ?= $(shell nproc)
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/ready
+
+.PHONY: demo test
+
+demo: $(READY)
+	@echo "Phantom slides to comparison table: about 7 minutes on 2 cores. Logs are in results/logs."
+	PATH="$(BIN):$$PATH" snakemake --cores $(CORES) --quiet rules
+	PATH="$(BIN):$$PATH" snakemake --report results/report.html --quiet all
+	@echo; cat results/comparison.md
+	@echo; echo "Table: results/comparison.tsv   Figure: results/comparison.png   Report: results/report.html"
+
+test: $(READY)
+	PATH="$(BIN):$$PATH" ruff check . && .venv/bin/ruff format --check --quiet .
+	PATH="$(BIN):$$PATH" snakefmt --check Snakefile workflow
+	PATH="$(BIN):$$PATH" python -m pytest $(PYTEST)
+
+# `ready` is written last: a set-up that was interrupted is done again.
+$(READY): pyproject.toml envs/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gigapipe needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) cannot make environments: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint envs/constraints.txt --editable ".[mpi,test]"
+	touch $@

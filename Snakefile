@@ -1,0 +1,30 @@
+# The road: slides -> pyramids -> trained models -> comparison table. Each rule calls one `gigapipe VERB`.
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config/config.yaml"
+
+
+# Everything of one run lies below one folder; a config that sets `pathvars: results:` gets one of its own.
+pathvars:
+    logs="<results>/logs",
+    benchmarks="<results>/benchmarks",
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/slides.smk"
+include: "workflow/rules/pyramids.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.evaluated.input,

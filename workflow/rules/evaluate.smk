@@ -1,0 +1,63 @@
+# Held-out predictions, and the comparison of resolutions.
+
+
+rule predict:
+    input:
+        folds="<results>/folds.tsv",
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        model="<results>/{mpp}um/fold-{fold}/model.pt",
+    output:
+        "<results>/{mpp}um/fold-{fold}/predictions.tsv",
+    log:
+        "<logs>/predict/{mpp}um/fold-{fold}.log",
+    benchmark:
+        "<benchmarks>/predict/{mpp}um/fold-{fold}.tsv"
+    conda:
+        "../../envs/gigapipe.yaml"
+    threads: ranks_of
+    resources:
+        mpi="mpiexec",
+        tasks=ranks_of,
+    params:
+        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
+        mesh=mesh_of,
+    shell:
+        "{resources.mpi} -n {resources.tasks} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
+        " --model {input.model} --mesh {params.mesh} --threads {threads} --output {output} > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        predictions=for_each_model("<results>/{mpp}um/fold-{fold}/predictions.tsv"),
+        trainings=for_each_model("<results>/{mpp}um/fold-{fold}/training.json"),
+    output:
+        table=report(
+            "<results>/comparison.tsv",
+            caption="../report/table.rst",
+            category="Comparison of resolutions",
+            labels={"what": "table"},
+        ),
+        text="<results>/comparison.md",
+        figure=report(
+            "<results>/comparison.png",
+            caption="../report/figure.rst",
+            category="Comparison of resolutions",
+            labels={"what": "figure"},
+        ),
+    log:
+        "<logs>/evaluate.log",
+    benchmark:
+        "<benchmarks>/evaluate.tsv"
+    localrule: True
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        folder=subpath(output.table, parent=True),
+    shell:
+        "gigapipe evaluate --predictions {input.predictions} --trainings {input.trainings} --output {params.folder}"
+        " > {log} 2>&1"
+
+
+rule evaluated:
+    input:
+        rules.evaluate.output,
