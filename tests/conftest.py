@@ -31,9 +31,9 @@ def gigapipe(*arguments, ranks: int = 0, check: bool = True, **options) -> subpr
     return done
 
 
-def run_ranks(program: str, ranks: int) -> list[dict]:
+def run_ranks(program: str, ranks: int, *arguments) -> list[dict]:
     """Run tests/`program` on `ranks` real ranks; rank 0 prints a JSON object a line, which are returned."""
-    command = ["mpiexec", "-n", str(ranks), sys.executable, str(ROOT / "tests" / program)]
+    command = ["mpiexec", "-n", str(ranks), sys.executable, str(ROOT / "tests" / program), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -27,11 +27,20 @@ def auc_interval(
     Also needs the column `patient`. Slides of one patient are alike; drawing slides would make it too narrow.
     """
     rng = np.random.default_rng(seed)
-    folds = [[slides for _, slides in held_out.groupby("patient")] for _, held_out in predictions.groupby("fold")]
+    folds = []
+    for _, held_out in predictions.groupby("fold"):
+        patient, names = pd.factorize(held_out["patient"])
+        folds.append((held_out["positive"].to_numpy(), held_out["score"].to_numpy(), patient, len(names)))
     values = []
     for _ in range(resamples):
-        drawn = [patients[i] for patients in folds for i in rng.integers(0, len(patients), len(patients))]
-        values.append(fold_auc(pd.concat(drawn)))
+        drawn = []
+        for positive, score, patient, patients in folds:
+            # A patient drawn twice counts twice: as a weight, which is the same and far quicker than a copy.
+            weight = np.bincount(rng.integers(0, patients, patients), minlength=patients)[patient]
+            if weight[positive].any() and weight[~positive].any():
+                drawn.append(roc_auc_score(positive, score, sample_weight=weight))
+        if drawn:
+            values.append(np.mean(drawn))
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)

@@ -71,9 +71,12 @@ class _Gather(torch.autograd.Function):
         ctx.halo, ctx.local_shape = halo, local.shape
         # torch picks the convolution's kernel by memory layout: the buffer keeps the shard's.
         channels_last = local.dim() == 4 and local.is_contiguous(memory_format=torch.channels_last)
-        buffer = torch.full(
-            (*local.shape[:-2], *halo.needed.shape), fill, dtype=local.dtype, device=local.device
-        ).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        buffer = torch.empty(
+            (*local.shape[:-2], *halo.needed.shape),
+            dtype=local.dtype,
+            device=local.device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        ).fill_(fill)
         kept = halo.owned.intersect(halo.needed)
         if not kept.empty:
             buffer[(..., *kept.within(halo.needed))] = local[(..., *kept.within(halo.owned))]

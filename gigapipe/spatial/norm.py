@@ -5,8 +5,6 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.mesh import Mesh
 
-AXES = (0, 2, 3)
-
 
 class _BatchNorm(torch.autograd.Function):
     """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way."""
@@ -16,48 +14,44 @@ class _BatchNorm(torch.autograd.Function):
         channels = x.shape[1]
         pixels = x.numel() // channels
         if pixels:
-            variance, mean = torch.var_mean(x, dim=AXES, correction=0)
+            mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # torch's fast kernel, of this shard
         else:  # this rank owns nothing of a feature map smaller than the mesh
-            variance = mean = x.new_zeros(channels)
+            mean = variance = x.new_zeros(channels)
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
         # subtracted below is then small, and nothing cancels.
         offset = mean.double() - shift.double()
-        sums = torch.cat(
-            [
-                torch.full((1,), pixels, dtype=torch.float64, device=x.device),
-                pixels * offset,
-                pixels * (variance.double() + offset**2),
-            ]
-        )
-        mesh.sum_(sums)
+        count = torch.full((1,), pixels, dtype=torch.float64, device=x.device)
+        sums = mesh.sum_(torch.cat([count, pixels * offset, pixels * (variance.double() + offset**2)]))
         count = sums[0]
         offset, square = sums[1:].div(count).split(channels)
         mean = (shift.double() + offset).to(x.dtype)
         variance = (square - offset**2).clamp_min(0).to(x.dtype)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
-        ctx.mesh = mesh
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.mesh, ctx.eps = mesh, eps
         ctx.mark_non_differentiable(mean, variance, count)
         y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if pixels else x.clone()
         return y, mean, variance, count
 
     @staticmethod
     def backward(ctx, grad, *_):
-        x, weight, mean, inverse, count = ctx.saved_tensors
-
-        def column(v):
-            return v.to(x.dtype).view(1, -1, 1, 1)
-
-        sum_grad = grad.sum(AXES, dtype=torch.float64)
-        sum_product = ((grad * (x - column(mean))).sum(AXES, dtype=torch.float64)) * inverse
-        grad_weight, grad_bias = sum_product.to(x.dtype), sum_grad.to(x.dtype)
-        sums = ctx.mesh.sum_(torch.cat([sum_grad, sum_product])).div_(count)
-        mean_grad, mean_product = sums.chunk(2)
+        x, weight, mean, variance, count = ctx.saved_tensors
+        if x.numel():
+            # With given statistics torch's kernel returns this shard's sums of dy * x̂ and of dy.
+            _, sum_product, sum_grad = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
+        else:
+            sum_product = sum_grad = torch.zeros_like(mean)
+        sums = ctx.mesh.sum_(torch.cat([sum_grad.double(), sum_product.double()])).div_(count)
+        mean_grad, mean_product = sums.to(x.dtype).chunk(2)
         # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
+        inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else inverse * weight
-        slope = -(scale * inverse) * mean_product
+        slope = -scale * inverse * mean_product
         constant = -scale * mean_grad - slope * mean
-        grad_x = torch.addcmul(column(constant), x, column(slope)).addcmul_(grad, column(scale))
-        return grad_x, grad_weight if weight is not None else None, grad_bias, None, None, None
+        constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
+        grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, scale)
+        return grad_x, None if weight is None else sum_product, sum_grad, None, None, None
 
 
 def batch_norm(

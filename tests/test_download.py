@@ -1,0 +1,59 @@
+"""Fetching slides from a real HTTP server on loopback."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import gigapipe
+
+SLIDE = bytes(range(256)) * 8000
+
+
+class Archive(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/missing"):
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(SLIDE)))
+        self.send_header("Content-Disposition", "attachment; filename=../../evil.svs")
+        self.end_headers()
+        self.wfile.write(SLIDE[: len(SLIDE) // 2] if self.path.startswith("/short") else SLIDE)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def archive():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_slide_arrives_whole_under_the_name_that_was_asked_for(archive, tmp_path):
+    target = tmp_path / "slides" / "a.svs"
+    gigapipe("download", f"{archive}/a.svs", target, "--md5", hashlib.md5(SLIDE).hexdigest())
+    assert target.read_bytes() == SLIDE
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.svs"]
+
+
+@pytest.mark.parametrize(
+    "path, extra, message",
+    [
+        ("/short.svs", [], "run it again"),
+        ("/missing.svs", [], "404"),
+        ("/a.svs", ["--md5", "0" * 32], "md5"),
+    ],
+)
+def test_what_is_not_the_slide_leaves_nothing(archive, tmp_path, path, extra, message):
+    done = gigapipe("download", archive + path, tmp_path / "a.svs", *extra, check=False)
+    assert done.returncode == 1
+    assert message in done.stdout.splitlines()[-1] and path in done.stdout.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path):
+    done = gigapipe("download", "http://127.0.0.1:9/a.svs", tmp_path / "a.svs", check=False)
+    assert done.returncode == 1 and "127.0.0.1:9" in done.stdout and "Traceback" not in done.stdout

@@ -1,0 +1,137 @@
+"""The training verbs, on real ranks: what decomposition, a kill and a missing rank do to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from conftest import gigapipe, run_ranks
+
+from gigapipe.pyramids.build import build_pyramid
+from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+
+GIGAPIPE = str(Path(sys.executable).with_name("gigapipe"))
+
+
+@pytest.fixture(scope="module")
+def small_cohort(tmp_path_factory) -> Path:
+    """Twelve patients' pyramids at 8 µm/px, and their folds."""
+    folder = tmp_path_factory.mktemp("cohort")
+    phantoms = cohort(seed=5, patients=12, folder=str(folder))
+    for phantom in phantoms:
+        write_slide(Path(phantom.source), render(phantom))
+        build_pyramid(Path(phantom.source), folder / "pyramids" / phantom.slide, [8.0])
+    pd.DataFrame(map(sheet_row, phantoms)).to_csv(folder / "slides.tsv", sep="\t", index=False)
+    gigapipe("folds", folder / "slides.tsv", folder / "folds.tsv", "--folds", 3)
+    return folder
+
+
+def training(cohort: Path, output: Path, mesh=(1, 1, 1), epochs=2, canvas=52) -> list[str]:
+    arguments = [
+        "train", "--folds", cohort / "folds.tsv", "--pyramids", cohort / "pyramids", "--fold", 0, "--mpp", 8,
+        "--canvas", canvas, "--mesh", *mesh, "--epochs", epochs, "--batch", 2, "--learning-rate", 1e-4,
+        "--output", output,
+    ]  # fmt: skip
+    return list(map(str, arguments))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_ranks_read_the_rectangles_of_one_canvas_under_every_symmetry(small_cohort):
+    slide, label = pd.read_csv(small_cohort / "slides.tsv", sep="\t").loc[0, ["slide", "label"]]
+    found = run_ranks("ranks_canvases.py", 4, small_cohort / "pyramids", slide, label)
+    assert [f["turn"] for f in found] == list(range(8))
+    assert max(f["difference"] for f in found) <= 1e-6
+
+
+def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
+    losses, scores = {}, {}
+    for mesh in ((1, 1, 1), (1, 2, 1), (1, 2, 2), (2, 1, 1)):
+        folder = tmp_path / "-".join(map(str, mesh))
+        ranks = mesh[0] * mesh[1] * mesh[2]
+        done = gigapipe(*training(small_cohort, folder / "model.pt", mesh, epochs=1), ranks=ranks)
+        assert "epoch 1/1" in done.stdout  # progress is shown, in a log too
+        record = json.loads((folder / "training.json").read_text())
+        assert record["mesh"] == list(mesh) and record["seconds_per_step"] > 0
+        assert 100 < record["peak_memory_per_rank_mb"] < 10_000
+        losses[mesh] = record["history"][0]["validation_loss"]
+        common = ["--folds", small_cohort / "folds.tsv", "--pyramids", small_cohort / "pyramids", "--mesh", *mesh]
+        model = tmp_path / "1-1-1" / "model.pt"
+        gigapipe("predict", *common, "--model", model, "--output", folder / "predictions.tsv", ranks=ranks)
+        predictions = pd.read_csv(folder / "predictions.tsv", sep="\t")
+        assert (predictions["fold"] == 0).all()
+        scores[mesh] = predictions["score"].to_numpy()
+    print(losses)
+    for mesh in losses:
+        # float32, and a network that amplifies its rounding over the steps of an epoch
+        assert losses[mesh] == pytest.approx(losses[1, 1, 1], rel=1e-2), losses
+        assert scores[mesh] == pytest.approx(scores[1, 1, 1], abs=1e-4)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
+    command = ["mpiexec", "-n", "2", GIGAPIPE]
+    subprocess.run([*command, *training(small_cohort, tmp_path / "a/model.pt", (1, 2, 1), epochs=4)], check=True)
+
+    arguments = training(small_cohort, tmp_path / "b/model.pt", (1, 2, 1), epochs=4)
+    with subprocess.Popen([*command, *arguments], start_new_session=True) as process:
+        while not (tmp_path / "b/checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "b/model.pt").exists()
+    again = gigapipe(*arguments, ranks=2)
+    assert "resumed after epoch" in again.stdout
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["model.pt", "training.json"]
+
+    whole, resumed = weights(tmp_path / "a/model.pt"), weights(tmp_path / "b/model.pt")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(small_cohort, tmp_path):
+    with subprocess.Popen(
+        [GIGAPIPE, *training(small_cohort, tmp_path / "model.pt", epochs=50)], start_new_session=True
+    ) as process:
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = gigapipe(*training(small_cohort, tmp_path / "model.pt", epochs=1))
+    assert "starting afresh" in done.stdout and "resumed" not in done.stdout
+
+
+def test_a_rank_that_dies_ends_the_job(small_cohort, tmp_path):
+    command = ["mpiexec", "-n", "2", GIGAPIPE, *training(small_cohort, tmp_path / "model.pt", (1, 2, 1), epochs=200)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if GIGAPIPE in p.cmdline()[:2]]
+        assert len(ranks) == 2, [p.cmdline() for p in ranks]
+        ranks[1].kill()
+        try:
+            assert process.wait(timeout=60) != 0
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_what_cannot_be_trained_is_said_once(small_cohort, tmp_path):
+    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1))
+    arguments[arguments.index("--mpp") + 1] = "4"
+    done = gigapipe(*arguments, ranks=2, check=False)
+    assert done.returncode != 0
+    assert done.stdout.count("holds 8 µm/px, not 4") == 1 and "Traceback" not in done.stdout
+    arguments = training(small_cohort, tmp_path / "model.pt")
+    arguments[arguments.index("--batch") + 1] = "1000"
+    done = gigapipe(*arguments, check=False)
+    assert done.returncode == 1 and "do not fill a batch of 1000" in done.stdout
