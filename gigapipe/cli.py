@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import gigapipe
+from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 
 # Each verb imports what it needs when it runs: `gigapipe --help` should not wait for torch.
@@ -17,9 +18,9 @@ def phantom(args: argparse.Namespace) -> None:
     from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 
     slides = cohort(args.seed, args.patients, args.sites, args.confounder, folder=str(args.folder))
-    args.folder.mkdir(parents=True, exist_ok=True)
     if args.only in (None, "slides.tsv"):
-        pd.DataFrame(map(sheet_row, slides)).to_csv(args.folder / "slides.tsv", sep="\t", index=False)
+        with written_aside(args.folder / "slides.tsv") as partial:
+            pd.DataFrame(map(sheet_row, slides)).to_csv(partial, sep="\t", index=False)
     if args.only:
         chosen = [slide for slide in slides if Path(slide.source).name == args.only]
         if not chosen and args.only != "slides.tsv":
@@ -46,8 +47,8 @@ def folds(args: argparse.Namespace) -> None:
     from gigapipe.slides.sheet import read_sheet
 
     table = make_folds(read_sheet(args.sheet, args.source), args.folds, args.seed)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(args.output, sep="\t", index=False)
+    with written_aside(args.output) as partial:
+        table.to_csv(partial, sep="\t", index=False)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -97,6 +98,8 @@ def predict(args: argparse.Namespace) -> None:
     from gigapipe.training.ranks import started
 
     with started(*args.mesh, threads=args.threads) as mesh:
+        if not args.model.exists():
+            raise InputError(f"model {args.model}: no such file; make it with `gigapipe train`")
         saved = torch.load(args.model, weights_only=True)
         settings = Settings(**saved["settings"])
         model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
@@ -108,17 +111,27 @@ def predict(args: argparse.Namespace) -> None:
             table = table[["slide", "patient", "site", "label", "fold"]].assign(
                 mpp=settings.mpp, score=probabilities[:, 1].tolist()
             )
-            table.to_csv(args.output, sep="\t", index=False)
+            with written_aside(args.output) as partial:
+                table.to_csv(partial, sep="\t", index=False)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.comparison import as_markdown, compare, draw
 
     table = compare(args.predictions, args.trainings)
-    args.output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(args.output / "comparison.tsv", sep="\t", index=False, float_format="%.6g")
-    (args.output / "comparison.md").write_text(as_markdown(table))
-    draw(table, args.output / "comparison.png")
+    with written_aside(args.output / "comparison.tsv") as partial:
+        table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
+    with written_aside(args.output / "comparison.md") as partial:
+        partial.write_text(as_markdown(table))
+    with written_aside(args.output / "comparison.png") as partial:
+        draw(table, partial)
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,19 +151,19 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
         sub.add_argument(
             "--mesh",
-            type=int,
+            type=positive,
             nargs=3,
             default=[1, 1, 1],
             metavar=("DATA", "ROWS", "COLUMNS"),
             help="how the ranks are arranged; start it with `mpiexec -n` their product",
         )
-        sub.add_argument("--threads", type=int, default=2, help="CPU threads, shared out among the ranks")
+        sub.add_argument("--threads", type=positive, default=2, help="CPU threads, shared out among the ranks")
 
     sub = verb(phantom, "Generate slides whose right answer is known.")
     sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")
     sub.add_argument("--seed", type=int, default=0, help="another seed, another cohort")
-    sub.add_argument("--patients", type=int, default=32, help="number of patients, of one or two slides each")
-    sub.add_argument("--sites", type=int, default=4, help="number of sites that patients come from")
+    sub.add_argument("--patients", type=positive, default=32, help="number of patients, of one or two slides each")
+    sub.add_argument("--sites", type=positive, default=4, help="number of sites that patients come from")
     sub.add_argument(
         "--confounder", type=float, default=0.0, help="0: sites are balanced; 1: a site has one class only"
     )
@@ -165,23 +178,23 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads")
     sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
     sub.add_argument("--mpp", type=float, nargs="+", required=True, help="resolutions, in µm per pixel")
-    sub.add_argument("--threads", type=int, default=2, help="Dask threads")
+    sub.add_argument("--threads", type=positive, default=2, help="Dask threads")
 
     sub = verb(folds, "Divide a sample sheet into folds that share no patient.")
     sub.add_argument("sheet", type=Path, help="the sample sheet")
     sub.add_argument("output", type=Path, help="the table to write: the sheet with a column `fold`")
     sub.add_argument("--source", help="stands in for a sheet's missing source column, as slides/{slide}.svs")
-    sub.add_argument("--folds", type=int, default=4, help="number of folds")
+    sub.add_argument("--folds", type=positive, default=4, help="number of folds")
     sub.add_argument("--seed", type=int, default=0, help="another seed, another division")
 
     sub = verb(train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
     ranks(sub)
     sub.add_argument("--fold", type=int, required=True, help="fold that is held out; the next one chooses the epoch")
     sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
-    sub.add_argument("--canvas", type=int, required=True, help="pixels a side that the network sees")
-    sub.add_argument("--epochs", type=int, default=10, help="passes over the training slides")
-    sub.add_argument("--batch", type=int, default=4, help="slides a step, over all data ranks")
-    sub.add_argument("--learning-rate", type=float, default=1e-3, help="AdamW's, after warm-up; it falls as a cosine")
+    sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
+    sub.add_argument("--epochs", type=positive, default=10, help="passes over the training slides")
+    sub.add_argument("--batch", type=positive, default=4, help="slides a step, over all data ranks")
+    sub.add_argument("--learning-rate", type=float, default=3e-4, help="AdamW's, after warm-up; it falls as a cosine")
     sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
     sub.add_argument(
         "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"

@@ -7,35 +7,44 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import gigapipe
 
-SLIDE = bytes(range(256)) * 8000
+from gigapipe.slides.phantom import cohort, render, write_slide
 
 
 class Archive(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path.startswith("/missing"):
             return self.send_error(404)
+        body = b"<html>please log in</html>" if self.path.startswith("/page") else self.server.slide
         self.send_response(200)
-        self.send_header("Content-Length", str(len(SLIDE)))
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Disposition", "attachment; filename=../../evil.svs")
         self.end_headers()
-        self.wfile.write(SLIDE[: len(SLIDE) // 2] if self.path.startswith("/short") else SLIDE)
+        self.wfile.write(body[: len(body) // 2] if self.path.startswith("/short") else body)
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture(scope="module")
-def archive():
+def slide(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("slide") / "p.svs"
+    write_slide(path, render(cohort(patients=6)[0]))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def archive(slide):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
+    server.slide = slide
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
-def test_a_slide_arrives_whole_under_the_name_that_was_asked_for(archive, tmp_path):
+def test_a_slide_arrives_whole_under_the_name_that_was_asked_for(archive, slide, tmp_path):
     target = tmp_path / "slides" / "a.svs"
-    gigapipe("download", f"{archive}/a.svs", target, "--md5", hashlib.md5(SLIDE).hexdigest())
-    assert target.read_bytes() == SLIDE
+    gigapipe("download", f"{archive}/a.svs", target, "--md5", hashlib.md5(slide).hexdigest())
+    assert target.read_bytes() == slide
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.svs"]
 
 
@@ -44,6 +53,7 @@ def test_a_slide_arrives_whole_under_the_name_that_was_asked_for(archive, tmp_pa
     [
         ("/short.svs", [], "run it again"),
         ("/missing.svs", [], "404"),
+        ("/page.svs", [], "not a slide"),
         ("/a.svs", ["--md5", "0" * 32], "md5"),
     ],
 )

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.comparison import as_markdown, compare, draw
-from gigapipe.evaluation.folds import make_folds, roles
+from gigapipe.evaluation.folds import make_folds, read_folds, roles
 from gigapipe.evaluation.metrics import auc_interval, fold_auc
 from gigapipe.slides.phantom import cohort, sheet_row
 from gigapipe.slides.sheet import read_sheet
@@ -56,6 +56,7 @@ def spoil(column, value, row=3):
         (spoil("slide", ""), "row 4 has no slide"),
         (spoil("slide", "../x"), "'../x' names files"),
         (spoil("slide", "PH-000-A"), "PH-000-A is listed twice"),
+        (spoil("source", "PH-000-A.svs"), "file PH-000-A.svs is listed twice"),
         (spoil("label", "solid", row=0), "patient PH-000 has labels acinar and solid"),
         (lambda sheet: sheet.drop(columns="label"), "no column label"),
         (lambda sheet: sheet[sheet["label"] == "solid"], "needs two labels, but has 1 \\(solid\\)"),
@@ -70,6 +71,17 @@ def test_a_wrong_sheet_is_refused_in_one_line(sheet, change, message, tmp_path):
     done = gigapipe("folds", path, tmp_path / "folds.tsv", check=False)
     assert done.returncode == 1 and done.stdout == f"gigapipe: {error.value}\n"
     assert not (tmp_path / "folds.tsv").exists()
+
+
+def test_names_that_look_like_numbers_stay_names(sheet, tmp_path):
+    numbered = sheet.assign(
+        slide=[f"{i:03d}" for i in range(len(sheet))], label=sheet["label"].map({"acinar": "9", "solid": "10"})
+    )
+    # A byte order mark and a separator too many on each line, as spreadsheet programs write them.
+    text = "\ufeff" + numbered.to_csv(sep="\t", index=False).replace("\n", "\t\n").replace("\t\n", "\n", 1)
+    (tmp_path / "slides.tsv").write_text(text)
+    gigapipe("folds", tmp_path / "slides.tsv", tmp_path / "folds.tsv")
+    pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.tsv").drop(columns="fold"), numbered)
 
 
 def test_folds_share_no_patient_and_keep_the_balance(sheet):

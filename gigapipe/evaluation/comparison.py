@@ -9,6 +9,7 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from gigapipe.errors import InputError  # noqa: E402
 from gigapipe.evaluation.metrics import auc_interval, fold_auc  # noqa: E402
 
 
@@ -21,7 +22,13 @@ def compare(predictions: list[Path], trainings: list[Path]) -> pd.DataFrame:
     """
     costs = pd.DataFrame([json.loads(Path(path).read_text()) for path in trainings])
     costs["mpp"] = [settings["mpp"] for settings in costs["settings"]]
-    scores = pd.concat([pd.read_csv(path, sep="\t", keep_default_na=False) for path in predictions])
+    names = dict.fromkeys(["slide", "patient", "site", "label"], str)  # which may look like numbers
+    scores = pd.concat([pd.read_csv(path, sep="\t", dtype=names, keep_default_na=False) for path in predictions])
+    if scores["label"].nunique() != 2 or set(scores["mpp"]) != set(costs["mpp"]):
+        raise InputError(
+            f"predictions of {scores['label'].nunique()} labels at {sorted(set(scores['mpp']))} µm/px, trainings at "
+            f"{sorted(set(costs['mpp']))}: give the predictions.tsv and training.json of the same models, of two labels"
+        )
     scores["positive"] = scores["label"] == sorted(scores["label"].unique())[1]
     rows = []
     for mpp, held_out in sorted(scores.groupby("mpp"), reverse=True):
@@ -49,7 +56,8 @@ def compare(predictions: list[Path], trainings: list[Path]) -> pd.DataFrame:
 def as_markdown(table: pd.DataFrame) -> str:
     """The table for people."""
     lines = [
-        "| µm/px | canvas, px | mesh | ranks | slides | AUC (95 % interval) | s a step | peak memory a rank, MB |",
+        "| µm/px | canvas, px | mesh: data × rows × columns | ranks | slides | AUC (95 % interval) "
+        "| s a step | peak memory a rank, MB |",
         "|---:|---:|:---:|---:|---:|:---:|---:|---:|",
     ]
     for row in table.itertuples():
@@ -62,7 +70,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """AUC against resolution, and against what a step costs, side by side."""
+    """Write a PNG: AUC against resolution, and against what a step costs, side by side."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     error = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
     for axes, column, label in (
@@ -86,5 +94,5 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left.invert_xaxis()
     left.set_ylim(0, 1.05)
     left.set_ylabel("AUC on held-out slides, 95 % interval")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     plt.close(figure)

@@ -40,8 +40,7 @@ def roles(table: pd.DataFrame, fold: int) -> dict[str, pd.DataFrame]:
 def read_folds(path) -> pd.DataFrame:
     """The table that `gigapipe folds` wrote."""
     try:
-        return pd.read_csv(path, sep="\t", dtype={"fold": int}, keep_default_na=False).astype(
-            {column: str for column in ("slide", "patient", "site", "label")}
-        )
+        # As text: a slide may be called 001.
+        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).astype({"fold": int})
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"folds {path}: cannot be read ({error}); make them with `gigapipe folds`") from None

@@ -48,7 +48,7 @@ def build_pyramid(slide_path: Path, folder: Path, resolutions: list[float], thre
             },
             "tissue": find_tissue(slide),
         }
-        partial = folder.with_name(folder.name + ".partial")
+        partial = folder.with_name(f".{folder.name}.partial")  # no slide's name begins with a dot
         shutil.rmtree(partial, ignore_errors=True)
         try:
             arrays = store.create(partial, resolutions, shapes, chunk, slide.mpp, attributes)

@@ -24,6 +24,7 @@ import tifffile
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 
 MPP = 0.5
@@ -33,7 +34,7 @@ RING = 14.0  # radius of the ring of six, µm
 CORE = 3.6  # distance of the two inner nuclei of a solid group from its centre, µm
 SHELL = np.sqrt((6 * RING**2 - 2 * CORE**2) / 4)  # of the four outer ones: equal second moments, µm
 PITCH = 48.0  # of the groups, µm; no two of them touch
-TISSUE_RADIUS = 190.0  # µm
+TISSUE_RADIUS = 150.0  # µm
 WHITE = 244.0
 # Optical densities of the two stains, haematoxylin and eosin, in R, G, B.
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
@@ -97,7 +98,7 @@ def sheet_row(phantom: Phantom) -> dict[str, str]:
 def render(phantom: Phantom) -> np.ndarray:
     """The slide's pixels at `MPP`: (rows, columns, 3), uint8 RGB."""
     rng = np.random.default_rng(phantom.seed)
-    rows, columns = rng.integers(960, 1120, 2)
+    rows, columns = rng.integers(800, 960, 2)
     tissue = _tissue(rng, rows, columns)
     groups = _groups(rng, tissue)
     nuclei = np.concatenate(
@@ -110,7 +111,7 @@ def render(phantom: Phantom) -> np.ndarray:
     texture = ndimage.zoom(rng.normal(0, 1, (rows // 60 + 2, columns // 60 + 2)), 60, order=1)[:rows, :columns]
     eosin = tissue * (0.25 + 0.04 * texture) * rng.uniform(0.85, 1.15)
     # Sites differ in their eosin's hue, from pink to orange; how much of it there is differs from slide to slide.
-    hue = np.array([0, 0, 0.6 * (phantom.site_colour + rng.normal(0, 0.02))])
+    hue = np.array([0, 0, 0.3 * (phantom.site_colour + rng.normal(0, 0.02))])
     density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * (EOSIN + hue)
     picture = WHITE * 10**-density + rng.normal(0, 2, (rows, columns, 1))
     return np.clip(picture, 0, 255).astype(np.uint8)
@@ -160,7 +161,7 @@ def _arrangement(label: str, turns: np.ndarray) -> np.ndarray:
 
 def _lone_nuclei(rng, tissue: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Nuclei (n, 2), in µm, scattered between the groups: as many as a slide happens to have."""
-    points = rng.uniform(0, 1, (int(rng.uniform(30, 150)), 2)) * tissue.shape * MPP
+    points = rng.uniform(0, 1, (int(rng.uniform(20, 100)), 2)) * tissue.shape * MPP
     points = _inside(tissue, points, NUCLEUS / 2)
     distance, _ = cKDTree(groups).query(points)
     return points[distance > SHELL + NUCLEUS]
@@ -180,10 +181,9 @@ def _stamp(nuclei: np.ndarray, shape: tuple[int, int], density: float) -> np.nda
 
 def write_slide(path: Path, rgb: np.ndarray, quality: int = 90, tile: int = 256) -> None:
     """Write uint8 RGB (rows, columns, 3) at `MPP` as an Aperio slide: tiled JPEG levels, each a quarter a side."""
-    partial = path.with_name(path.name + ".partial")
     rows, columns = rgb.shape[:2]
     header = f"Aperio Image Library v12.0.0\r\n{columns}x{rows} [0,0 {columns}x{rows}] ({tile}x{tile})"
-    with tifffile.TiffWriter(partial) as file:
+    with written_aside(path) as partial, tifffile.TiffWriter(partial) as file:
         for level in range(3):
             description = f"{header} JPEG/RGB Q={quality}|AppMag = 20|MPP = {MPP}"
             if level:
@@ -202,4 +202,3 @@ def write_slide(path: Path, rgb: np.ndarray, quality: int = 90, tile: int = 256)
                 metadata=None,
                 software=False,
             )
-    partial.rename(path)

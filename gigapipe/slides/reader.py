@@ -33,9 +33,11 @@ class Slide:
         try:
             self.mpp = tuple(float(properties[f"openslide.mpp-{axis}"]) for axis in "yx")
         except (KeyError, ValueError):
+            self.mpp = (0.0, 0.0)
+        if not all(0 < mpp < float("inf") for mpp in self.mpp):
             raise InputError(
                 f"slide {self.path}: its file does not say how many µm a pixel is; remove its row from the sample sheet"
-            ) from None
+            )
         # Formats that scan islands (MRXS, SCN) tell where the scanned part lies on a much larger plane.
         columns, rows = self._file.dimensions
         self._corner = tuple(int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "yx")
@@ -78,7 +80,7 @@ class Slide:
         rows, columns = (max(1, round(n / downsample)) for n in self.shape)
         # Level 0 of an unpyramidal slide may be gigapixels: read it in strips and keep every k-th pixel.
         step = max(1, max(rows, columns) // (2 * longest))
-        strip = max(1, 4096 // step) * step
+        strip = max(1, 2**24 // columns // step) * step
         return np.concatenate(
             [
                 self.read(round(row * downsample), 0, min(strip, rows - row), columns, level)[::step, ::step]

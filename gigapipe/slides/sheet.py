@@ -8,29 +8,30 @@ import pandas as pd
 from gigapipe.errors import InputError
 
 COLUMNS = ["slide", "patient", "site", "label", "source"]
-# Slide and patient names become file names: no separators, no leading dot, no surprises for a shell.
+# Slides' names become file names: no separators, no leading dot, no surprises for a shell.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
 
 
 def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
     """The sample sheet with the columns `COLUMNS`, all text, in the sheet's order.
 
-    Tab-separated, or comma-separated if its name ends in `.csv`; lines that begin with `#` are comments. `source`
-    (`"slides/{slide}.svs"`) stands in for a missing `source` column; a missing `site` column means that the site is
-    unknown, and is filled with `unknown`. Other columns are left out.
+    Tab-separated, or comma-separated if its name ends in `.csv`. `source` (`"slides/{slide}.svs"`) stands in for a
+    missing `source` column; a missing `site` column means that the site is unknown, and is filled with `unknown`.
+    Other columns are left out.
 
     Raises InputError, naming the slide where there is one: a column or cell is missing, a name is not usable as a
-    file name, a slide is listed twice, a patient has two labels, or there are not exactly two labels.
+    file name, a slide or a file is listed twice, a patient has two labels, or there are not exactly two labels.
     """
     path = Path(path)
     try:
-        sheet = pd.read_csv(
-            path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False, comment="#"
-        )
+        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name.
+        # index_col: a separator too many at the end of each line must not move every cell by one.
+        options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+        sheet = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"sample sheet {path}: cannot be read ({error})") from None
+        raise InputError(f"sample sheet {path}: cannot be read ({' '.join(str(error).split())})") from None
     if "source" not in sheet and source:
-        sheet["source"] = [source.format(slide=slide) for slide in sheet.get("slide", [])]
+        sheet["source"] = [source.replace("{slide}", slide) for slide in sheet.get("slide", [])]
     if "site" not in sheet:
         sheet["site"] = "unknown"
     missing = [column for column in COLUMNS if column not in sheet]
@@ -42,14 +43,14 @@ def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
             if not row[column]:
                 name = f"slide {row['slide']}" if row["slide"] else f"row {number}"
                 raise InputError(f"sample sheet {path}: {name} has no {column}; fill it in, or remove the row")
-        for column in ("slide", "patient"):
-            if not re.fullmatch(NAME, row[column]):
-                raise InputError(
-                    f"sample sheet {path}: {column} {row[column]!r} names files: use letters, digits, '_', '-', '.'"
-                )
-    twice = sheet["slide"][sheet["slide"].duplicated()]
-    if len(twice):
-        raise InputError(f"sample sheet {path}: slide {twice.iloc[0]} is listed twice; remove one of its rows")
+        if not re.fullmatch(NAME, row["slide"]):
+            raise InputError(
+                f"sample sheet {path}: slide {row['slide']!r} names files: use letters, digits, '_', '-', '.'"
+            )
+    for column, what in (("slide", "slide"), ("source", "file")):
+        twice = sheet[column][sheet[column].duplicated()]
+        if len(twice):
+            raise InputError(f"sample sheet {path}: {what} {twice.iloc[0]} is listed twice; remove one of its rows")
     labels_of = sheet.groupby("patient")["label"].unique()
     for patient, labels in labels_of.items():
         if len(labels) > 1:

@@ -23,11 +23,13 @@ class _BatchNorm(torch.autograd.Function):
         count = torch.full((1,), pixels, dtype=torch.float64, device=x.device)
         sums = mesh.sum_(torch.cat([count, pixels * offset, pixels * (variance.double() + offset**2)]))
         count = sums[0]
+        if count <= 1:
+            raise ValueError("batch normalisation in training needs more than one value for each channel")
         offset, square = sums[1:].div(count).split(channels)
         mean = (shift.double() + offset).to(x.dtype)
         variance = (square - offset**2).clamp_min(0).to(x.dtype)
         ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.mesh, ctx.eps = mesh, eps
+        ctx.mesh, ctx.eps, ctx.has_bias = mesh, eps, bias is not None
         ctx.mark_non_differentiable(mean, variance, count)
         y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if pixels else x.clone()
         return y, mean, variance, count
@@ -51,7 +53,8 @@ class _BatchNorm(torch.autograd.Function):
         constant = -scale * mean_grad - slope * mean
         constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
         grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, scale)
-        return grad_x, None if weight is None else sum_product, sum_grad, None, None, None
+        grad_weight = None if weight is None else sum_product
+        return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None
 
 
 def batch_norm(

@@ -1,7 +1,7 @@
 """The decomposed form of each torch operation: what a rank does to its shard, and what it must be told by others.
 
-`DECOMPOSED` maps torch's own function to ours, which takes the same arguments. On a mesh that does not divide the
-image the original runs unchanged, so one rank costs nothing.
+`DECOMPOSED` maps torch's own function to ours, which takes the same arguments. Where nothing is divided the original
+runs as it is, so one rank costs nothing.
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 # --- The whole image at once: normalisation and global pooling ---
 
 
-@decomposes(F.batch_norm, torch.batch_norm)
+@decomposes(F.batch_norm)
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     if x.mesh.size == 1:
         return x.with_local(F.batch_norm(x.local, running_mean, running_var, weight, bias, training, momentum, eps))

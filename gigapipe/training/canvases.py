@@ -28,25 +28,25 @@ class Canvases:
     def __len__(self) -> int:
         return len(self.slides)
 
-    def batch(self, indices: list[int], turns: list[int] | None = None) -> tuple[SpatialTensor, torch.Tensor]:
+    def batch(self, indices: list[int], symmetries: list[int] | None = None) -> tuple[SpatialTensor, torch.Tensor]:
         """Images (batch, 3, size, size), of which this rank reads only what it owns, and labels (batch,).
 
         float32 darkness: 0 is white, 1 is black, so that what lies outside the slide, and the zeros that a
-        convolution pads with, are both white glass. `turns` picks one of the square's eight symmetries for each.
+        convolution pads with, are both white glass. `symmetries` picks one of the square's eight symmetries for each.
         """
         local = np.stack(
             [
-                self._rectangle(self.pyramids[i], turn)
-                for i, turn in zip(indices, turns or [0] * len(indices), strict=True)
+                self._rectangle(self.pyramids[i], symmetry)
+                for i, symmetry in zip(indices, symmetries or [0] * len(indices), strict=True)
             ]
         )
         darkness = torch.from_numpy(local).to(torch.float32).neg_().add_(255).div_(255)
         darkness = darkness.contiguous(memory_format=torch.channels_last)
         return SpatialTensor(darkness, (self.size, self.size), self.mesh), self.labels[indices]
 
-    def _rectangle(self, pyramid: Pyramid, turn: int) -> np.ndarray:
-        """This rank's rectangle of the canvas after symmetry `turn` (0–7: transpose, flip rows, flip columns)."""
-        transpose, flip_rows, flip_columns = turn & 4, turn & 2, turn & 1
+    def _rectangle(self, pyramid: Pyramid, symmetry: int) -> np.ndarray:
+        """This rank's rectangle of the canvas after `symmetry` (0–7: transpose, flip rows, flip columns)."""
+        transpose, flip_rows, flip_columns = symmetry & 4, symmetry & 2, symmetry & 1
         rows, columns = self.mesh.rectangle((self.size, self.size))
         # The symmetry is undone on the rectangle's place, and done on its pixels.
         if flip_rows:

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import pickle
 import resource
 import statistics
 import sys
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.models import resnet18
 from gigapipe.progress import Progress
@@ -44,6 +45,11 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
     """
     if settings.batch % mesh.data:
         raise InputError(f"batch: {settings.batch} slides do not divide over {mesh.data} data ranks; give a multiple")
+    if settings.batch == 1 and settings.canvas <= 32:
+        raise InputError(
+            f"canvas: {settings.canvas} px end as one pixel, and a batch of one pixel has no variance to normalise by; "
+            "give a batch of 2 or more"
+        )
     if len(training) < settings.batch:
         raise InputError(
             f"fold {settings.fold}: {len(training)} training slides do not fill a batch of {settings.batch}"
@@ -51,21 +57,28 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
     speak = mesh.rank == 0
     torch.manual_seed(settings.seed)
     model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
 
     checkpoint = Path(output).with_name("checkpoint.pt")
     identity = _identity(settings, training, validation)
-    state = {"epoch": 0, "history": [], "seconds": [], "best": {"loss": math.inf}}
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["identity"] == identity:
-            state = {key: saved[key] for key in state}
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            if speak:
-                print(f"resumed after epoch {state['epoch']} of {settings.epochs}", file=sys.stderr)
-        elif speak:
-            print(f"{checkpoint} was made with other settings or slides: starting afresh", file=sys.stderr)
+    shape = [mesh.data, mesh.rows, mesh.columns]
+    state = {"epoch": 0, "history": [], "best": {"loss": math.inf}, "mesh": shape, "seconds": [], "peak_memory_mb": 0.0}
+    saved = _load(checkpoint)
+    if saved and saved["identity"] == identity:
+        state = {key: saved[key] for key in state}
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if state["mesh"] != shape:  # another mesh, another cost
+            state |= {"mesh": shape, "seconds": [], "peak_memory_mb": 0.0}
+        if speak:
+            print(f"resumed after epoch {state['epoch']} of {settings.epochs}", file=sys.stderr)
+    elif checkpoint.exists() and speak:
+        print(f"{checkpoint} is torn, or of other settings or slides: starting afresh", file=sys.stderr)
+    epochs = mesh.sum_(torch.tensor(float(state["epoch"])))
+    if epochs != mesh.size * state["epoch"]:
+        raise InputError(f"{checkpoint}: ranks see different files; give the file system time, and run it again")
 
     steps = len(training) // settings.batch
     for epoch in range(state["epoch"], settings.epochs):
@@ -74,12 +87,13 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
         batches = _batches(len(training), settings, epoch, mesh)
         if speak:
             batches = Progress(batches, what=f"epoch {epoch + 1}/{settings.epochs}", unit="steps", total=steps)
-        for step, (indices, turns) in enumerate(batches):
+        for step, (indices, symmetries) in enumerate(batches):
             begun = time.perf_counter()
-            images, labels = training.batch(indices, turns)
+            images, labels = training.batch(indices, symmetries)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule((epoch * steps + step) / (settings.epochs * steps))
             loss = F.cross_entropy(model(images), labels)
+            _refuse_divergence(loss.item(), epoch)
             optimizer.zero_grad()
             loss.backward()
             average_gradients(model.parameters(), mesh)
@@ -90,11 +104,14 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
         measure_statistics(model, training, (b for b, _ in _batches(len(training), settings, epoch, mesh)))
         probabilities = predict(model, validation, mesh)
         loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), validation.labels).item()
+        _refuse_divergence(loss, epoch)
+        training_loss = mesh.sum_(torch.tensor(np.mean(losses))).item() / mesh.size
+        state["peak_memory_mb"] = max(state["peak_memory_mb"], _peak_memory_mb(mesh))
         state["epoch"] = epoch + 1
         state["history"].append(
             {
                 "epoch": epoch + 1,
-                "training_loss": float(np.mean(losses)),
+                "training_loss": training_loss,
                 "validation_loss": loss,
                 "validation_accuracy": (probabilities.argmax(1) == validation.labels).double().mean().item(),
             }
@@ -104,31 +121,26 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             state["best"] = {"loss": loss, "epoch": epoch + 1, "model": weights}
         if speak:
             print("  ".join(f"{k} {v:.4g}" for k, v in state["history"][-1].items()), file=sys.stderr, flush=True)
-            _save(
-                checkpoint,
-                {**state, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()},
-            )
+            whole = {**state, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with written_aside(checkpoint) as partial:
+                torch.save(whole, partial)
 
-    peak = torch.zeros(mesh.size, dtype=torch.float64)
-    peak[mesh.rank] = _peak_memory_mb()
-    mesh.sum_(peak)
     if speak:
-        _save(output, {"model": state["best"]["model"], "settings": asdict(settings)})
-        cost = {
-            "mesh": [mesh.data, mesh.rows, mesh.columns],
-            # The first steps of a process also pay for its warming up.
-            "seconds_per_step": statistics.median(state["seconds"][2:] or state["seconds"]),
-            "peak_memory_per_rank_mb": peak.max().item(),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "training_slides": len(training),
-        }
+        with written_aside(output) as partial:
+            torch.save({"model": state["best"]["model"], "settings": asdict(settings)}, partial)
         record = {
             "settings": asdict(settings),
             "best_epoch": state["best"]["epoch"],
-            **cost,
+            "mesh": shape,
+            # The first steps of a process also pay for its warming up.
+            "seconds_per_step": statistics.median(state["seconds"][2:] or state["seconds"]),
+            "peak_memory_per_rank_mb": state["peak_memory_mb"],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "training_slides": len(training),
             "history": state["history"],
         }
-        _write_json(Path(output).with_name("training.json"), record)
+        with written_aside(Path(output).with_name("training.json")) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n")
         checkpoint.unlink(missing_ok=True)
 
 
@@ -173,11 +185,11 @@ def _batches(slides: int, settings: Settings, epoch: int, mesh: Mesh):
     Slides that do not fill a last batch wait for another epoch.
     """
     rng = np.random.default_rng([settings.seed, epoch])
-    order, turns = rng.permutation(slides), rng.integers(0, 8, slides)
+    order, symmetries = rng.permutation(slides), rng.integers(0, 8, slides)
     share = settings.batch // mesh.data
     for start in range(0, slides - settings.batch + 1, settings.batch):
         mine = slice(start + mesh.data_index * share, start + (mesh.data_index + 1) * share)
-        yield order[mine].tolist(), turns[mine].tolist()
+        yield order[mine].tolist(), symmetries[mine].tolist()
 
 
 def _schedule(progress: float, warmup: float = 0.1) -> float:
@@ -193,22 +205,22 @@ def _identity(settings: Settings, *canvases: Canvases) -> str:
     return json.dumps([asdict(settings), slides], sort_keys=True)
 
 
-def _save(path: Path, state: dict) -> None:
-    """Write aside, then rename: a reader finds the old state or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+def _load(checkpoint: Path) -> dict | None:
+    """The state in `checkpoint`; None where there is none, or none that can be read."""
+    try:
+        return torch.load(checkpoint, weights_only=True)
+    except (FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError):
+        return None
 
 
-def _write_json(path: Path, record: dict) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, path)
+def _refuse_divergence(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(f"epoch {epoch + 1}: the loss is {loss}; lower the learning rate")
 
 
-def _peak_memory_mb() -> float:
-    """The largest resident set that this process has had."""
+def _peak_memory_mb(mesh: Mesh) -> float:
+    """The largest resident set that any rank's process has had."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    peaks = torch.zeros(mesh.size, dtype=torch.float64)
+    peaks[mesh.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return mesh.sum_(peaks).max().item()

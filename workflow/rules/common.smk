@@ -29,20 +29,25 @@ def check(instance, schema, where):
 
 def sample_sheet():
     """The cohort, one row a slide: the user's sheet, or the phantoms' own."""
-    if not config.get("slides"):
-        slides = phantom.cohort(**config["phantom"], folder="<results>/phantom")
-        return pd.DataFrame(map(phantom.sheet_row, slides))
     try:
+        if not config.get("slides"):
+            slides = phantom.cohort(**config["phantom"], folder="<results>/phantom")
+            return pd.DataFrame(map(phantom.sheet_row, slides))
         sheet = read_sheet(config["slides"], config.get("source"))
     except InputError as error:
         raise WorkflowError(str(error))
     for row in sheet.to_dict("records"):
-        check(
-            row,
-            "slides.schema.yaml",
-            f"sample sheet {config['slides']}: slide {row['slide']}",
-        )
+        where = f"sample sheet {config['slides']}: slide {row['slide']}"
+        check(row, "slides.schema.yaml", where)
+        if not is_url(row["source"]) and not Path(row["source"]).exists():
+            raise WorkflowError(
+                f"{where}: no such file: {row['source']}; correct its source, or remove the row"
+            )
     return sheet
+
+
+def is_url(source):
+    return source.startswith(("http://", "https://"))
 
 
 check(config, "config.schema.yaml", "config")
@@ -50,16 +55,20 @@ SHEET = sample_sheet().set_index("slide")
 SHEET_FILE = config.get("slides") or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
 FOLDS = range(config["folds"]["number"])
+if len(RESOLUTIONS) < len(config["resolutions"]):
+    raise WorkflowError("config: resolutions: an mpp is given twice; remove one")
+for resolution in config["resolutions"]:
+    if config["training"]["batch"] % resolution["mesh"][0]:
+        raise WorkflowError(
+            f"config: training.batch: {config['training']['batch']} slides do not divide over the "
+            f"{resolution['mesh'][0]} data ranks at {resolution['mpp']} µm/px"
+        )
 
 
 wildcard_constraints:
     slide="|".join(map(re.escape, SHEET.index)),
     mpp="|".join(map(re.escape, RESOLUTIONS)),
     fold=r"\d+",
-
-
-def is_url(source):
-    return source.startswith(("http://", "https://"))
 
 
 def slide_file(slide):

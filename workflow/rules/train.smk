@@ -15,9 +15,12 @@ rule folds:
         "../../envs/gigapipe.yaml"
     params:
         folds=config["folds"],
-        source=f"--source '{config['source']}'" if config.get("source") else "",
+        # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
+        source=lambda wildcards: (
+            ["--source", config["source"]] if config.get("source") else []
+        ),
     shell:
-        "gigapipe folds {input:q} {output} --folds {params.folds[number]} --seed {params.folds[seed]} {params.source}"
+        "gigapipe folds {input:q} {output} --folds {params.folds[number]} --seed {params.folds[seed]} {params.source:q}"
         " > {log} 2>&1"
 
 

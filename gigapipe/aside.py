@@ -1,0 +1,25 @@
+"""Writing files so that a reader finds the old one or the new one whole, and never a part."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it is renamed to `path` when the block ends well, and removed when not.
+
+    The folder is made if it is missing. The name holds this process's number, so that two writers of one file
+    cannot mix, and ends in `.partial`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # or a power cut may leave the new name on an empty file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,254 @@
+"""The road as a user walks it: the embedded default in a fresh copy of the project, killed half-way, gone on with."""
+
+import collections
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from conftest import ROOT
+
+from gigapipe.pyramids import Pyramid
+from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+
+
+def fresh_copy(folder: Path) -> Path:
+    """What a clone of the project would hold."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in filter(None, listed.stdout.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def start(folder: Path, *arguments) -> subprocess.Popen:
+    # This environment's programs first, as an activated environment has them.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["snakemake", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def snakemake(folder: Path, *arguments, check: bool = True) -> tuple[int, str]:
+    process = start(folder, *arguments)
+    try:
+        output, _ = process.communicate(timeout=1500)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not check or process.returncode == 0, output
+    return process.returncode, output
+
+
+def plan(folder: Path, *arguments) -> dict[str, int]:
+    """How many jobs of each rule a dry run announces."""
+    _, output = snakemake(folder, "-n", "--cores", 2, *arguments)
+    table = output.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    return fresh_copy(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def demo(project) -> dict:
+    """The default, run to the end; the first training at the finest resolution was killed after its first epoch."""
+    process = start(project, "--cores", 2)
+    output = []
+    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
+    reader.start()
+    killed = None
+    while process.poll() is None:
+        found = list(project.glob("results/2um/fold-*/checkpoint.pt"))
+        if found and not killed:
+            killed = found[0].parent
+            for job in psutil.Process(process.pid).children(recursive=True):
+                if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(job.cmdline()):
+                    job.kill()
+        time.sleep(0.2)
+    reader.join()
+    assert killed and process.returncode != 0, output[0]
+    assert not (project / "results/comparison.tsv").exists()
+    finished = {p: p.stat().st_mtime_ns for p in project.glob("results/*um/fold-*/model.pt")}
+    snakemake(project, "--cores", 2)
+    return {"killed": killed, "finished": finished}
+
+
+def test_a_dry_run_shows_the_whole_plan(project):
+    jobs = plan(project)
+    slides = len(cohort(patients=32))
+    models = 3 * 4
+    expected = {"phantom": slides + 1, "pyramid": slides, "folds": 1, "train": models, "predict": models}
+    assert jobs == {**expected, "evaluate": 1, "all": 1}
+    # Stages by name.
+    assert plan(project, "slides") == {"phantom": slides, "slides": 1}
+    assert plan(project, "pyramids") == {"phantom": slides, "pyramid": slides, "pyramids": 1}
+    assert plan(project, "trained")["train"] == models and "predict" not in plan(project, "trained")
+    assert plan(project, "evaluated")["evaluate"] == 1
+
+
+def test_the_known_answer_is_found(project, demo):
+    table = pd.read_csv(project / "results/comparison.tsv", sep="\t").set_index("mpp")
+    print((project / "results/comparison.md").read_text())
+    assert list(table.index) == [48, 8, 2]
+    assert table.loc[2, "auc"] >= 0.85
+    assert abs(table.loc[48, "auc"] - 0.5) <= 0.2
+    assert (table["slides"] == len(cohort(patients=32))).all()
+    assert (table["ranks"] == [1, 1, 2]).all()
+    assert (table["seconds_per_step"] > 0).all() and (table["peak_memory_per_rank_mb"] > 100).all()
+    held_out = pd.concat(pd.read_csv(p, sep="\t") for p in project.glob("results/2um/fold-*/predictions.tsv"))
+    assert sorted(held_out["slide"]) == sorted(p.slide for p in cohort(patients=32))
+
+
+def test_the_killed_training_went_on_and_nothing_done_was_done_again(project, demo):
+    log = project / "results/logs/train/2um" / f"{demo['killed'].name}.log"
+    assert "resumed after epoch" in log.read_text()
+    assert demo["finished"]
+    assert all(path.stat().st_mtime_ns == then for path, then in demo["finished"].items())
+    assert plan(project) == {}
+
+
+def test_touching_a_slide_remakes_what_follows_from_it_and_nothing_else(project, demo):
+    slide = sorted(project.glob("results/phantom/*.svs"))[3]
+    before = slide.stat()
+    slide.touch()
+    try:
+        assert plan(project) == {"pyramid": 1, "train": 12, "predict": 12, "evaluate": 1, "all": 1}
+    finally:
+        os.utime(slide, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert plan(project, "-R", "train") == {"train": 12, "predict": 12, "evaluate": 1, "all": 1}
+
+
+def test_the_report_holds_table_and_figure(project, demo):
+    snakemake(project, "--report", "report.html")
+    page = (project / "report.html").read_text()
+    assert "comparison.tsv" in page and "comparison.png" in page
+    assert (project / "results/comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_workflow_is_lint_free(project):
+    _, output = snakemake(project, "--lint")
+    assert "good condition" in output
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ('resolutions=[{"mpp": "fine", "canvas": 8, "mesh": [1,1,1]}]', "resolutions[0].mpp: 'fine' is not of type"),
+        ("folds={number: 2}", "folds.number"),
+        ("fold=3", "'fold' was unexpected"),
+        ("slides=nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
+        ("pathvars={result: x}", "pathvars: Additional properties"),
+        ("phantom={confounder: 0.5, sites: 1}", "confounder 0.5 with 1 sites"),
+        (
+            'resolutions=[{"mpp": 8, "canvas": 9, "mesh": [1,1,1]}, {"mpp": 8.0, "canvas": 9, "mesh": [1,2,1]}]',
+            "an mpp is given twice",
+        ),
+        ('resolutions=[{"mpp": 8, "canvas": 9, "mesh": [3,1,1]}]', "do not divide over the 3 data ranks"),
+    ],
+)
+def test_a_wrong_config_is_said_in_one_line(project, setting, message):
+    code, output = snakemake(project, "-n", "--config", setting, check=False)
+    assert code == 1
+    assert sum(message in line for line in output.splitlines()) == 1, output
+
+
+@pytest.fixture
+def own_slides(tmp_path):
+    """A project with a sheet of its own: six phantoms on disk, one of them torn, and one behind an address."""
+    folder = fresh_copy(tmp_path / "project")
+    (folder / "my").mkdir()
+    phantoms = cohort(seed=9, patients=6, folder="my")
+    for phantom in phantoms:
+        write_slide(folder / phantom.source, render(phantom))
+    sheet = pd.DataFrame(map(sheet_row, phantoms))
+    torn = folder / sheet.loc[1, "source"]
+    torn.write_bytes(torn.read_bytes()[:5000])
+    (folder / "archive").mkdir()
+    (folder / sheet.loc[2, "source"]).rename(folder / "archive" / "remote.svs")
+
+    class Archive(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=folder / "archive")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sheet.loc[2, "source"] = f"http://127.0.0.1:{server.server_port}/remote.svs"
+    sheet.to_csv(folder / "my/slides.tsv", sep="\t", index=False)
+    yield folder, sheet
+    server.shutdown()
+
+
+def test_a_missing_file_is_named_before_anything_runs(own_slides):
+    folder, sheet = own_slides
+    (folder / sheet.loc[0, "source"]).unlink()
+    code, output = snakemake(folder, "-n", "--config", "slides=my/slides.tsv", check=False)
+    assert code == 1 and f"slide {sheet.loc[0, 'slide']}: no such file" in output
+
+
+def test_a_sheet_without_source_takes_the_config_s_pattern(own_slides):
+    folder, sheet = own_slides
+    here = sheet.drop(index=2).assign(site="a")
+    here[["slide", "patient", "label"]].to_csv(folder / "my/short.csv", index=False)
+    settings = ["--config", "slides=my/short.csv", "source=my/{slide}.svs", 'folds={"number": 3}']
+    snakemake(folder, "--cores", 2, *settings, "--", "results/folds.tsv")
+    assert len(pd.read_csv(folder / "results/folds.tsv", sep="\t")) == len(here)
+
+
+def test_a_bad_slide_is_named_and_the_others_go_on(own_slides):
+    folder, sheet = own_slides
+    code, output = snakemake(folder, "--cores", 2, "--config", "slides=my/slides.tsv", "--", "pyramids", check=False)
+    assert code == 1
+    torn = sheet.loc[1, "slide"]
+    said = collections.Counter(line.strip() for line in output.splitlines() if line.strip().startswith("gigapipe:"))
+    ((line, _),) = said.items()
+    assert f"{torn}.svs" in line and "sample sheet" in line
+    assert "Traceback" not in output
+    whole = {p.name for p in (folder / "results/pyramids").iterdir()}
+    assert whole == set(sheet["slide"]) - {torn}
+    remote = sheet.loc[2, "slide"]
+    assert Pyramid(folder / "results/pyramids" / remote).source["name"] == f"{remote}.svs"
+    assert (folder / "resources/slides" / f"{remote}.svs").exists()
+
+
+def test_an_interrupted_run_leaves_nothing_that_is_taken_for_whole(own_slides):
+    folder, sheet = own_slides
+    sheet = sheet.drop(index=[1, 2])
+    sheet.to_csv(folder / "my/slides.tsv", sep="\t", index=False)
+    arguments = ["--cores", 2, "--config", "slides=my/slides.tsv", "--", "pyramids"]
+    process = start(folder, *arguments)
+    while not list((folder / "results/pyramids").glob(".*.partial")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    snakemake(folder, "--unlock", *arguments)
+    snakemake(folder, *arguments)
+    pyramids = [p for p in (folder / "results/pyramids").iterdir()]
+    assert {p.name for p in pyramids} == set(sheet["slide"])
+    assert all((Pyramid(p).array(8)[:] < 255).any() for p in pyramids)
