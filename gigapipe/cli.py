@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     sub = verb(phantom, "Generate slides whose right answer is known.")
     sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")
     sub.add_argument("--seed", type=int, default=0, help="another seed, another cohort")
-    sub.add_argument("--patients", type=positive, default=32, help="number of patients, of one or two slides each")
+    sub.add_argument("--patients", type=positive, default=40, help="number of patients, of one or two slides each")
     sub.add_argument("--sites", type=positive, default=4, help="number of sites that patients come from")
     sub.add_argument(
         "--confounder", type=float, default=0.0, help="0: sites are balanced; 1: a site has one class only"

@@ -31,7 +31,7 @@ def clumping(rgb: np.ndarray, mpp: float) -> float:
 
 @pytest.fixture(scope="module")
 def slides():
-    phantoms = cohort(seed=0, patients=32)
+    phantoms = cohort(seed=0, patients=40)
     return phantoms, [render(phantom) for phantom in phantoms]
 
 

@@ -98,7 +98,7 @@ def demo(project) -> dict:
 
 def test_a_dry_run_shows_the_whole_plan(project):
     jobs = plan(project)
-    slides = len(cohort(patients=32))
+    slides = len(cohort(patients=40))
     models = 3 * 4
     expected = {"phantom": slides + 1, "pyramid": slides, "folds": 1, "train": models, "predict": models}
     assert jobs == {**expected, "evaluate": 1, "all": 1}
@@ -115,11 +115,11 @@ def test_the_known_answer_is_found(project, demo):
     assert list(table.index) == [48, 8, 2]
     assert table.loc[2, "auc"] >= 0.85
     assert abs(table.loc[48, "auc"] - 0.5) <= 0.2
-    assert (table["slides"] == len(cohort(patients=32))).all()
+    assert (table["slides"] == len(cohort(patients=40))).all()
     assert (table["ranks"] == [1, 1, 2]).all()
     assert (table["seconds_per_step"] > 0).all() and (table["peak_memory_per_rank_mb"] > 100).all()
     held_out = pd.concat(pd.read_csv(p, sep="\t") for p in project.glob("results/2um/fold-*/predictions.tsv"))
-    assert sorted(held_out["slide"]) == sorted(p.slide for p in cohort(patients=32))
+    assert sorted(held_out["slide"]) == sorted(p.slide for p in cohort(patients=40))
 
 
 def test_the_killed_training_went_on_and_nothing_done_was_done_again(project, demo):

@@ -9,11 +9,10 @@ around them. Both groups have the same number of nuclei, hence the same stain, a
 tells them apart is only a structure of 28 µm: where a pixel is larger than that, the classes differ in the fourth
 order of (14 µm / pixel), and nothing can separate them; at a few µm per pixel a network can.
 
-**The confounder**, off by default: each site has a stain colour of its own. With `confounder=0` every site has as
-many patients of either class. With `confounder=1` a site has one class only, and along the scale of colours the
-classes alternate from site to site: a site's own colour gives away its slides' class, the colours of other sites
-point to the wrong one. A random split is fooled, a site-preserved one is not. Values between mix the two, patient
-by patient.
+**The confounder** gives each site a stain colour of its own, and ties site to class. With `confounder=0`, the
+default, there is neither. With `confounder=1` a site has one class only, and along the scale of colours the classes
+alternate from site to site: a site's own colour gives away its slides' class, the colours of other sites point to
+the wrong one. A random split is fooled, a site-preserved one is not. Values between tie that share of the patients.
 """
 
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ RING = 14.0  # radius of the ring of six, µm
 CORE = 3.6  # distance of the two inner nuclei of a solid group from its centre, µm
 SHELL = np.sqrt((6 * RING**2 - 2 * CORE**2) / 4)  # of the four outer ones: equal second moments, µm
 PITCH = 48.0  # of the groups, µm; no two of them touch
-TISSUE_RADIUS = 150.0  # µm
+TISSUE_RADIUS = 190.0  # µm
 WHITE = 244.0
 # Optical densities of the two stains, haematoxylin and eosin, in R, G, B.
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
@@ -55,7 +54,7 @@ class Phantom:
 
 
 def cohort(
-    seed: int = 0, patients: int = 32, sites: int = 4, confounder: float = 0.0, folder: str = "."
+    seed: int = 0, patients: int = 40, sites: int = 4, confounder: float = 0.0, folder: str = "."
 ) -> list[Phantom]:
     """The slides of a cohort, each to be written to `folder`: a pure function of its arguments.
 
@@ -83,7 +82,7 @@ def cohort(
                     site=f"site-{site}",
                     label=CLASSES[label],
                     source=str(Path(folder) / f"{name}.svs"),
-                    site_colour=site / max(1, sites - 1),
+                    site_colour=site / (sites - 1) if confounder else 0.0,
                     seed=(seed, len(slides)),
                 )
             )
@@ -98,7 +97,7 @@ def sheet_row(phantom: Phantom) -> dict[str, str]:
 def render(phantom: Phantom) -> np.ndarray:
     """The slide's pixels at `MPP`: (rows, columns, 3), uint8 RGB."""
     rng = np.random.default_rng(phantom.seed)
-    rows, columns = rng.integers(800, 960, 2)
+    rows, columns = rng.integers(960, 1120, 2)
     tissue = _tissue(rng, rows, columns)
     groups = _groups(rng, tissue)
     nuclei = np.concatenate(
@@ -161,7 +160,7 @@ def _arrangement(label: str, turns: np.ndarray) -> np.ndarray:
 
 def _lone_nuclei(rng, tissue: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Nuclei (n, 2), in µm, scattered between the groups: as many as a slide happens to have."""
-    points = rng.uniform(0, 1, (int(rng.uniform(20, 100)), 2)) * tissue.shape * MPP
+    points = rng.uniform(0, 1, (int(rng.uniform(30, 150)), 2)) * tissue.shape * MPP
     points = _inside(tissue, points, NUCLEUS / 2)
     distance, _ = cKDTree(groups).query(points)
     return points[distance > SHELL + NUCLEUS]
