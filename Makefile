@@ -8,7 +8,7 @@ READY := .venv/ready
 .PHONY: demo test
 
 demo: $(READY)
-	@echo "Phantom slides to comparison table: about 7 minutes on 2 cores. Logs are in results/logs."
+	@echo "Phantom slides to comparison table: about 10 minutes on 2 cores. Logs are in results/logs."
 	PATH="$(BIN):$$PATH" snakemake --cores $(CORES) --quiet rules
 	PATH="$(BIN):$$PATH" snakemake --report results/report.html --quiet all
 	@echo; cat results/comparison.md

@@ -12,13 +12,13 @@ from gigapipe.errors import InputError
 
 
 def phantom(args: argparse.Namespace) -> None:
-    import pandas as pd
-
     from gigapipe.progress import Progress
     from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 
     slides = cohort(args.seed, args.patients, args.sites, args.confounder, folder=str(args.folder))
     if args.only in (None, "slides.tsv"):
+        import pandas as pd
+
         with written_aside(args.folder / "slides.tsv") as partial:
             pd.DataFrame(map(sheet_row, slides)).to_csv(partial, sep="\t", index=False)
     if args.only:

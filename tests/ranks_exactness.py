@@ -74,12 +74,32 @@ def adjoint_of_halo(mesh, size, windows):
     return abs(forward / backward - 1)
 
 
+def normalise_without_affine(mesh):
+    """BatchNorm without weight and bias, of an image with a large mean, against torch's own: output and gradient."""
+    torch.manual_seed(0)
+    whole = (100 + torch.rand(mesh.data, 3, 9, 7, dtype=torch.float64)).requires_grad_()
+    norms = [torch.nn.BatchNorm2d(3, affine=False).double() for _ in range(2)]
+    expected = norms[0](whole)
+    (expected**3).sum().backward()
+    mine = slice(mesh.data_index, mesh.data_index + 1)
+    local = shard(whole.detach()[mine], mesh).requires_grad_()
+    found = norms[1](SpatialTensor(local, (9, 7), mesh))
+    (found.local**3).sum().backward()
+    return worst(
+        [found.local.detach(), local.grad, norms[1].running_var],
+        [shard(expected.detach()[mine], mesh), shard(whole.grad[mine], mesh), norms[0].running_var],
+    )
+
+
 for mesh_shape in MESHES:
     with started(*mesh_shape, threads=RANKS) as mesh:
         for size in SIZES:
             case = train_against_undivided(mesh, size)
             if mesh.rank == 0:
                 print(json.dumps({"mesh": mesh_shape, "size": size, **case}), flush=True)
+        error = normalise_without_affine(mesh)
+        if mesh.rank == 0:
+            print(json.dumps({"mesh": mesh_shape, "norm": error}), flush=True)
         if mesh.image_ranks > 1:
             for window in (Window(7, 2, (3, 3)), Window(3, 2, (1, 1)), Window(3, 1, (20, 0), dilation=9)):
                 error = adjoint_of_halo(mesh, (37, 29), (window, window))

@@ -68,8 +68,13 @@ def test_a_wrong_sheet_is_refused_in_one_line(sheet, change, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         read_sheet(path)
     assert "\n" not in str(error.value) and "slides.tsv" in str(error.value)
+
+
+def test_the_verb_says_just_that_line(sheet, tmp_path):
+    path = written(spoil("label", "")(sheet), tmp_path)
     done = gigapipe("folds", path, tmp_path / "folds.tsv", check=False)
-    assert done.returncode == 1 and done.stdout == f"gigapipe: {error.value}\n"
+    assert done.returncode == 1
+    assert done.stdout == f"gigapipe: sample sheet {path}: slide PH-002-A has no label; fill it in, or remove the row\n"
     assert not (tmp_path / "folds.tsv").exists()
 
 

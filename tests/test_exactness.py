@@ -29,6 +29,12 @@ def test_resnet18_trains_as_if_undivided(ranks, meshes):
         assert case["evaluation"] <= 1e-9, case
 
 
+@pytest.mark.parametrize("ranks, meshes", [(2, 3), (4, 3)])
+def test_batch_norm_without_affine_is_that_of_the_whole_batch(ranks, meshes):
+    norms = [case["norm"] for case in cases(ranks) if "norm" in case]
+    assert len(norms) == meshes and max(norms) <= 1e-9
+
+
 @pytest.mark.parametrize("ranks, meshes", [(2, 2), (4, 3)])
 def test_backward_exchange_is_the_adjoint(ranks, meshes):
     adjoints = [case for case in cases(ranks) if "adjoint" in case]

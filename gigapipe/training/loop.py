@@ -70,7 +70,7 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
         state = {key: saved[key] for key in state}
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        if state["mesh"] != shape:  # another mesh, another cost
+        if state["mesh"] != shape and state["epoch"] < settings.epochs:  # another mesh, another cost
             state |= {"mesh": shape, "seconds": [], "peak_memory_mb": 0.0}
         if speak:
             print(f"resumed after epoch {state['epoch']} of {settings.epochs}", file=sys.stderr)
@@ -167,15 +167,11 @@ def measure_statistics(model: torch.nn.Module, canvases: Canvases, batches) -> N
 def predict(model: torch.nn.Module, canvases: Canvases, mesh: Mesh) -> torch.Tensor:
     """Class probabilities (slides, classes), float64, the same on every rank; data ranks share out the slides."""
     model.eval()
-    found = None
+    found = torch.zeros(len(canvases), model.fc.out_features, dtype=torch.float64)
     for index in range(mesh.data_index, len(canvases), mesh.data):
         images, _ = canvases.batch([index])
-        probability = F.softmax(model(images).double(), dim=1)[0]
-        if found is None:
-            found = torch.zeros(len(canvases), len(probability), dtype=torch.float64)
-        found[index] = probability / mesh.image_ranks
-    if found is None:
-        found = torch.zeros(len(canvases), model.fc.out_features, dtype=torch.float64)
+        # The ranks of one image have found the same: their sum must count it once.
+        found[index] = F.softmax(model(images).double(), dim=1)[0] / mesh.image_ranks
     return mesh.sum_(found)
 
 
