@@ -82,6 +82,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xticks(table[column], [f"{v:.3g}" for v in table[column]])
         axes.minorticks_off()
+        axes.margins(x=0.15)
         axes.set_xlabel(label)
         for row in table.itertuples():
             axes.annotate(

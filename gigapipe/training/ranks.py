@@ -46,14 +46,16 @@ def started(data: int, rows: int, columns: int, threads: int) -> Iterator[Mesh]:
         if world.size == 1:
             raise
         # What is wrong for all is said once: the other ranks leave rank 0 a moment to end the job.
-        time.sleep(2 * min(world.rank, 1))
+        time.sleep(4 * min(world.rank, 1))
         if isinstance(error, InputError):
             print(f"gigapipe: {error}", file=sys.stderr, flush=True)
         else:
             print(f"rank {world.rank} on {socket.gethostname()} failed:", file=sys.stderr)
             traceback.print_exception(error)
             sys.stderr.flush()
+        time.sleep(1)  # an aborted launcher drops what it has not yet passed on
         world.Abort(1)
+        os._exit(1)  # Abort may return before the launcher has ended this process
 
 
 def _connect(world, shared) -> None:
