@@ -156,31 +156,32 @@ def test_the_workflow_is_lint_free(project):
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ('resolutions=[{"mpp": "fine", "canvas": 8, "mesh": [1,1,1]}]', "resolutions[0].mpp: 'fine' is not of type"),
-        ("folds={number: 2}", "folds.number"),
-        ("fold=3", "'fold' was unexpected"),
-        ("slides=nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
-        ("pathvars={result: x}", "pathvars: Additional properties"),
-        ("phantom={confounder: 0.5, sites: 1}", "confounder 0.5 with 1 sites"),
+        ("resolutions: [{mpp: fine, canvas: 8, mesh: [1, 1, 1]}]", "resolutions[0].mpp: 'fine' is not of type"),
+        ("folds: {number: 2}", "folds.number: 2 is less than the minimum of 3"),
+        ("fold: 3", "'fold' was unexpected"),
+        ("slides: nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
+        ("pathvars: {result: x}", "pathvars: Additional properties"),
+        ("phantom: {confounder: 0.5, sites: 1}", "confounder 0.5 with 1 sites"),
         (
-            'resolutions=[{"mpp": 8, "canvas": 9, "mesh": [1,1,1]}, {"mpp": 8.0, "canvas": 9, "mesh": [1,2,1]}]',
+            "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 1, 1]}, {mpp: 8.0, canvas: 9, mesh: [1, 2, 1]}]",
             "an mpp is given twice",
         ),
-        ('resolutions=[{"mpp": 8, "canvas": 9, "mesh": [3,1,1]}]', "do not divide over the 3 data ranks"),
+        ("resolutions: [{mpp: 8, canvas: 9, mesh: [3, 1, 1]}]", "do not divide over the 3 data ranks"),
     ],
 )
 def test_a_wrong_config_is_said_in_one_line(project, setting, message):
-    code, output = snakemake(project, "-n", "--config", setting, check=False)
+    (project / "mine.yaml").write_text(setting)
+    code, output = snakemake(project, "-n", "--configfile", "mine.yaml", check=False)
     assert code == 1
     assert sum(message in line for line in output.splitlines()) == 1, output
 
 
 @pytest.fixture
 def own_slides(tmp_path):
-    """A project with a sheet of its own: six phantoms on disk, one of them torn, and one behind an address."""
+    """A project with a sheet of its own: phantoms on disk, one of them torn, and one behind an address."""
     folder = fresh_copy(tmp_path / "project")
     (folder / "my").mkdir()
-    phantoms = cohort(seed=9, patients=6, folder="my")
+    phantoms = cohort(seed=9, patients=8, folder="my")
     for phantom in phantoms:
         write_slide(folder / phantom.source, render(phantom))
     sheet = pd.DataFrame(map(sheet_row, phantoms))
@@ -215,8 +216,8 @@ def test_a_sheet_without_source_takes_the_config_s_pattern(own_slides):
     folder, sheet = own_slides
     here = sheet.drop(index=2).assign(site="a")
     here[["slide", "patient", "label"]].to_csv(folder / "my/short.csv", index=False)
-    settings = ["--config", "slides=my/short.csv", "source=my/{slide}.svs", 'folds={"number": 3}']
-    snakemake(folder, "--cores", 2, *settings, "--", "results/folds.tsv")
+    (folder / "mine.yaml").write_text("slides: my/short.csv\nsource: my/{slide}.svs\nfolds: {number: 3}\n")
+    snakemake(folder, "--cores", 2, "--configfile", "mine.yaml", "--", "results/folds.tsv")
     assert len(pd.read_csv(folder / "results/folds.tsv", sep="\t")) == len(here)
 
 
