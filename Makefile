@@ -15,8 +15,9 @@ demo: $(READY)
 	@echo; echo "Table: results/comparison.tsv   Figure: results/comparison.png   Report: results/report.html"
 
 test: $(READY)
-	PATH="$(BIN):$$PATH" ruff check . && .venv/bin/ruff format --check --quiet .
-	PATH="$(BIN):$$PATH" snakefmt --check Snakefile workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/snakefmt --check Snakefile workflow
 	PATH="$(BIN):$$PATH" python -m pytest $(PYTEST)
 
 # `ready` is written last: a set-up that was interrupted is done again.

@@ -18,18 +18,18 @@ with started(1, 2, 2, threads=4) as mesh:
     table = pd.DataFrame({"slide": [slide], "label": [label]})
     canvases = Canvases(table, pyramids, MPP, SIZE, [label], mesh)
     whole = torch.from_numpy(read_canvas(canvases.pyramids[0], MPP, SIZE)).float()
-    for turn in range(8):
-        image, labels = canvases.batch([0], [turn])
+    for symmetry in range(8):
+        image, labels = canvases.batch([0], [symmetry])
         expected = whole
-        if turn & 4:
+        if symmetry & 4:
             expected = expected.transpose(1, 2)
-        if turn & 2:
+        if symmetry & 2:
             expected = expected.flip(1)
-        if turn & 1:
+        if symmetry & 1:
             expected = expected.flip(2)
         rows, columns = mesh.rectangle((SIZE, SIZE))
         expected = (255 - expected[:, slice(*rows), slice(*columns)]) / 255
         worst = (image.local[0] - expected).abs().max().item()
         worst = MPI.COMM_WORLD.allreduce(worst, MPI.MAX)
         if mesh.rank == 0:
-            print(json.dumps({"turn": turn, "difference": worst}), flush=True)
+            print(json.dumps({"symmetry": symmetry, "difference": worst}), flush=True)

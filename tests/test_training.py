@@ -49,7 +49,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_ranks_read_the_rectangles_of_one_canvas_under_every_symmetry(small_cohort):
     slide, label = pd.read_csv(small_cohort / "slides.tsv", sep="\t").loc[0, ["slide", "label"]]
     found = run_ranks("ranks_canvases.py", 4, small_cohort / "pyramids", slide, label)
-    assert [f["turn"] for f in found] == list(range(8))
+    assert [f["symmetry"] for f in found] == list(range(8))
     assert max(f["difference"] for f in found) <= 1e-6
 
 

@@ -80,14 +80,20 @@ def demo(project) -> dict:
     reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
     reader.start()
     killed = None
-    while process.poll() is None:
-        found = list(project.glob("results/2um/fold-*/checkpoint.pt"))
-        if found and not killed:
-            killed = found[0].parent
-            for job in psutil.Process(process.pid).children(recursive=True):
-                if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(job.cmdline()):
-                    job.kill()
-        time.sleep(0.2)
+    try:
+        while process.poll() is None:
+            found = list(project.glob("results/2um/fold-*/checkpoint.pt"))
+            if found and not killed:
+                killed = found[0].parent
+                for job in psutil.Process(process.pid).children(recursive=True):
+                    if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(
+                        job.cmdline()
+                    ):
+                        job.kill()
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     reader.join()
     assert killed and process.returncode != 0, output[0]
     assert not (project / "results/comparison.tsv").exists()

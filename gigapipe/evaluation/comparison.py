@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from gigapipe.errors import InputError  # noqa: E402
-from gigapipe.evaluation.metrics import auc_interval, fold_auc  # noqa: E402
+from gigapipe.errors import InputError
+from gigapipe.evaluation.metrics import auc_interval, fold_auc
 
 
 def compare(predictions: list[Path], trainings: list[Path]) -> pd.DataFrame:
@@ -71,7 +68,8 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Write a PNG: AUC against resolution, and against what a step costs, side by side."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     error = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
     for axes, column, label in (
         (left, "mpp", "resolution, µm per pixel (finer to the right)"),
@@ -96,4 +94,3 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left.set_ylim(0, 1.05)
     left.set_ylabel("AUC on held-out slides, 95 % interval")
     figure.savefig(path, dpi=150, format="png")
-    plt.close(figure)

@@ -148,6 +148,8 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
 def measure_statistics(model: torch.nn.Module, canvases: Canvases, batches) -> None:
     """Set every BatchNorm's running statistics to their plain mean over `batches` at the present weights.
 
+    `batches` yields lists of indices into `canvases`; all ranks call it together.
+
     The usual moving average lags behind the weights by some ten steps, and with few steps an epoch the network that
     is validated is not the one that was trained ("precise BN", Wu and Johnson 2021, arXiv:2105.07576, section 3).
     """

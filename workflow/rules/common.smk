@@ -16,10 +16,13 @@ from gigapipe.slides.sheet import read_sheet
 SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide"}
 
 
-def check(instance, schema, where):
-    """Raise a one-line WorkflowError for the first thing in `instance` that is not as `schema` says."""
+def validator(schema):
     path = Path(workflow.basedir) / "workflow" / "schemas" / schema
-    validator = jsonschema.Draft202012Validator(yaml.safe_load(path.read_text()))
+    return jsonschema.Draft202012Validator(yaml.safe_load(path.read_text()))
+
+
+def check(instance, validator, where):
+    """Raise a one-line WorkflowError for the first thing in `instance` that is not as its schema says."""
     error = jsonschema.exceptions.best_match(validator.iter_errors(instance))
     if error:
         place = error.json_path.removeprefix("$").lstrip(".") or "top level"
@@ -36,9 +39,10 @@ def sample_sheet():
         sheet = read_sheet(config["slides"], config.get("source"))
     except InputError as error:
         raise WorkflowError(str(error))
+    slides_schema = validator("slides.schema.yaml")
     for row in sheet.to_dict("records"):
         where = f"sample sheet {config['slides']}: slide {row['slide']}"
-        check(row, "slides.schema.yaml", where)
+        check(row, slides_schema, where)
         if not is_url(row["source"]) and not Path(row["source"]).exists():
             raise WorkflowError(
                 f"{where}: no such file: {row['source']}; correct its source, or remove the row"
@@ -50,7 +54,7 @@ def is_url(source):
     return source.startswith(("http://", "https://"))
 
 
-check(config, "config.schema.yaml", "config")
+check(config, validator("config.schema.yaml"), "config")
 SHEET = sample_sheet().set_index("slide")
 SHEET_FILE = config.get("slides") or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
