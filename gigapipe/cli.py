@@ -58,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
     from gigapipe.training.loop import Settings, train
     from gigapipe.training.ranks import started
 
-    with started(*args.mesh, threads=args.threads) as mesh:
+    with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
         table = read_folds(args.folds)
         parts = roles(table, args.fold)
         settings = Settings(
@@ -93,17 +93,19 @@ def predict(args: argparse.Namespace) -> None:
 
     from gigapipe.evaluation.folds import read_folds, roles
     from gigapipe.models import resnet18
+    from gigapipe.spatial import decompose
     from gigapipe.training.canvases import Canvases
     from gigapipe.training.loop import Settings, predict
     from gigapipe.training.ranks import started
 
-    with started(*args.mesh, threads=args.threads) as mesh:
+    with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
         if not args.model.exists():
             raise InputError(f"model {args.model}: no such file; make it with `gigapipe train`")
         saved = torch.load(args.model, weights_only=True)
         settings = Settings(**saved["settings"])
         model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
         model.load_state_dict(saved["model"])
+        decompose(model, mesh)
         table = roles(read_folds(args.folds), settings.fold)["test"]
         canvases = Canvases(table, args.pyramids, settings.mpp, settings.canvas, settings.classes, mesh)
         probabilities = predict(model, canvases, mesh)
@@ -158,6 +160,9 @@ def parser() -> argparse.ArgumentParser:
             help="how the ranks are arranged; start it with `mpiexec -n` their product",
         )
         sub.add_argument("--threads", type=positive, default=2, help="CPU threads, shared out among the ranks")
+        sub.add_argument(
+            "--transport", choices=["mpi", "torch"], default="mpi", help="what carries halos and sums between ranks"
+        )
 
     sub = verb(phantom, "Generate slides whose right answer is known.")
     sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mpi4py import MPI
 
 from gigapipe.models import resnet18
-from gigapipe.spatial import SpatialTensor, average_gradients
+from gigapipe.spatial import SpatialTensor, decompose
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.window import Window
 from gigapipe.training.ranks import started
@@ -34,7 +34,7 @@ def train_against_undivided(mesh, size):
     """ResNet-18 with trainable BatchNorm, two images a data rank, three steps of SGD with momentum."""
     torch.manual_seed(0)
     undivided = resnet18(2).double()
-    ours = copy.deepcopy(undivided)
+    ours = decompose(copy.deepcopy(undivided), mesh)
     images = torch.rand(2 * mesh.data, 3, *size, dtype=torch.float64)
     labels = torch.arange(2 * mesh.data) % 2
     mine = slice(2 * mesh.data_index, 2 * mesh.data_index + 2)
@@ -45,11 +45,10 @@ def train_against_undivided(mesh, size):
             optimizer.zero_grad()
         loss = F.cross_entropy(ours(SpatialTensor(shard(images[mine], mesh), size, mesh)), labels[mine])
         loss.backward()
-        average_gradients(ours.parameters(), mesh)
         reference = F.cross_entropy(undivided(images), labels)
         reference.backward()
         if step == 0:
-            mean_loss = mesh.sum_(loss.detach().clone()) / mesh.size
+            mean_loss = mesh.everyone.sum_(loss.detach().clone()) / mesh.size
             result["loss"] = abs(mean_loss / reference.detach() - 1).item()
             result["gradient"] = worst(*([p.grad for p in m.parameters()] for m in (ours, undivided)))
         for optimizer in optimizers:
@@ -70,7 +69,7 @@ def adjoint_of_halo(mesh, size, windows):
     y = torch.rand_like(gathered)
     (adjoint,) = torch.autograd.grad(gathered, x, y)
     products = torch.stack([(gathered * y).sum(), (x * adjoint).sum()]).detach()
-    forward, backward = mesh.sum_(products).tolist()
+    forward, backward = mesh.everyone.sum_(products).tolist()
     return abs(forward / backward - 1)
 
 

@@ -1,12 +1,20 @@
 """Any image over any number of ranks, with the gradients of the undivided image. Depends on torch alone.
 
+    mesh = Mesh(rows=2)                          # two ranks, one above the other
+    model = decompose(resnet18(), mesh)          # any model, its source untouched
+    loss = criterion(model(shard(image, mesh)), label)
+    loss.backward()                              # the gradients are those of the undivided image
+
 Read it in this order: `window.py` (interval arithmetic), `mesh.py` (who owns what), `halo.py` (the exchange),
-`tensor.py` (how an untouched model meets it), `operators.py` and `norm.py` (each operation's decomposed form),
-`gradients.py` (the one all-reduce after the backward pass).
+`tensor.py` (how an untouched model meets it), `operators/` (each operation's decomposed form), `decompose.py` (the one
+call) and `gradients.py` (the one all-reduce after the backward pass); `transports/` carry the bytes.
 """
 
+from gigapipe.spatial import operators  # noqa: F401  registers the decomposed forms
+from gigapipe.spatial.decompose import decompose
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.sharding import gather, shard
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
 
-__all__ = ["Mesh", "SpatialTensor", "average_gradients"]
+__all__ = ["Mesh", "NotDecomposed", "SpatialTensor", "average_gradients", "decompose", "gather", "shard"]

@@ -1,8 +1,10 @@
 """The mesh: ranks arranged as data × rows × columns."""
 
-import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
+from gigapipe.spatial.transports import Alone, Transport
+from gigapipe.spatial.transports.torch_distributed import TorchTransport
 from gigapipe.spatial.window import Rectangle, split
 
 
@@ -10,29 +12,45 @@ class Mesh:
     """Ranks arranged as data × rows × columns, in that order of significance, and where this rank stands.
 
     The `rows * columns` ranks of one data index hold one batch of images between them, each a rectangle; ranks of
-    different data index hold different images. All ranks of the default process group must make the same mesh, at
-    the same point of the program. A mesh of one rank needs no process group.
+    different data index hold different images. All ranks must make the same mesh, at the same point of the program.
+    `transport` carries what they exchange; by default torch.distributed's default process group, and where there is
+    none, this process alone.
 
-    Raises ValueError if the default process group does not have `data * rows * columns` ranks.
+    Raises ValueError if the transport does not have `data * rows * columns` ranks.
     """
 
-    def __init__(self, data: int = 1, rows: int = 1, columns: int = 1):
+    def __init__(self, data: int = 1, rows: int = 1, columns: int = 1, transport: Transport | None = None):
+        if transport is None:
+            transport = TorchTransport() if dist.is_initialized() else Alone()
         self.data, self.rows, self.columns = data, rows, columns
         self.size = data * rows * columns
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if ranks != self.size:
-            raise ValueError(f"a mesh of {data} × {rows} × {columns} needs {self.size} ranks, but {ranks} are running")
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        if transport.size != self.size:
+            raise ValueError(
+                f"a mesh of {data} × {rows} × {columns} needs {self.size} ranks, but {transport.size} are running"
+            )
         self.image_ranks = rows * columns
-        self.data_index, within = divmod(self.rank, self.image_ranks)
-        self.row, self.column = divmod(within, columns)
-        # The ranks that share this rank's images. Every rank takes part in making every group.
-        self.image_group = None
-        if self.size > 1:
-            for d in range(data):
-                group = dist.new_group(range(d * self.image_ranks, (d + 1) * self.image_ranks))
-                if d == self.data_index:
-                    self.image_group = group
+        self.rank = transport.rank
+        self.data_index, self.image_rank = divmod(self.rank, self.image_ranks)
+        self.row, self.column = divmod(self.image_rank, columns)
+        self.everyone = transport
+        """All ranks."""
+        self.image = transport
+        """The ranks that share this rank's images, numbered row by row."""
+        if data > 1:
+            first = self.data_index * self.image_ranks
+            self.image = transport.subset(range(first, first + self.image_ranks))
+
+    @classmethod
+    def of(cls, device_mesh: DeviceMesh) -> "Mesh":
+        """The mesh of a DeviceMesh whose dimensions are named data, rows and columns, in this order; any may lack.
+
+        It may be a part of a larger DeviceMesh. Raises ValueError for other names.
+        """
+        names = device_mesh.mesh_dim_names or ()
+        if list(names) != [name for name in ("data", "rows", "columns") if name in names]:
+            raise ValueError(f"a DeviceMesh of dimensions {names}: name them data, rows and columns, in this order")
+        shape = dict(zip(names, device_mesh.mesh.shape, strict=True))
+        return cls(**shape, transport=TorchTransport(device_mesh.mesh.flatten().tolist()))
 
     def __repr__(self) -> str:
         return f"Mesh(data={self.data}, rows={self.rows}, columns={self.columns}, rank={self.rank})"
@@ -44,20 +62,7 @@ class Mesh:
         return Rectangle(split(size[0], self.rows, row), split(size[1], self.columns, column))
 
     def peers(self):
-        """Yield `(rank, row, column)` of the other ranks that share this rank's images."""
-        for row in range(self.rows):
-            for column in range(self.columns):
-                if (row, column) != (self.row, self.column):
-                    yield self.data_index * self.image_ranks + row * self.columns + column, row, column
-
-    def sum_images_(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum `x` in place over the ranks that share this rank's images."""
-        if self.image_ranks > 1:
-            dist.all_reduce(x, group=self.image_group)
-        return x
-
-    def sum_(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum `x` in place over all ranks."""
-        if self.size > 1:
-            dist.all_reduce(x)
-        return x
+        """Yield `(rank, row, column)` of the other ranks of `image`."""
+        for rank in range(self.image_ranks):
+            if rank != self.image_rank:
+                yield rank, *divmod(rank, self.columns)

@@ -1,65 +1,102 @@
 """The tensor that knows where it lies: an image decomposed over a mesh, to which any model can be applied.
 
-`SpatialTensor` stands for a whole image (batch, channels, rows, columns) of which this rank holds a rectangle. Its
-`shape` is that of the whole image. torch hands every operation on it to `__torch_function__`, which runs the
-operation's decomposed form (see `operators.py`) on this rank's shard; an operation that has none raises, and so
-does anything that would reach the storage, for there is none. A model's source therefore does not change:
+`SpatialTensor` stands for a whole image, usually (batch, channels, rows, columns), of which this rank holds a
+rectangle. Its `shape` is that of the whole image. torch hands every operation on it to `__torch_function__`, which
+runs the operation's decomposed form (see `operators/`) on this rank's shard; an operation that has none raises, and
+so does anything that would reach the storage, for there is none. A model's source therefore does not change.
 
-    mesh = Mesh(rows=2)                                  # two ranks, one above the other
-    image = SpatialTensor(my_half, (1024, 1024), mesh)
-    loss = criterion(model(image), label)                # the logits are plain, equal on both ranks
-    loss.backward()
-    average_gradients(model.parameters(), mesh)          # now the gradients of the undivided image
-
-Operations that make an image into a vector (global pooling) return a plain tensor, the same on every rank.
+Operations that make an image into a vector (global pooling) return a plain tensor, the same on every rank that
+shares the image.
 """
+
+from collections.abc import Callable
 
 import torch
 
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.window import Rectangle
 
+DECOMPOSED: dict[Callable, Callable] = {}
+"""torch's own function -> our decomposed form of it, which takes the same arguments."""
+
+LAYERS: list[str] = []
+"""Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
+
 # Questions about the whole image that torch answers from the tensor's description alone.
 _METADATA = {
     torch.Tensor.size,
     torch.Tensor.dim,
+    torch.Tensor.ndimension,
     torch.Tensor.numel,
+    torch.Tensor.nelement,
+    torch.Tensor.get_device,
     torch.Tensor.is_floating_point,
+    torch.Tensor.is_complex,
     torch.is_floating_point,
+    torch.is_complex,
+    torch.is_tensor,
+    torch.numel,
     torch.Tensor.shape.__get__,
     torch.Tensor.ndim.__get__,
     torch.Tensor.dtype.__get__,
     torch.Tensor.device.__get__,
     torch.Tensor.layout.__get__,
     torch.Tensor.is_cuda.__get__,
+    torch.Tensor.is_sparse.__get__,
+    torch.Tensor.is_quantized.__get__,
+    torch.Tensor.is_nested.__get__,
 }
 
 
-class SpatialTensor(torch.Tensor):
-    """An image (…, rows, columns) decomposed over `mesh`; `local` is this rank's shard, `size` the whole's.
+def decomposes(*functions: Callable) -> Callable[[Callable], Callable]:
+    """Register a function as the decomposed form of torch's `functions`."""
 
+    def register(ours: Callable) -> Callable:
+        DECOMPOSED.update(dict.fromkeys(functions, ours))
+        return ours
+
+    return register
+
+
+class NotDecomposed(NotImplementedError):
+    """An operation that would be wrong on a shard; says which, in which layer, and what to do."""
+
+    def __init__(self, what: str, instead: str):
+        layer = f"in layer {LAYERS[-1]}: " if LAYERS and LAYERS[-1] else ""
+        super().__init__(f"gigapipe.spatial: {layer}{what}; {instead}")
+
+
+class SpatialTensor(torch.Tensor):
+    """An image decomposed over `mesh`; `local` is this rank's shard, `size` the whole's rows and columns.
+
+    `axes` says which of its dimensions are rows and columns; the last two unless told.
     Raises ValueError if `local` has not the shape of the rectangle that the mesh gives this rank.
     """
 
     local: torch.Tensor
     mesh: Mesh
+    axes: tuple[int, int]
 
     @staticmethod
-    def __new__(cls, local: torch.Tensor, size: tuple[int, int], mesh: Mesh):
+    def __new__(cls, local: torch.Tensor, size: tuple[int, int], mesh: Mesh, axes: tuple[int, int] = (-2, -1)):
+        rows, columns = (axis % local.dim() for axis in axes)
         expected = mesh.rectangle(size).shape
-        if tuple(local.shape[-2:]) != expected:
-            raise ValueError(f"{mesh!r} owns {expected} of an image of {tuple(size)}, not {tuple(local.shape[-2:])}")
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, (*local.shape[:-2], *size), dtype=local.dtype, device=local.device
-        )
+        held = local.shape[rows], local.shape[columns]
+        if held != expected:
+            raise ValueError(f"{mesh!r} owns {expected} of an image of {tuple(size)}, not {held}")
+        shape = list(local.shape)
+        shape[rows], shape[columns] = size
+        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
         self.local = local
         self.mesh = mesh
+        self.axes = rows, columns
         return self
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Rows and columns of the whole image."""
-        return self.shape[-2], self.shape[-1]
+        shape = self.shape
+        return shape[self.axes[0]], shape[self.axes[1]]
 
     @property
     def rectangle(self) -> Rectangle:
@@ -70,9 +107,9 @@ class SpatialTensor(torch.Tensor):
     def requires_grad(self) -> bool:
         return self.local.requires_grad
 
-    def with_local(self, local: torch.Tensor) -> "SpatialTensor":
+    def with_local(self, local: torch.Tensor, axes: tuple[int, int] | None = None) -> "SpatialTensor":
         """Another tensor of the same image size over the same mesh."""
-        return SpatialTensor(local, self.image_size, self.mesh)
+        return SpatialTensor(local, self.image_size, self.mesh, axes or self.axes)
 
     def __repr__(self) -> str:
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"
@@ -83,17 +120,23 @@ class SpatialTensor(torch.Tensor):
         if function in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
-        from gigapipe.spatial.operators import DECOMPOSED  # operators.py needs this class
-
         if function not in DECOMPOSED:
-            name = getattr(function, "__qualname__", None) or str(function)
-            raise NotImplementedError(
-                f"gigapipe.spatial has no decomposed form of {name}: it would be wrong on a shard. Use an "
-                f"operation that has one ({', '.join(sorted({f.__name__ for f in DECOMPOSED}))}), or apply it after "
-                "global pooling."
+            raise NotDecomposed(
+                f"there is no decomposed form of {name_of(function)}, and on a shard it would be wrong",
+                "use an operation that has one (docs/spatial.md lists them), or apply it after global pooling or to "
+                "gigapipe.spatial.gather(x)",
             )
         return DECOMPOSED[function](*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        raise NotImplementedError(f"gigapipe.spatial: {function} reached a shard below torch's Python functions")
+        raise NotDecomposed(
+            f"{function} reached a shard below torch's Python functions", "give it gigapipe.spatial.gather(x)"
+        )
+
+
+def name_of(function: Callable) -> str:
+    """What a user knows a torch function by."""
+    if getattr(function, "__name__", None) == "__get__":  # a property of Tensor
+        return f"Tensor.{function.__self__.__name__}"
+    return getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))

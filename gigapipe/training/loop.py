@@ -18,7 +18,7 @@ from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.models import resnet18
 from gigapipe.progress import Progress
-from gigapipe.spatial import Mesh, average_gradients
+from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.canvases import Canvases
 
 
@@ -56,7 +56,7 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
         )
     speak = mesh.rank == 0
     torch.manual_seed(settings.seed)
-    model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
+    model = decompose(resnet18(len(settings.classes)).to(memory_format=torch.channels_last), mesh)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -76,7 +76,7 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             print(f"resumed after epoch {state['epoch']} of {settings.epochs}", file=sys.stderr)
     elif checkpoint.exists() and speak:
         print(f"{checkpoint} is torn, or of other settings or slides: starting afresh", file=sys.stderr)
-    epochs = mesh.sum_(torch.tensor(float(state["epoch"])))
+    epochs = mesh.everyone.sum_(torch.tensor(float(state["epoch"])))
     if epochs != mesh.size * state["epoch"]:
         raise InputError(f"{checkpoint}: ranks see different files; give the file system time, and run it again")
 
@@ -96,7 +96,6 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             _refuse_divergence(loss.item(), epoch)
             optimizer.zero_grad()
             loss.backward()
-            average_gradients(model.parameters(), mesh)
             optimizer.step()
             losses.append(loss.item())
             state["seconds"].append(time.perf_counter() - begun)
@@ -105,7 +104,7 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
         probabilities = predict(model, validation, mesh)
         loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), validation.labels).item()
         _refuse_divergence(loss, epoch)
-        training_loss = mesh.sum_(torch.tensor(np.mean(losses))).item() / mesh.size
+        training_loss = mesh.everyone.sum_(torch.tensor(np.mean(losses))).item() / mesh.size
         state["peak_memory_mb"] = max(state["peak_memory_mb"], _peak_memory_mb(mesh))
         state["epoch"] = epoch + 1
         state["history"].append(
@@ -174,7 +173,7 @@ def predict(model: torch.nn.Module, canvases: Canvases, mesh: Mesh) -> torch.Ten
         images, _ = canvases.batch([index])
         # The ranks of one image have found the same: their sum must count it once.
         found[index] = F.softmax(model(images).double(), dim=1)[0] / mesh.image_ranks
-    return mesh.sum_(found)
+    return mesh.everyone.sum_(found)
 
 
 def _batches(slides: int, settings: Settings, epoch: int, mesh: Mesh):
@@ -221,4 +220,4 @@ def _peak_memory_mb(mesh: Mesh) -> float:
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     peaks = torch.zeros(mesh.size, dtype=torch.float64)
     peaks[mesh.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return mesh.sum_(peaks).max().item()
+    return mesh.everyone.sum_(peaks).max().item()

@@ -1,4 +1,4 @@
-"""Starting the ranks: MPI says who they are, torch.distributed carries the exchange."""
+"""Starting the ranks: MPI says who they are, and carries what they exchange unless torch.distributed is chosen."""
 
 import contextlib
 import os
@@ -14,12 +14,14 @@ import torch.distributed as dist
 
 from gigapipe.errors import InputError
 from gigapipe.spatial import Mesh
+from gigapipe.spatial.transports import Transport
+from gigapipe.spatial.transports.torch_distributed import TorchTransport
 
 SILENCE = timedelta(minutes=10)  # a rank that waits longer than this for another gives up
 
 
 @contextlib.contextmanager
-def started(data: int, rows: int, columns: int, threads: int) -> Iterator[Mesh]:
+def started(data: int, rows: int, columns: int, threads: int, transport: str = "mpi") -> Iterator[Mesh]:
     """The mesh of this run's ranks, `threads` of the job shared out among them. The launcher has started the ranks.
 
     An error on any rank ends them all. Raises InputError if the launcher started another number of ranks than the
@@ -36,11 +38,16 @@ def started(data: int, rows: int, columns: int, threads: int) -> Iterator[Mesh]:
                 f"`mpiexec -n {size} gigapipe …`, and the mpiexec (or srun --mpi=…) of this MPI library"
             )
         torch.set_num_threads(max(1, threads // size))
-        if size > 1:
-            _connect(world, MPI.COMM_TYPE_SHARED)
-        yield Mesh(data, rows, columns)
-        if size > 1:
-            dist.barrier()
+        if size == 1:
+            yield Mesh()
+        elif transport == "mpi":
+            from gigapipe.spatial.transports.mpi import MpiTransport
+
+            yield Mesh(data, rows, columns, MpiTransport(world, SILENCE.total_seconds()))
+        else:
+            yield Mesh(data, rows, columns, torch_transport(world))
+        world.Barrier()
+        if dist.is_initialized():
             dist.destroy_process_group()
     except BaseException as error:
         if world.size == 1:
@@ -58,9 +65,11 @@ def started(data: int, rows: int, columns: int, threads: int) -> Iterator[Mesh]:
         os._exit(1)  # Abort may return before the launcher has ended this process
 
 
-def _connect(world, shared) -> None:
-    """Join torch.distributed's default group, meeting at a free port of rank 0's host."""
-    on_one_host = world.Split_type(shared).size == world.size
+def torch_transport(world) -> Transport:
+    """torch.distributed (gloo) between the ranks of an MPI communicator, meeting at a free port of rank 0's host."""
+    from mpi4py import MPI
+
+    on_one_host = world.Split_type(MPI.COMM_TYPE_SHARED).size == world.size
     if on_one_host and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     host = "127.0.0.1" if on_one_host else world.bcast(socket.gethostname())
@@ -71,3 +80,4 @@ def _connect(world, shared) -> None:
     if store is None:
         store = dist.TCPStore(host, port, world.size, is_master=False, timeout=SILENCE)
     dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=SILENCE)
+    return TorchTransport()

@@ -1,0 +1,122 @@
+"""A training step of ResNet-18, batch 1: plain torch in one process against ranks that share the image.
+
+    python benchmarks/step.py [--sizes 1024 2048] [--ranks 2] [--layout channels_last] [--precision float32]
+
+Both have the machine's cores and huge pages, and take turns: several rounds, each in new processes. Prints medians of
+the steps' seconds, the peak memory of all ranks together, and their ratios. A step is forward, backward and SGD.
+
+Memory is sampled every 5 ms: what the processes have of their own, added up, and once the largest share of mapped
+files (libraries), which ranks have in common.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+
+def worker(size: int, layout: str, precision: str, steps: int) -> None:
+    """One rank; rank 0 prints the seconds of each step."""
+    import torch
+    import torch.nn.functional as F
+    from mpi4py import MPI
+
+    from gigapipe.models import resnet18
+    from gigapipe.spatial import Mesh, decompose, shard
+    from gigapipe.spatial.transports.mpi import MpiTransport
+
+    ranks = MPI.COMM_WORLD.size
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+    memory_format = getattr(torch, "contiguous_format" if layout == "contiguous" else layout)
+    torch.manual_seed(0)
+    model = resnet18(2).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    image = torch.rand(1, 3, size, size).contiguous(memory_format=memory_format)
+    if ranks > 1:
+        mesh = Mesh(rows=ranks, transport=MpiTransport(MPI.COMM_WORLD))
+        model, image = decompose(model, mesh), shard(image, mesh)
+    label = torch.tensor([1])
+    seconds = []
+    for _ in range(steps):
+        MPI.COMM_WORLD.Barrier()
+        begun = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(model(image).float(), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - begun)
+    if MPI.COMM_WORLD.rank == 0:
+        report = {"seconds": seconds[1:], "loss": loss.item()}
+        if ranks > 1:
+            report["sent"] = mesh.everyone.sent_bytes / steps
+        print(json.dumps(report), flush=True)
+
+
+def memory(process: psutil.Process) -> tuple[float, float]:
+    """Bytes that the Python processes below `process` have of their own, and the largest share of mapped files."""
+    own, files = 0, 0
+    for child in [process, *process.children(recursive=True)]:
+        try:
+            text = Path(f"/proc/{child.pid}/status").read_text()
+        except OSError:
+            continue
+        if text.startswith("Name:\tpython") and "RssAnon" in text:  # a process that is ending has none
+            rss = {k: int(v) * 1024 for k, v in re.findall(r"(Rss\w+):\s+(\d+) kB", text)}
+            own += rss["RssAnon"] + rss["RssShmem"]
+            files = max(files, rss["RssFile"])
+    return own, files
+
+
+def measure(ranks: int, arguments: list[str]) -> dict:
+    command = [sys.executable, __file__, "--worker", *arguments]
+    if ranks > 1:
+        command = ["mpiexec", "-n", str(ranks), *command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        peak, watched = 0, psutil.Process(process.pid)
+        while process.poll() is None:
+            peak = max(peak, sum(memory(watched)))
+            time.sleep(0.005)
+        (line,) = [line for line in process.stdout if line.startswith("{")]
+    return {**json.loads(line), "peak": peak}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.sizes[0], args.layout, args.precision, args.steps)
+        sys.exit()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    cores = len(os.sched_getaffinity(0))
+    print(f"ResNet-18, batch 1, {args.precision}, {args.layout}; {cores} cores, THP_MEM_ALLOC_ENABLE=1")
+    print(f"plain: 1 process × {cores} threads; ours: {args.ranks} ranks × {max(1, cores // args.ranks)} threads\n")
+    print("  size   plain, s    ours, s   ratio   plain, MB   ours, MB   ratio   sent a step, MB")
+    for size in args.sizes:
+        options = ["--sizes", size, "--layout", args.layout, "--precision", args.precision, "--steps", args.steps]
+        found = {1: [], args.ranks: []}
+        for _ in range(args.rounds):
+            for ranks, runs in found.items():
+                runs.append(measure(ranks, list(map(str, options))))
+        plain, ours = found.values()
+        seconds = [statistics.median(s for run in runs for s in run["seconds"]) for runs in (plain, ours)]
+        peaks = [statistics.median(run["peak"] for run in runs) / 1e6 for runs in (plain, ours)]
+        print(
+            f"{size:6} {seconds[0]:10.2f} {seconds[1]:10.2f} {seconds[1] / seconds[0]:7.2f}"
+            f" {peaks[0]:11.0f} {peaks[1]:10.0f} {peaks[1] / peaks[0]:7.2f} {ours[0]['sent'] / 1e6:17.2f}",
+            flush=True,
+        )

@@ -1,0 +1,223 @@
+"""Convolution of a shard, without a copy of it.
+
+A convolution is linear in its input, so the output of a shard with its halo is the output of the shard alone, padded
+with zeros, plus those of the halo's strips. The shard goes through torch's own kernel with the kernel's own padding,
+and each strip, a few rows or columns, adds to the few outputs that it reaches. So no padded buffer is made or kept,
+the exchange goes on while the shard is computed, and both hold in the backward pass too.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.halo import Halo, plan, return_halos, send_halos
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.operators.windowed import crop, images, pair, windowed
+from gigapipe.spatial.tensor import SpatialTensor, decomposes
+from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window
+
+convolution_backward = torch.ops.aten.convolution_backward
+
+
+class _Alone(NamedTuple):
+    """How torch's kernel, which pads both ends alike, computes an axis of a shard without its halo.
+
+    It is given `kept` of the shard, pads it by `padding` on both ends, and of its outputs `outputs` are right in
+    number and place.
+    """
+
+    kept: slice
+    padding: int
+    outputs: slice
+
+    @classmethod
+    def of(cls, window: Window, owned: Interval, needed: Interval, out: Interval) -> "_Alone":
+        kept = owned.intersect(needed)
+        before, after = kept.start - needed.start, needed.stop - kept.stop
+        extra = max(0, -(-(after - before) // window.stride))  # outputs computed in vain before the first
+        return cls(kept.within(owned), before + extra * window.stride, slice(extra, extra + out.size))
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What this rank computes of a convolution, and from what."""
+
+    windows: tuple[Window, Window]
+    halo: Halo
+    out: Rectangle
+    alone: tuple[_Alone, _Alone] | None  # None where nothing of the shard is looked at
+
+    @property
+    def padding(self) -> list[int]:
+        return [axis.padding for axis in self.alone]
+
+    @property
+    def kept(self) -> tuple:
+        return (..., *(axis.kept for axis in self.alone))
+
+    @property
+    def outputs(self) -> tuple:
+        return (..., *(axis.outputs for axis in self.alone))
+
+    def reached(self, part: Rectangle) -> Rectangle:
+        """Those of this rank's outputs that `part` of the input reaches."""
+        return Rectangle(*(w.sees(p, o) for w, p, o in zip(self.windows, part, self.out, strict=True)))
+
+    def margins(self, part: Rectangle) -> list[int]:
+        """F.pad's argument that makes `part` what those outputs look at; cuts off, below zero, what they do not."""
+        needed = [w.needs(o) for w, o in zip(self.windows, self.reached(part), strict=True)]
+        before_after = [(p.start - n.start, n.stop - p.stop) for p, n in zip(part, needed, strict=True)]
+        return [margin for axis in reversed(before_after) for margin in axis]
+
+
+@functools.cache
+def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
+    halo = plan(mesh, size, windows)
+    out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
+    alone = None
+    if not out.empty and not halo.owned.intersect(halo.needed).empty:
+        alone = tuple(_Alone.of(*axis) for axis in zip(windows, halo.owned, halo.needed, out, strict=True))
+    return _Geometry(windows, halo, out, alone)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local, weight, bias, mesh: Mesh, geometry: _Geometry, groups: int):
+        ctx.mesh, ctx.geometry, ctx.has_bias = mesh, geometry, bias is not None
+        stride, dilation = [w.stride for w in geometry.windows], [w.dilation for w in geometry.windows]
+        ctx.kernel = stride, dilation, groups
+        arrive = send_halos(local, geometry.halo, mesh)
+        if geometry.alone:
+            y = torch.conv2d(local[geometry.kept], weight, bias, stride, geometry.padding, dilation, groups)
+            ctx.computed = y.shape
+            if y.shape[-2:] != geometry.out.shape:
+                y = y[geometry.outputs].contiguous()  # or the view would keep the whole
+        else:
+            y = local.new_zeros(len(local), len(weight), *geometry.out.shape)
+            y += 0 if bias is None else bias.view(-1, 1, 1)
+        strips = arrive()
+        for strip, copy in zip(strips, geometry.halo.received, strict=True):
+            reached = geometry.reached(copy.source)
+            if not reached.empty:
+                padded = F.pad(strip, geometry.margins(copy.source))
+                y[(..., *reached.within(geometry.out))] += torch.conv2d(
+                    padded, weight, None, stride, 0, dilation, groups
+                )
+        ctx.save_for_backward(local, weight, *strips)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        local, weight, *strips = ctx.saved_tensors
+        geometry, (for_local, for_weight, for_bias) = ctx.geometry, ctx.needs_input_grad[:3]
+
+        def kernel(grad, x, padding, mask):
+            stride, dilation, groups = ctx.kernel
+            return convolution_backward(
+                grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, list(mask)
+            )
+
+        grad_weights, strip_grads = [], []
+        for strip, copy in zip(strips, geometry.halo.received, strict=True):
+            reached = geometry.reached(copy.source)
+            if reached.empty:
+                strip_grads.append(torch.zeros_like(strip))
+                continue
+            margins = geometry.margins(copy.source)
+            part = grad[(..., *reached.within(geometry.out))]
+            grad_padded, grad_weight, _ = kernel(part, F.pad(strip, margins), [0, 0], (for_local, for_weight, False))
+            grad_weights.append(grad_weight)
+            if for_local:
+                strip_grads.append(F.pad(grad_padded, [-margin for margin in margins]))
+        if for_local:
+            add_returned_to = return_halos(strip_grads, geometry.halo, ctx.mesh, like=local)
+        if geometry.alone:
+            part, computed = local[geometry.kept], grad
+            if grad.shape != ctx.computed:
+                computed = grad.new_zeros(ctx.computed)
+                computed[geometry.outputs] = grad
+            mask = for_local, for_weight, for_bias
+            grad_local, grad_weight, grad_bias = kernel(computed, part, geometry.padding, mask)
+            grad_weights.append(grad_weight)
+            if for_local and part.shape != local.shape:
+                grad_part, grad_local = grad_local, torch.zeros_like(local)
+                grad_local[geometry.kept] = grad_part
+        else:
+            grad_local = torch.zeros_like(local) if for_local else None
+            grad_bias = grad.sum((0, 2, 3)) if for_bias else None
+        if for_local:
+            grad_local = add_returned_to(grad_local)
+        grad_weight = None
+        if for_weight:
+            # The shard's own comes last, and is by far the largest: add the strips' to it.
+            grad_weight = grad_weights.pop() if grad_weights else torch.zeros_like(weight)
+            for part in grad_weights:
+                grad_weight += part
+        return grad_local, grad_weight, grad_bias, None, None, None
+
+
+def _mixed(x: SpatialTensor, *parameters):
+    """Shard and parameters in autocast's precision, where it is on: halos then travel in it, too."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x.local, *parameters
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(None if t is None else t.to(dtype) for t in (x.local, *parameters))
+
+
+@decomposes(torch.conv2d)
+def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    images(x, "conv2d")
+    if padding == "same":
+        pads = [(d * (k - 1) // 2, -(-d * (k - 1) // 2)) for k, d in zip(weight.shape[2:], pair(dilation), strict=True)]
+    else:
+        pads = [(p, p) for p in pair(0 if padding == "valid" else padding)]
+    axes = tuple(
+        Window(k, s, p, d) for k, s, p, d in zip(weight.shape[2:], pair(stride), pads, pair(dilation), strict=True)
+    )
+    size = tuple(window.output_size(n) for window, n in zip(axes, x.image_size, strict=True))
+    if x.mesh.image_ranks == 1:
+        return SpatialTensor(torch.conv2d(x.local, weight, bias, stride, padding, dilation, groups), size, x.mesh)
+    local, weight, bias = _mixed(x, weight, bias)
+    if weight.numel() > local.numel():
+        # Deep in a network there is more of the weights than of the shard: one gradient of them costs less than
+        # one for the shard and one for each strip, and a padded copy of the shard is small.
+        return windowed(
+            x.with_local(local),
+            axes,
+            lambda shard, needed, out: torch.conv2d(shard, weight, bias, stride, 0, dilation, groups),
+            len(weight),
+            parameters=[weight] if bias is None else [weight, bias],
+        )
+    geometry = _geometry(x.mesh, x.image_size, axes)
+    with torch.autocast(x.device.type, enabled=False):
+        return SpatialTensor(_Convolution.apply(local, weight, bias, x.mesh, geometry, groups), size, x.mesh)
+
+
+@decomposes(torch.conv_transpose2d)
+def conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    images(x, "conv_transpose2d")
+    axes = tuple(
+        Transposed(k, s, p, d, o)
+        for k, s, p, d, o in zip(
+            weight.shape[2:], pair(stride), pair(padding), pair(dilation), pair(output_padding), strict=True
+        )
+    )
+
+    def operate(shard, needed, out):
+        y = torch.conv_transpose2d(shard, weight, bias, stride, 0, 0, groups, dilation)
+        starts = [axis.begins(n.start) for axis, n in zip(axes, needed, strict=True)]
+        computed = Rectangle(*(Interval(b, b + n) for b, n in zip(starts, y.shape[2:], strict=True)))
+        return crop(y, out, computed)
+
+    return windowed(
+        x.with_local(_mixed(x)[0]),
+        axes,
+        operate,
+        weight.shape[1] * groups,
+        parameters=[weight] if bias is None else [weight, bias],
+    )

@@ -1,0 +1,76 @@
+"""Dropout whose mask is a function of the pixel's place in the batch, so that every mesh drops the same.
+
+torch's generator cannot be cut over ranks. Here one number is drawn from it, on rank 0, for each call; a hash of that
+number and of the global (batch, channel, row, column) decides. Ranks therefore neither repeat each other's mask nor
+disagree where they must share one.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.tensor import SpatialTensor, decomposes
+
+# splitmix64 (Steele, Lea and Flood, OOPSLA 2014, doi:10.1145/2660193.2660195), in two's complement.
+_STEP, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
+
+
+def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
+    """Which entries of the shard are kept, each with probability 1 - p; whole `channels` at once if asked."""
+    seed = torch.randint(2**62, (1,))
+    if x.mesh.rank:
+        seed.zero_()
+    seed = x.mesh.everyone.sum_(seed.to(x.device))
+    places = {axis: owned for axis, owned in zip(x.axes, x.rectangle, strict=True)}
+    key = torch.zeros((), dtype=torch.int64, device=x.device)
+    for axis, size in enumerate(x.shape):
+        if axis in places and channels:
+            continue
+        owned = places.get(axis)
+        index = torch.arange(*owned) if owned else torch.arange(size) + (x.mesh.data_index * size if axis == 0 else 0)
+        # Horner's scheme over the dimensions: the flat index of the global batch.
+        key = key * size + index.to(x.device).view(-1, *[1] * (x.dim() - 1 - axis))
+    z = (key + 1) * _STEP + seed
+    for shift, factor in ((30, _MIX1), (27, _MIX2)):
+        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))).mul_(factor)
+    z ^= (z >> 31) & ((1 << 33) - 1)
+    return (z >> 11 & (1 << 53) - 1) >= math.ceil(p * 2**53)
+
+
+def _dropped(x: SpatialTensor, p: float, training: bool, channels: bool) -> SpatialTensor:
+    if not training or p == 0:
+        return x
+    if p == 1:
+        return x.with_local(x.local * 0)
+    return x.with_local(x.local * _kept(x, p, channels) / (1 - p))
+
+
+@decomposes(F.dropout, torch.dropout)
+def dropout(x, p=0.5, training=True, inplace=False):
+    return _dropped(x, p, training, channels=False)
+
+
+@decomposes(F.dropout2d)
+def dropout2d(x, p=0.5, training=True, inplace=False):
+    return _dropped(x, p, training, channels=True)
+
+
+def _alpha_dropped(x: SpatialTensor, p: float, training: bool, channels: bool) -> SpatialTensor:
+    """Drops to SELU's lower limit, and keeps mean and variance (Klambauer et al., NeurIPS 2017, arXiv:1706.02515)."""
+    if not training or p == 0:
+        return x
+    limit = -1.7580993408473766
+    scale = ((1 - p) * (1 + p * limit**2)) ** -0.5
+    kept = _kept(x, p, channels)
+    return x.with_local(torch.where(kept, x.local, limit) * scale - scale * limit * p)
+
+
+@decomposes(F.alpha_dropout)
+def alpha_dropout(x, p=0.5, training=False, inplace=False):
+    return _alpha_dropped(x, p, training, channels=False)
+
+
+@decomposes(F.feature_alpha_dropout)
+def feature_alpha_dropout(x, p=0.5, training=False, inplace=False):
+    return _alpha_dropped(x, p, training, channels=True)

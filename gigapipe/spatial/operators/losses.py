@@ -1,0 +1,72 @@
+"""Losses of dense outputs: of every pixel of the whole image, the same number on every rank that shares it.
+
+A target, or a weight for each pixel, is an image decomposed alike, or a plain whole one of which each rank takes its
+rectangle.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+
+from gigapipe.spatial.operators.pointwise import aligned, pointwise
+from gigapipe.spatial.operators.reductions import sum_over_image
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
+
+
+def _reduced(losses: SpatialTensor, reduction: str, count=None):
+    """The loss, from that of every pixel; `count` is what a mean divides by, if not their number."""
+    if reduction == "none":
+        return losses
+    total = sum_over_image(losses.local.sum(), losses.mesh)
+    return total if reduction == "sum" else total / (losses.numel() if count is None else count)
+
+
+def _elementwise(function: Callable) -> Callable:
+    """The decomposed form of a loss that compares input and target entry by entry."""
+    each = pointwise(function)
+
+    def ours(*args, reduction="mean", size_average=None, reduce=None, **kwargs):
+        if size_average is not None or reduce is not None:
+            raise NotDecomposed(f"{name_of(function)} with size_average or reduce", "use reduction")
+        return _reduced(each(*args, reduction="none", **kwargs), reduction)
+
+    return ours
+
+
+for _function in (
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+):  # fmt: skip
+    decomposes(_function)(_elementwise(_function))
+
+
+def _classes(function: Callable) -> Callable:
+    """The decomposed form of a loss of class scores (batch, classes, rows, columns).
+
+    The target holds class indices (batch, rows, columns), or, for cross_entropy, probabilities shaped as the scores.
+    """
+
+    def ours(
+        x, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean", label_smoothing=0.0
+    ):
+        if size_average is not None or reduce is not None or not isinstance(x, SpatialTensor) or x.axes != (2, 3):
+            raise NotDecomposed(
+                f"{name_of(function)} with these arguments", "give it decomposed scores (batch, classes, rows, columns)"
+            )
+        options = {"label_smoothing": label_smoothing} if function is F.cross_entropy else {}
+        probabilities = target.is_floating_point()
+        if not probabilities:
+            options["ignore_index"] = ignore_index
+        mine = aligned(x, target, name_of(function))
+        losses = SpatialTensor(function(x.local, mine, weight, reduction="none", **options), x.image_size, x.mesh)
+        count = None
+        if not probabilities and reduction == "mean":
+            valid = mine != ignore_index
+            weights = valid.to(x.dtype) if weight is None else weight[mine.clamp(0, x.shape[1] - 1)] * valid
+            count = sum_over_image(weights.sum(), x.mesh)
+        return _reduced(losses, reduction, count)
+
+    return ours
+
+
+decomposes(F.cross_entropy)(_classes(F.cross_entropy))
+decomposes(F.nll_loss)(_classes(F.nll_loss))

@@ -1,0 +1,165 @@
+"""Normalisation by the statistics of the undivided images, every pixel counted once."""
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.operators.reductions import sum_over_image
+from gigapipe.spatial.operators.windowed import images
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float):
+        channels = x.shape[1]
+        pixels = x.numel() // channels
+        if pixels:
+            mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # torch's fast kernel, of this shard
+        else:  # this rank owns nothing of a feature map smaller than the mesh
+            mean = variance = x.new_zeros(channels)
+        # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
+        # subtracted below is then small, and nothing cancels.
+        offset = mean.double() - shift.double()
+        count = torch.full((1,), pixels, dtype=torch.float64, device=x.device)
+        sums = mesh.everyone.sum_(torch.cat([count, pixels * offset, pixels * (variance.double() + offset**2)]))
+        count = sums[0]
+        if count <= 1:
+            raise ValueError("batch normalisation in training needs more than one value for each channel")
+        offset, square = sums[1:].div(count).split(channels)
+        mean = (shift.double() + offset).to(x.dtype)
+        variance = (square - offset**2).clamp_min(0).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.mesh, ctx.eps, ctx.has_bias = mesh, eps, bias is not None
+        ctx.mark_non_differentiable(mean, variance, count)
+        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if pixels else x.clone()
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        x, weight, mean, variance, count = ctx.saved_tensors
+        if x.numel():
+            # With given statistics torch's kernel returns this shard's sums of dy * x̂ and of dy.
+            _, sum_product, sum_grad = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
+        else:
+            sum_product = sum_grad = torch.zeros_like(mean)
+        sums = ctx.mesh.everyone.sum_(torch.cat([sum_grad.double(), sum_product.double()])).div_(count)
+        mean_grad, mean_product = sums.to(x.dtype).chunk(2)
+        # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
+        inverse = torch.rsqrt(variance + ctx.eps)
+        scale = inverse if weight is None else inverse * weight
+        slope = -scale * inverse * mean_product
+        constant = -scale * mean_grad - slope * mean
+        constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
+        grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, scale)
+        grad_weight = None if weight is None else sum_product
+        return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None
+
+
+@decomposes(F.batch_norm)
+def batch_norm(
+    x: SpatialTensor,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+) -> SpatialTensor:
+    """In training the mean and the variance are those of all pixels of all images of the mesh, over data, rows and
+    columns alike, and the running statistics are updated from them, identically on every rank.
+    """
+    local = images(x, "batch_norm").local
+    if x.mesh.size == 1:
+        return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, training, momentum, eps))
+    if not training:
+        if local.numel() == 0:  # torch refuses an empty image
+            return x
+        return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
+    shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
+    y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps)
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        unbiased = variance * (count / (count - 1)).to(variance.dtype)
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    return x.with_local(y)
+
+
+def _group_statistics(x: SpatialTensor, groups: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Mean and variance (batch, groups) of each group of channels of each image, and how many values each is of."""
+    batch, channels = x.shape[:2]
+    count = channels // groups * x.image_size[0] * x.image_size[1]
+    flat = x.local.reshape(batch, groups, -1)
+    if flat.dtype in (torch.bfloat16, torch.float16):
+        flat = flat.float()
+    if flat.shape[2]:
+        variance, mean = torch.var_mean(flat, 2, correction=0)
+        mean, variance = mean.double(), variance.double()
+    else:
+        mean = variance = flat.sum(2).double()  # zeros that keep the rank in the graph
+    # The mean first, then squares about it: nothing cancels.
+    share = flat.shape[2] / count
+    whole_mean = sum_over_image(share * mean, x.mesh)
+    whole_variance = sum_over_image(share * (variance + (mean - whole_mean) ** 2), x.mesh)
+    return whole_mean, whole_variance, count
+
+
+def _normalised(x: SpatialTensor, mean, variance, weight, bias, eps: float) -> torch.Tensor:
+    """The shard, normalised by statistics (batch, groups), then scaled and shifted for each channel."""
+    repeats = x.shape[1] // mean.shape[1]
+    scale = (variance + eps).rsqrt().repeat_interleave(repeats, 1)
+    shift = -mean.repeat_interleave(repeats, 1) * scale
+    if weight is not None:
+        scale, shift = scale * weight, shift * weight
+    if bias is not None:
+        shift = shift + bias
+    scale, shift = (v.to(x.dtype)[:, :, None, None] for v in (scale, shift))
+    return torch.addcmul(shift, x.local, scale)
+
+
+@decomposes(F.group_norm, torch.group_norm)
+def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
+    if images(x, "group_norm").mesh.image_ranks == 1:
+        return x.with_local(F.group_norm(x.local, num_groups, weight, bias, eps))
+    mean, variance, _ = _group_statistics(x, num_groups)
+    return x.with_local(_normalised(x, mean, variance, weight, bias, eps))
+
+
+@decomposes(F.instance_norm, torch.instance_norm)
+def instance_norm(
+    x,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    images(x, "instance_norm")
+    if not use_input_stats:
+        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if x.image_size[0] * x.image_size[1] == 1:
+        raise ValueError("instance normalisation needs more than one pixel")  # as torch does
+    mean, variance, count = _group_statistics(x, x.shape[1])
+    if running_mean is not None:
+        # As torch does, the mean over the batch; here over all data ranks' batches, each met by `image_ranks` ranks.
+        batch = torch.stack([mean.detach(), variance.detach() * count / (count - 1)]).mean(1)
+        batch = x.mesh.everyone.sum_(batch) / x.mesh.size
+        running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)
+        running_var.lerp_(batch[1].to(running_var.dtype), momentum)
+    return x.with_local(_normalised(x, mean, variance, weight, bias, eps))
+
+
+@decomposes(F.layer_norm, torch.layer_norm)
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    if max(x.axes) >= x.dim() - len(normalized_shape):
+        raise NotDecomposed(
+            "layer_norm over rows and columns", "normalise the channels of a (batch, rows, columns, channels) image"
+        )
+    return x.with_local(F.layer_norm(x.local, normalized_shape, weight, bias, eps))

@@ -1,0 +1,119 @@
+"""Reductions: over the whole image, which gives a plain tensor, or over dimensions that are not divided."""
+
+import torch
+
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
+
+
+class _SumOverImage(torch.autograd.Function):
+    """Sum over the ranks that share an image: a plain tensor, the same on each. Its adjoint is the same sum."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+        ctx.mesh = mesh
+        return mesh.image.sum_(x.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        return ctx.mesh.image.sum_(grad.clone(memory_format=torch.contiguous_format)), None
+
+
+def sum_over_image(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The sum of the ranks' tensors, on each rank that shares the image. Differentiable."""
+    return x if mesh.image_ranks == 1 else _SumOverImage.apply(x, mesh)
+
+
+def largest_over_image(x: SpatialTensor) -> torch.Tensor:
+    """The largest value (batch, channels) of an image; of equals the first, row by row, has the gradient."""
+    rows, columns = x.rectangle
+    flat = x.local.flatten(2)
+    if flat.shape[2]:
+        value, place = flat.detach().max(2)
+        value, place = value.double(), place.double()
+        row, column = place.div(columns.size, rounding_mode="floor"), place.remainder(columns.size)
+        index = (rows.start + row) * x.shape[-1] + columns.start + column
+        mine = flat.gather(2, place.long()[..., None])[..., 0]
+    else:
+        value = torch.full(flat.shape[:2], -torch.inf, dtype=torch.float64, device=x.device)
+        index = torch.full_like(value, torch.inf)
+        mine = flat.sum(2)  # zeros that keep the rank in the graph
+    table = torch.zeros(2, x.mesh.image_ranks, *value.shape, dtype=torch.float64, device=x.device)
+    table[0, x.mesh.image_rank], table[1, x.mesh.image_rank] = value, index
+    values, indices = x.mesh.image.sum_(table)
+    first = torch.where(values == values.amax(0), indices, torch.inf).argmin(0)
+    return sum_over_image(torch.where(first == x.mesh.image_rank, mine, torch.zeros_like(mine)), x.mesh)
+
+
+def _dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
+    """The dimensions that are reduced, and whether the image's rows and columns are among them."""
+    if dim is None or dim == ():
+        dim = range(x.dim())
+    dims = {d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)}
+    divided = dims & set(x.axes)
+    if len(divided) == 1:
+        raise NotDecomposed(
+            "a reduction over rows or columns alone", "reduce over both or neither, or gigapipe.spatial.gather(x) first"
+        )
+    return dims, bool(divided)
+
+
+def axes_without(x: SpatialTensor, dims: set[int], keepdim: bool) -> tuple[int, int]:
+    """Where rows and columns are once `dims` are gone."""
+    return x.axes if keepdim else tuple(axis - sum(d < axis for d in dims) for axis in x.axes)
+
+
+@decomposes(torch.sum, torch.Tensor.sum)
+def sum_(x, dim=None, keepdim=False, dtype=None):
+    dims, whole = _dimensions(x, dim)
+    local = x.local.sum(sorted(dims), keepdim=keepdim, dtype=dtype)
+    return sum_over_image(local, x.mesh) if whole else x.with_local(local, axes_without(x, dims, keepdim))
+
+
+@decomposes(torch.mean, torch.Tensor.mean)
+def mean(x, dim=None, keepdim=False, dtype=None):
+    dims, whole = _dimensions(x, dim)
+    if not whole:
+        return x.with_local(x.local.mean(sorted(dims), keepdim, dtype=dtype), axes_without(x, dims, keepdim))
+    count = torch.Size(x.shape[d] for d in dims).numel()
+    return sum_(x, dim, keepdim, dtype) / count
+
+
+@decomposes(torch.amax, torch.Tensor.amax)
+def amax(x, dim=(), keepdim=False):
+    dims, whole = _dimensions(x, dim)
+    if whole:
+        raise NotDecomposed("amax over the image", "use adaptive_max_pool2d(x, 1)")
+    return x.with_local(x.local.amax(sorted(dims), keepdim), axes_without(x, dims, keepdim))
+
+
+@decomposes(torch.amin, torch.Tensor.amin)
+def amin(x, dim=(), keepdim=False):
+    return -amax(-x, dim, keepdim)
+
+
+def _selecting(function):
+    def ours(x, dim=None, keepdim=False):
+        if not isinstance(dim, int) or _dimensions(x, dim)[1]:
+            raise NotDecomposed(
+                f"{name_of(function)} over the image, or of two",
+                "take it over channels, or adaptive_max_pool2d(x, 1)",
+            )
+        values, indices = function(x.local, dim, keepdim)
+        axes = axes_without(x, {dim % x.dim()}, keepdim)
+        kind = torch.return_types.max if function is torch.max else torch.return_types.min
+        return kind((x.with_local(values, axes), x.with_local(indices, axes)))
+
+    return ours
+
+
+decomposes(torch.max, torch.Tensor.max)(_selecting(torch.max))
+decomposes(torch.min, torch.Tensor.min)(_selecting(torch.min))
+
+
+@decomposes(torch.argmax, torch.Tensor.argmax)
+def argmax(x, dim=None, keepdim=False):
+    dims, whole = _dimensions(x, dim)
+    if whole:
+        raise NotDecomposed("argmax over the image", "take it over the channels")
+    return x.with_local(x.local.argmax(dim, keepdim), axes_without(x, dims, keepdim))

@@ -1,0 +1,109 @@
+"""Operations that change an image's size pixel by pixel: padding, cropping, interpolation, pixel shuffling."""
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, windowed
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
+
+
+def _moved(x: SpatialTensor, accesses, fill: float = 0.0) -> SpatialTensor:
+    """An image each of whose pixels is a pixel of `x`, or `fill`."""
+    size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
+    local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, tuple(accesses), fill)
+    return SpatialTensor(local.movedim((-2, -1), x.axes), size, x.mesh, x.axes)
+
+
+def crop_image(x: SpatialTensor, rows: tuple[int, int], columns: tuple[int, int]) -> SpatialTensor:
+    """Rows and columns from (start) to before (stop), as an image of their own."""
+    margins = [(-start, stop - n) for (start, stop), n in zip((rows, columns), x.image_size, strict=True)]
+    return _moved(x, [Window(1, padding=margin) for margin in margins])
+
+
+@decomposes(F.pad)
+def pad(x, pad, mode="constant", value=None):
+    pad = list(pad)
+    sides = {x.dim() - 1 - i // 2: tuple(pad[i : i + 2]) for i in range(0, len(pad), 2)}
+    if any(any(p) and axis not in x.axes for axis, p in sides.items()):
+        raise NotDecomposed("pad along other dimensions than rows and columns", "concatenate zeros along them")
+    margins = [sides.get(axis, (0, 0)) for axis in x.axes]
+    if mode == "constant":
+        return _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
+    return _moved(x, [Padded(mode, margin) if any(margin) else Window(1) for margin in margins])
+
+
+@decomposes(F.pixel_shuffle, torch.pixel_shuffle)
+def pixel_shuffle(x, upscale_factor):
+    r = upscale_factor
+    return windowed(
+        images(x, "pixel_shuffle"),
+        (Shuffled(r), Shuffled(r)),
+        lambda shard, needed, out: crop(F.pixel_shuffle(shard, r), out, scaled(needed, (r, r))),
+        x.shape[1] // r**2,
+    )
+
+
+@decomposes(F.pixel_unshuffle, torch.pixel_unshuffle)
+def pixel_unshuffle(x, downscale_factor):
+    r = downscale_factor
+    if any(n % r for n in images(x, "pixel_unshuffle").image_size):
+        raise NotDecomposed(f"pixel_unshuffle by {r} of {x.image_size}", f"pad the image to multiples of {r}")
+    return windowed(
+        x, (Window(r, r), Window(r, r)), lambda shard, needed, out: F.pixel_unshuffle(shard, r), x.shape[1] * r**2
+    )
+
+
+@decomposes(F.interpolate, F.upsample)
+def interpolate(
+    x,
+    size=None,
+    scale_factor=None,
+    mode="nearest",
+    align_corners=None,
+    recompute_scale_factor=None,
+    antialias=False,
+):
+    images(x, "interpolate")
+    if mode not in ("nearest", "nearest-exact", "bilinear") or antialias:
+        raise NotDecomposed(
+            f"interpolate by {mode}{' with antialias' * bool(antialias)}", "use nearest, nearest-exact or bilinear"
+        )
+    options = {"mode": mode, "align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
+    sizes = None if size is None else pair(size)
+    scales = None if scale_factor is None else [float(s) for s in (
+        scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+    )]  # fmt: skip
+    # torch itself says where its outputs look: it interpolates a ramp of positions.
+    positions = []
+    for axis, n in enumerate(x.image_size):
+        ramp = torch.arange(n, dtype=torch.float64 if mode == "bilinear" or x.dtype == torch.float64 else torch.float32)
+        found = F.interpolate(
+            ramp.view(1, 1, n, 1),
+            size=None if sizes is None else (sizes[axis], 1),
+            scale_factor=None if scales is None else (scales[axis], 1.0),
+            **options,
+        )
+        positions.append(found.flatten().double())
+    lows = [p.floor().long() for p in positions]
+    highs = [p.ceil().long() for p in positions]
+    accesses = tuple(Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
+    factors = [o // n for o, n in zip(map(len, lows), x.image_size, strict=True)]
+
+    def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
+        if not align_corners and all(f * n == len(low) for f, n, low in zip(factors, x.image_size, lows, strict=True)):
+            # By whole factors a stretch of the image is interpolated as the image is: torch's own kernel, then a crop.
+            grown = F.interpolate(shard, scale_factor=tuple(map(float, factors)), mode=mode)
+            return crop(grown, out, scaled(needed, factors))
+        for axis, (low, high, position, n, o) in enumerate(zip(lows, highs, positions, needed, out, strict=True)):
+            mine = slice(o.start, o.stop)
+            lower = shard.index_select(2 + axis, (low[mine] - n.start).to(x.device))
+            if mode == "bilinear":
+                weight = (position - low)[mine].to(shard).view(-1, *[1] * (1 - axis))
+                shard = lower + weight * (shard.index_select(2 + axis, (high[mine] - n.start).to(x.device)) - lower)
+            else:
+                shard = lower
+        return shard
+
+    return windowed(x, accesses, operate, x.shape[1])

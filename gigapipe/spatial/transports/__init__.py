@@ -1,0 +1,53 @@
+"""How bytes travel between ranks: one small interface, two carriers.
+
+`torch_distributed.py` (gloo on CPUs, NCCL on GPUs) needs nothing but torch; `mpi.py` (mpi4py) is the faster on CPUs,
+where a small all-reduce by gloo takes a hundred times as long (`benchmarks/transports.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+Message = tuple[int, torch.Tensor]  # the other rank, and what is sent to it or where to put what it sends
+
+
+class Transport(Protocol):
+    """The ranks 0 … size - 1 of which this process is `rank`, and what they can do together.
+
+    Tensors are contiguous, of any dtype and, where the carrier knows it, on any device. `sent_bytes` counts what
+    this rank has sent, an all-reduce by its least possible share: 2 (size - 1) / size of the tensor.
+    """
+
+    rank: int
+    size: int
+    sent_bytes: int
+
+    def subset(self, ranks: Sequence[int]) -> "Transport":
+        """A transport of its own for these ranks, in this order; only they call."""
+
+    def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
+        """Begin to send and receive, at most one tensor to and one from each rank; the result waits for all to end."""
+
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum `x` over the ranks, in place; returns it."""
+
+
+def reduced_bytes(x: torch.Tensor, size: int) -> int:
+    """The least that each of `size` ranks must send for an all-reduce of `x`."""
+    return 2 * (size - 1) * x.numel() * x.element_size() // size
+
+
+class Alone:
+    """One rank, which has nobody to send to."""
+
+    rank, size, sent_bytes = 0, 1, 0
+
+    def subset(self, ranks: Sequence[int]) -> "Alone":
+        return self
+
+    def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
+        return lambda: None
+
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        return x

@@ -1,0 +1,60 @@
+"""Transport by MPI, through mpi4py's buffers: CPUs, and GPUs where the MPI library is CUDA-aware."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from mpi4py import MPI
+
+from gigapipe.spatial.transports import Message, reduced_bytes
+
+_SUMMABLE = {torch.float32: MPI.FLOAT, torch.float64: MPI.DOUBLE, torch.int64: MPI.INT64_T, torch.int32: MPI.INT32_T}
+
+
+class MpiTransport:
+    """The ranks of an MPI communicator. A rank that waits longer than `timeout` seconds raises TimeoutError."""
+
+    def __init__(self, communicator: MPI.Comm, timeout: float = 600):
+        # A communicator of its own: no message of another user of MPI can be taken for one of ours.
+        self.communicator = communicator.Dup()
+        self.rank, self.size = communicator.rank, communicator.size
+        self.timeout = timeout
+        self.sent_bytes = 0
+
+    def subset(self, ranks: Sequence[int]) -> "MpiTransport":
+        return MpiTransport(self.communicator.Create_group(self.communicator.group.Incl(ranks)), self.timeout)
+
+    def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
+        self.sent_bytes += sum(tensor.nbytes for _, tensor in outgoing)
+        requests = [self.communicator.Irecv(_bytes(tensor), rank) for rank, tensor in incoming]
+        requests += [self.communicator.Isend(_bytes(tensor), rank) for rank, tensor in outgoing]
+
+        def wait() -> None:
+            peers = sorted({rank for rank, _ in incoming + outgoing})
+            self._wait(requests, f"an exchange with ranks {peers}")
+            outgoing.clear()  # a tensor on its way must live until here
+
+        return wait
+
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        if self.size == 1:
+            return x
+        if x.dtype not in _SUMMABLE:  # MPI does not know bfloat16
+            return x.copy_(self.sum_(x.float()))
+        self.sent_bytes += reduced_bytes(x, self.size)
+        buffer = [_bytes(x), x.numel(), _SUMMABLE[x.dtype]]
+        self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
+        return x
+
+    def _wait(self, requests: list[MPI.Request], what: str) -> None:
+        begun = time.monotonic()
+        while not MPI.Request.Testall(requests):
+            os.sched_yield()  # where ranks share a core, the one that is waited for must get it
+            if time.monotonic() - begun > self.timeout:
+                raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
+
+
+def _bytes(x: torch.Tensor) -> MPI.buffer:
+    """The memory of a contiguous tensor, wherever it is; MPI asks the pointer whose it is."""
+    return MPI.buffer.fromaddress(x.data_ptr(), x.nbytes)

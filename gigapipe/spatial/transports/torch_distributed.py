@@ -1,0 +1,45 @@
+"""Transport by torch.distributed: gloo between CPUs, NCCL between GPUs."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+
+from gigapipe.spatial.transports import Message, reduced_bytes
+
+
+class TorchTransport:
+    """The ranks of the default process group, or those of them that are listed, in that order."""
+
+    def __init__(self, ranks: Sequence[int] | None = None):
+        whole = list(range(dist.get_world_size()))
+        self.ranks = whole if ranks is None else list(ranks)
+        # Only members call, so that ranks which belong to something else need not take part.
+        self.group = (
+            dist.group.WORLD if self.ranks == whole else dist.new_group(self.ranks, use_local_synchronization=True)
+        )
+        self.rank = self.ranks.index(dist.get_rank())
+        self.size = len(self.ranks)
+        self.sent_bytes = 0
+
+    def subset(self, ranks: Sequence[int]) -> "TorchTransport":
+        return TorchTransport([self.ranks[rank] for rank in ranks])
+
+    def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
+        self.sent_bytes += sum(tensor.nbytes for _, tensor in outgoing)
+        operations = [dist.P2POp(dist.irecv, tensor, self.ranks[rank], self.group) for rank, tensor in incoming]
+        operations += [dist.P2POp(dist.isend, tensor, self.ranks[rank], self.group) for rank, tensor in outgoing]
+        requests = dist.batch_isend_irecv(operations) if operations else []
+
+        def wait() -> None:
+            for request in requests:
+                request.wait()
+            outgoing.clear()  # a tensor on its way must live until here
+
+        return wait
+
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        if self.size > 1:
+            self.sent_bytes += reduced_bytes(x, self.size)
+            dist.all_reduce(x, group=self.group)
+        return x
