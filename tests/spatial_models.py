@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Apply(nn.Module):
@@ -38,6 +39,17 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return self.relu(self.conv(self.relu(self.conv(x))))
+
+
+class Checkpointed(nn.Module):
+    """Layers whose activations are computed again in the backward pass."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return checkpoint(self.layers, x, use_reentrant=False)
 
 
 def after(*layers):
@@ -160,6 +172,14 @@ CASES = {
         lambda: after(Apply(lambda x: sum(c.softmax(1) for c in x.chunk(2, 1))), nn.PReLU(4), nn.Hardswish(), nn.ELU()),
         (14, 10),
     ),
+    # So small that ranks own nothing of what is computed again.
+    "checkpointed": (
+        lambda: after(
+            *[Checkpointed(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)) for _ in range(3)],
+            Checkpointed(nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 1)),
+        ),
+        (21, 17),
+    ),
     "a whole image added": (lambda: after(Apply(lambda x: x + torch.arange(14.0).double()[:, None])), (14, 10)),
 }  # fmt: skip
 
@@ -197,7 +217,7 @@ LOSSES = {
         (19, 14),
     ),
     "Dice": (
-        lambda: loss(lambda x, t: 1 - 2 * (x * t).sum((0, 2, 3)) / (x.sum((0, 2, 3)) + t.sum((0, 2, 3)))),
+        lambda: loss(lambda x, t: (2 * (x * t).sum((0, 2, 3)) / (x.sum((0, 2, 3)) + t.sum((0, 2, 3)))).mean()),
         (19, 14),
     ),
 }  # fmt: skip

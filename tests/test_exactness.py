@@ -5,7 +5,6 @@ import functools
 import pytest
 import torch
 from conftest import gigapipe, run_ranks
-from torch import nn
 
 from gigapipe.models import resnet18
 from gigapipe.spatial import Mesh, SpatialTensor
@@ -45,19 +44,6 @@ def test_backward_exchange_is_the_adjoint(ranks, meshes):
 
 def image(size=(16, 16)) -> SpatialTensor:
     return SpatialTensor(torch.rand(1, 3, *size), size, Mesh())
-
-
-def test_an_operation_without_decomposed_form_is_refused_by_name():
-    with pytest.raises(NotImplementedError, match="group_norm"):
-        nn.GroupNorm(3, 3)(image())
-    with pytest.raises(NotImplementedError, match="flatten"):
-        torch.flatten(image(), 1)
-    with pytest.raises(NotImplementedError, match="mean"):
-        image().mean(1)
-    with pytest.raises(NotImplementedError):
-        image()[:, :, 3:]
-    with pytest.raises(NotImplementedError):
-        image() + torch.rand(16, 16)  # a whole plain image does not lie on a shard
 
 
 def test_a_spatial_tensor_stands_for_the_whole_image():

@@ -55,5 +55,5 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def resnet18(classes: int) -> ResNet:
+def resnet18(classes: int = 1000) -> ResNet:
     return ResNet((2, 2, 2, 2), classes)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from gigapipe.spatial.decompose import decompose
+from gigapipe.spatial.decompose import decompose, synchronise_as_batch_norm
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.sharding import gather, shard
 from gigapipe.spatial.tensor import SpatialTensor
@@ -44,6 +44,7 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Differen
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     ours = decompose(copy.deepcopy(undivided), mesh)
+    synchronise_as_batch_norm(undivided)
     share = len(images) // mesh.data
     mine = slice(mesh.data_index * share, (mesh.data_index + 1) * share)
     whole = images.double().clone().requires_grad_()
@@ -114,7 +115,7 @@ def check(name: str, size: tuple[int, int], shape: tuple[int, int, int], batch: 
                 pass
         except Exception as error:
             failed = sorted(Path(folder).glob("failed-*"))
-            raise RuntimeError(failed[0].read_text() if failed else str(error)) from error
+            raise RuntimeError(f"{name}: {failed[0].read_text() if failed else error}") from error
         return [Difference(*row) for row in torch.load(Path(folder, "differences"), weights_only=True)]
 
 

@@ -28,13 +28,19 @@ def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
     for name, module in model.named_modules():
         module.register_forward_pre_hook(functools.partial(_enter, name, mesh))
         module.register_forward_hook(_leave, always_call=True)
-        if isinstance(module, nn.SyncBatchNorm):  # its own forward wants a GPU; over a mesh BatchNorm is the same
-            module.forward = functools.partial(nn.BatchNorm2d.forward, module)
+    synchronise_as_batch_norm(model)
     averaging = _Averaging(parameters, mesh)
     for parameter in parameters:
         if parameter.requires_grad and mesh.size > 1:
             parameter.register_post_accumulate_grad_hook(averaging)
     return model
+
+
+def synchronise_as_batch_norm(model: nn.Module) -> None:
+    """Let SyncBatchNorm run as BatchNorm, which over a mesh is the same: its own forward wants a GPU and all ranks."""
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.forward = functools.partial(nn.BatchNorm2d.forward, module)
 
 
 @torch.no_grad()

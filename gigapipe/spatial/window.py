@@ -267,7 +267,9 @@ class Padded:
 def _placed_in(piece: Piece, needed: Interval) -> Piece:
     """The part of `piece` whose place is in `needed`."""
     place = piece.place.intersect(needed)
-    if piece.step == 0 or place.size == 0:
+    if place.size == 0:
+        return Piece(Interval(0, 0), Interval(0, 0))
+    if piece.step == 0:
         return piece._replace(place=place)
     if piece.step == 1:
         start = piece.source.start + place.start - piece.place.start

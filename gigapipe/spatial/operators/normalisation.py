@@ -16,10 +16,11 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float):
         channels = x.shape[1]
         pixels = x.numel() // channels
-        if pixels:
-            mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # torch's fast kernel, of this shard
-        else:  # this rank owns nothing of a feature map smaller than the mesh
-            mean = variance = x.new_zeros(channels)
+        precision = torch.promote_types(x.dtype, torch.float32)  # of the statistics, as torch has it for bfloat16
+        mean, variance = x.new_zeros(2, channels, dtype=precision)
+        if pixels:  # a rank may own nothing of a feature map smaller than the mesh
+            # torch's fast kernel, of this shard; its results have the precision of the running statistics it is given
+            mean, variance = torch.batch_norm_update_stats(x, mean, variance, 0.0)
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
         # subtracted below is then small, and nothing cancels.
         offset = mean.double() - shift.double()
@@ -29,8 +30,8 @@ class _BatchNorm(torch.autograd.Function):
         if count <= 1:
             raise ValueError("batch normalisation in training needs more than one value for each channel")
         offset, square = sums[1:].div(count).split(channels)
-        mean = (shift.double() + offset).to(x.dtype)
-        variance = (square - offset**2).clamp_min(0).to(x.dtype)
+        mean = (shift.double() + offset).to(precision)
+        variance = (square - offset**2).clamp_min(0).to(precision)
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.mesh, ctx.eps, ctx.has_bias = mesh, eps, bias is not None
         ctx.mark_non_differentiable(mean, variance, count)
@@ -48,14 +49,14 @@ class _BatchNorm(torch.autograd.Function):
         else:
             sum_product = sum_grad = torch.zeros_like(mean)
         sums = ctx.mesh.everyone.sum_(torch.cat([sum_grad.double(), sum_product.double()])).div_(count)
-        mean_grad, mean_product = sums.to(x.dtype).chunk(2)
+        mean_grad, mean_product = sums.to(mean.dtype).chunk(2)
         # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
         inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else inverse * weight
         slope = -scale * inverse * mean_product
         constant = -scale * mean_grad - slope * mean
         constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
-        grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, scale)
+        grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, scale).to(x.dtype)
         grad_weight = None if weight is None else sum_product
         return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None
 

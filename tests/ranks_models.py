@@ -1,0 +1,174 @@
+"""Run under mpiexec: whole networks on a mesh. Prints one JSON object a case."""
+
+import copy
+import json
+import sys
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import BasicUNet, ResNet, UNet
+from mpi4py import MPI
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from gigapipe.models import resnet18
+from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose, gather, shard
+from gigapipe.spatial.check import compare
+from gigapipe.training.ranks import started, torch_transport
+
+
+def monai_resnet():
+    return ResNet("basic", [1, 1, 1, 1], [8, 16, 32, 64], spatial_dims=2, n_input_channels=3, num_classes=3)
+
+
+def monai_unet(norm="batch"):
+    return UNet(2, 3, 2, channels=(8, 16, 32), strides=(2, 2), num_res_units=2, norm=norm, act="prelu")
+
+
+def monai_basic_unet():
+    # Two levels of pooling are two halvings and a bit: it pads what does not divide, by replication.
+    return BasicUNet(2, 3, 2, features=(8, 8, 16, 16, 32, 8), upsample="nontrainable")
+
+
+MODELS = {
+    "MONAI ResNet": (monai_resnet, (97, 66)),
+    "MONAI UNet": (monai_unet, (64, 48)),
+    "MONAI UNet, instance norm": (lambda: monai_unet("instance"), (64, 48)),
+    "MONAI BasicUNet": (monai_basic_unet, (70, 51)),
+}
+
+
+def report(**row):
+    if MPI.COMM_WORLD.rank == 0:
+        print(json.dumps(row), flush=True)
+
+
+def difference(ours, theirs) -> float:
+    """The largest difference, relative to each tensor's largest value, or to a thousandth of the largest of all."""
+    ours, theirs = [x.detach().double() for x in ours], [x.detach().double() for x in theirs]
+    floor = 1e-3 * max(x.abs().max() for x in theirs)
+    scaled = [(a - b).abs().max() / torch.maximum(b.abs().max(), floor) for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack(scaled).max().item()
+
+
+def train(model, image, target, steps, precision=None):
+    """The same steps for both; gradients come averaged from the decomposed model."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(model(image).float() if precision else model(image), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.detach()
+
+
+def twenty_steps(mesh):
+    torch.manual_seed(0)
+    undivided = monai_unet().double()
+    ours = decompose(copy.deepcopy(undivided), mesh)
+    start = copy.deepcopy(list(ours.parameters()))
+    images = torch.rand(2, 3, 64, 48, dtype=torch.float64)
+    targets = torch.randint(0, 2, (2, 64, 48))
+    train(undivided, images, targets, 20)
+    train(ours, shard(images, mesh), targets, 20)
+    moved = difference(ours.parameters(), start)
+    report(case="20 steps", moved=moved, error=difference(ours.state_dict().values(), undivided.state_dict().values()))
+
+
+def mixed_precision(mesh):
+    """bf16 on the mesh is as far from float64 as bf16 undivided is."""
+    torch.manual_seed(0)
+    exact = resnet18(2)
+    plain, ours = copy.deepcopy(exact), decompose(copy.deepcopy(exact), mesh)
+    exact = exact.double()
+    images, labels = torch.rand(2, 3, 96, 80), torch.tensor([0, 1])
+    F.cross_entropy(exact(images.double()), labels).backward()
+    for model, image in ((plain, images), (ours, shard(images, mesh))):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(image).float(), labels)
+        loss.backward()
+
+    def distance(model):
+        pairs = list(zip(model.parameters(), exact.parameters(), strict=True))
+        square = sum((p.grad.double() - e.grad).square().sum() for p, e in pairs)
+        return (square / sum(e.grad.square().sum() for _, e in pairs)).sqrt().item()
+
+    report(case="bf16", ours=distance(ours), plain=distance(plain))
+
+
+class Again(torch.nn.Module):
+    """A block after dropout, whose activations are kept or computed again."""
+
+    def __init__(self, block, again: bool):
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Dropout(0.3), block)
+        self.again = again
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
+
+
+def activation_checkpointing(mesh):
+    """Blocks computed again in the backward pass give the same gradients, where ranks own nothing of them too."""
+    grads = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = resnet18(2).double()
+        for layer in (model.layer1, model.layer3, model.layer4):
+            layer[1] = Again(layer[1], again)
+        images = torch.rand(2, 3, 96, 30, dtype=torch.float64)
+        decompose(model, mesh)(shard(images, mesh)).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    report(case="checkpointing", error=difference(*grads))
+
+
+def over_device_mesh():
+    """A mesh from torch's DeviceMesh, and DistributedDataParallel over it instead of our own averaging."""
+    torch_transport(MPI.COMM_WORLD)
+    mesh = Mesh.of(init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("data", "rows", "columns")))
+    torch.manual_seed(0)
+    undivided = monai_resnet().double()
+    ours = DistributedDataParallel(copy.deepcopy(undivided), broadcast_buffers=False)
+    images, labels = torch.rand(4, 3, 66, 64, dtype=torch.float64), torch.arange(4) % 3
+    mine = slice(2 * mesh.data_index, 2 * mesh.data_index + 2)
+    F.cross_entropy(undivided(images), labels).backward()
+    F.cross_entropy(ours(shard(images[mine], mesh)), labels[mine]).backward()
+    grads = [[p.grad for p in model.parameters()] for model in (ours, undivided)]
+    report(case="DeviceMesh and DDP", error=difference(*grads))
+    average_gradients(ours.parameters(), mesh)  # of what is averaged already: nothing changes
+    report(case="averaged twice", error=difference([p.grad for p in ours.parameters()], grads[1]))
+
+
+def accumulation(mesh):
+    """Two backward passes before a step, and back to a plain state_dict."""
+    torch.manual_seed(0)
+    undivided = monai_resnet().double()
+    names = list(undivided.state_dict())
+    ours = decompose(copy.deepcopy(undivided), mesh)
+    for _ in range(2):
+        images = torch.rand(2, 3, 66, 64, dtype=torch.float64)
+        undivided(images).square().mean().backward()
+        ours(shard(images, mesh)).square().mean().backward()
+    grads = [[p.grad for p in model.parameters()] for model in (ours, undivided)]
+    report(case="accumulated", error=difference(*grads))
+    assert list(ours.state_dict()) == names
+    undivided.load_state_dict(ours.state_dict())
+    images = torch.rand(1, 3, 21, 34, dtype=torch.float64)
+    image = shard(images, mesh)
+    assert isinstance(image, SpatialTensor) and torch.equal(gather(image), images)
+    report(case="evaluation", error=difference([ours.eval()(image)], [undivided.eval()(images)]))
+
+
+with started(1, 2, 2, threads=4, transport=sys.argv[1]) as mesh:
+    for name, (make, size) in MODELS.items():
+        torch.manual_seed(0)
+        worst = compare(make(), torch.rand(2, 3, *size, dtype=torch.float64), mesh)[0]
+        report(case=name, error=worst.error, worst=f"{worst.kind} {worst.name}")
+    if sys.argv[1] == "mpi":
+        twenty_steps(mesh)
+        mixed_precision(mesh)
+        activation_checkpointing(mesh)
+        accumulation(mesh)
+        over_device_mesh()

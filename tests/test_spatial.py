@@ -1,0 +1,202 @@
+"""gigapipe.spatial: any convolutional network on any mesh is what it is undivided, and what cannot be is refused."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, gigapipe, run_ranks
+from spatial_models import CASES, LOSSES, Apply
+from torch import nn
+
+from gigapipe.spatial import Mesh, NotDecomposed, SpatialTensor, decompose, shard
+from gigapipe.spatial.tensor import LAYERS
+
+
+@functools.cache
+def operators(ranks: int, transport: str) -> dict[str, list[dict]]:
+    found = {}
+    for row in run_ranks("ranks_operators.py", ranks, transport):
+        found.setdefault(row["case"], []).append(row)
+    return found
+
+
+@pytest.mark.parametrize("case", [*CASES, *LOSSES, "dropout"])
+def test_operator_is_exact_on_any_mesh(case):
+    # 1 × 2, 2 × 2, two data ranks of 2 × 1, and 3 × 2; by MPI and by torch.distributed
+    rows = [row for run in ((2, "mpi"), (4, "torch"), (6, "mpi")) for row in operators(*run)[case]]
+    assert len(rows) == (3 if case in LOSSES else 4)
+    for row in rows:
+        assert row["error"] <= 1e-10, row
+
+
+@functools.cache
+def networks(transport: str) -> dict[str, dict]:
+    return {row["case"]: row for row in run_ranks("ranks_models.py", 4, transport)}
+
+
+@pytest.mark.parametrize("case", ["MONAI ResNet", "MONAI UNet", "MONAI UNet, instance norm", "MONAI BasicUNet"])
+def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(case):
+    for transport in ("mpi", "torch"):
+        assert networks(transport)[case]["error"] <= 1e-10, networks(transport)[case]
+
+
+@pytest.mark.parametrize("case", ["20 steps", "checkpointing", "accumulated", "evaluation"])
+def test_training_agrees(case):
+    row = networks("mpi")[case]
+    assert row["error"] <= 1e-10, row
+    assert row.get("moved", 1) > 0.01, row  # or there was nothing to agree on
+
+
+def test_bf16_is_as_good_on_a_mesh_as_undivided():
+    row = networks("mpi")["bf16"]
+    assert row["ours"] <= 1.1 * row["plain"], row
+
+
+@pytest.mark.parametrize("case", ["DeviceMesh and DDP", "averaged twice"])
+def test_a_device_mesh_with_torch_s_own_data_parallelism(case):
+    assert networks("mpi")[case]["error"] <= 1e-10
+
+
+def test_random_exchanges_and_networks():
+    exchange, networks = run_ranks("ranks_properties.py", 6)
+    assert exchange["examples"] >= 250 and networks["examples"] >= 60
+
+
+MODELS_OF_A_USER = """
+from torch import nn
+
+def right():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.MaxPool2d(3, 2, 1))
+
+class Local(nn.Module):
+    def forward(self, x):
+        return x.with_local(x.local - x.local.mean()) if hasattr(x, "local") else x - x.mean()
+
+def wrong():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Local())
+
+def refused():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Unfold(2))
+"""
+
+
+def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
+    (tmp_path / "mine.py").write_text(MODELS_OF_A_USER)
+    done = gigapipe("check", "mine:right", "33x20", "2x1", cwd=tmp_path)
+    assert "exact" in done.stdout
+    done = gigapipe("check", "mine:wrong", "33x20", "2x1", check=False, cwd=tmp_path)
+    assert done.returncode == 1 and "NOT exact" in done.stdout and "output" in done.stdout
+    done = gigapipe("check", "mine:refused", "33x20", "1x2x1", check=False, cwd=tmp_path)
+    assert done.returncode == 1 and "layer 1" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    done = gigapipe("check", "mine:none", "33x20", "2x1", check=False, cwd=tmp_path)
+    assert done.returncode == 1 and "package.module:function" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_the_example_of_the_docs_runs(tmp_path):
+    page = (ROOT / "docs/spatial.md").read_text()
+    (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
+    done = subprocess.run(
+        ["torchrun", "--nproc-per-node", "2", "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("loss") == 2
+
+
+@pytest.mark.parametrize("transport", ["mpi", "torch"])
+def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
+    program = str(ROOT / "tests/ranks_forever.py")
+    command = ["mpiexec", "-n", "3", sys.executable, program, transport]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            pids = json.loads(process.stdout.readline())
+            os.kill(pids[1], signal.SIGKILL)
+            killed = time.monotonic()
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode != 0 and time.monotonic() - killed < 60
+            assert "signal 9" in output and str(pids[1]) in output, output
+            assert not any(psutil.pid_exists(pid) for pid in pids)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_rank_that_hangs_is_not_waited_for_for_ever():
+    program = str(ROOT / "tests/ranks_forever.py")
+    done = subprocess.run(
+        ["mpiexec", "-n", "2", sys.executable, program, "mpi", "hang"], capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode != 0
+    assert "rank 0 of 2 waited 3 s for" in done.stdout + done.stderr
+
+
+# --- One rank: what is refused, and how ---
+
+
+def image(size=(16, 16), channels=4) -> SpatialTensor:
+    return shard(torch.rand(1, channels, *size), Mesh())
+
+
+@pytest.mark.parametrize(
+    "operation, message",
+    [
+        (nn.Fold((4, 4), 1), "fold"),
+        (nn.MaxPool2d(2, return_indices=True), "max_pool2d_with_indices"),
+        (nn.LayerNorm([16, 16]), "layer_norm over rows and columns"),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), "bicubic"),
+        (nn.Softmax(2), "softmax along rows or columns"),
+        (Apply(lambda x: x.mean(2)), "rows or columns alone"),
+        (Apply(lambda x: x.reshape(1, -1)), "reshape"),
+        (Apply(lambda x: x[..., ::2]), "every n-th"),
+        (Apply(lambda x: x + torch.rand(15, 16)), "a plain tensor must be as large as the image"),
+        (Apply(lambda x: torch.cat([x, torch.rand(1, 4, 16, 16)], 1)), "join decomposed images"),
+        (Apply(lambda x: x.transpose(1, 2) @ x), "matmul"),
+        (Apply(lambda x: x.numpy()), "numpy"),
+        (Apply(lambda x: x.cumsum(3)), "cumsum"),
+        (Apply(lambda x: torch.fft.fft2(x)), "fft"),
+        (Apply(lambda x: x.sort(1)), "sort"),
+    ],
+)
+def test_what_has_no_decomposed_form_is_refused_with_the_layer_s_name(operation, message):
+    model = decompose(nn.Sequential(nn.Identity(), nn.Sequential(operation)), Mesh())
+    with pytest.raises(NotDecomposed, match="in layer 1.0") as raised:
+        model(image())
+    assert message in str(raised.value) and ";" in str(raised.value), raised.value
+    assert LAYERS == []
+
+
+def test_batch_norm_of_pooled_features_over_data_ranks_is_refused():
+    class Two(Mesh):  # a mesh of two data ranks, as seen by one of them
+        def __init__(self):
+            super().__init__()
+            self.data = 2
+
+    model = decompose(nn.Sequential(nn.BatchNorm1d(4)), Mesh())
+    model(torch.rand(3, 4))
+    with pytest.raises(NotDecomposed, match="pooled features"):
+        decompose(nn.Sequential(nn.BatchNorm1d(4)), Two())(torch.rand(3, 4))
+
+
+def test_decomposing_changes_neither_layers_nor_state():
+    model = nn.Sequential(nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert decompose(model, Mesh()) is model
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    plain = torch.rand(1, 4, 9, 9)
+    model.eval()
+    assert torch.equal(model(plain), model(shard(plain, Mesh())))  # it still takes whole images
+
+
+def test_a_dense_loss_is_a_plain_number():
+    loss = F.mse_loss(image(), torch.zeros(1, 4, 16, 16))
+    assert not isinstance(loss, SpatialTensor) and loss.shape == ()
