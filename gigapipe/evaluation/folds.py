@@ -1,7 +1,6 @@
 """Folds: who is trained on, who chooses the epoch, and who is only ever predicted."""
 
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from gigapipe.errors import InputError
 
@@ -20,6 +19,8 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
         raise InputError(
             f"label {patients.idxmin()}: {patients.min()} patients are too few for {folds} folds; add some"
         )
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and trainings only read folds
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     sheet = sheet.assign(fold=-1)
     for fold, (_, rows) in enumerate(splitter.split(sheet, sheet["label"], sheet["patient"])):

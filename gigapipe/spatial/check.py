@@ -39,7 +39,7 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Differen
     rank computes the undivided model too. Compared are all outputs, every parameter's gradient, the input's gradient
     and every buffer. Dropout is switched off, for torch's own cannot be drawn in parts. All ranks call it together.
     """
-    undivided = copy.deepcopy(model).double().train()
+    undivided = copy.deepcopy(model).double().to(images.device).train()
     for module in undivided.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -54,7 +54,7 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Differen
     expected = tree_leaves(undivided(whole))
     found = tree_leaves(ours(image))
     generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(e.shape, generator=generator, dtype=e.dtype) for e in expected]
+    weights = [torch.randn(e.shape, generator=generator, dtype=e.dtype).to(e.device) for e in expected]
     sum((e * w).sum() for e, w in zip(expected, weights, strict=True)).div(mesh.data).backward()
     sum((f * w[mine]).sum() for f, w in zip(found, weights, strict=True)).backward()
 
@@ -67,8 +67,8 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Differen
             # Each rank compares what it holds; the worst of all ranks counts.
             worst = (f - e).abs().max().item() if e.numel() else 0.0
             scale = max(e.abs().max().item() if e.numel() else 0.0, floor)
-            table = torch.zeros(mesh.size, 2, dtype=torch.float64)
-            table[mesh.rank] = torch.tensor([math.inf if math.isnan(worst) else worst, scale])
+            table = torch.zeros(mesh.size, 2, dtype=torch.float64, device=images.device)
+            table[mesh.rank, 0], table[mesh.rank, 1] = math.inf if math.isnan(worst) else worst, scale
             worst, scale = mesh.everyone.sum_(table).amax(0).tolist()
             differences.append(Difference(kind, name, worst / scale if scale else worst))
 

@@ -27,6 +27,7 @@ class MpiTransport:
 
     def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
         self.sent_bytes += sum(tensor.nbytes for _, tensor in outgoing)
+        _finish([tensor for _, tensor in outgoing + incoming])
         requests = [self.communicator.Irecv(_bytes(tensor), rank) for rank, tensor in incoming]
         requests += [self.communicator.Isend(_bytes(tensor), rank) for rank, tensor in outgoing]
 
@@ -43,6 +44,7 @@ class MpiTransport:
         if x.dtype not in _SUMMABLE:  # MPI does not know bfloat16
             return x.copy_(self.sum_(x.float()))
         self.sent_bytes += reduced_bytes(x, self.size)
+        _finish([x])
         buffer = [_bytes(x), x.numel(), _SUMMABLE[x.dtype]]
         self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
         return x
@@ -53,6 +55,12 @@ class MpiTransport:
             os.sched_yield()  # where ranks share a core, the one that is waited for must get it
             if time.monotonic() - begun > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
+
+
+def _finish(tensors: list[torch.Tensor]) -> None:
+    """MPI knows nothing of a GPU's streams: what is queued there must be done before it touches a tensor."""
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.current_stream().synchronize()
 
 
 def _bytes(x: torch.Tensor) -> MPI.buffer:

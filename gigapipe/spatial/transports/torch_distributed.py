@@ -27,14 +27,22 @@ class TorchTransport:
 
     def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
         self.sent_bytes += sum(tensor.nbytes for _, tensor in outgoing)
-        operations = [dist.P2POp(dist.irecv, tensor, self.ranks[rank], self.group) for rank, tensor in incoming]
-        operations += [dist.P2POp(dist.isend, tensor, self.ranks[rank], self.group) for rank, tensor in outgoing]
+        arriving = incoming
+        if any(x.is_cuda for _, x in outgoing + incoming) and dist.get_backend(self.group) == "gloo":
+            # gloo sends from the host's memory alone, and receives into it.
+            outgoing = [(rank, x.cpu()) for rank, x in outgoing]
+            arriving = [(rank, torch.empty_like(x, device="cpu")) for rank, x in incoming]
+        operations = [dist.P2POp(dist.irecv, x, self.ranks[rank], self.group) for rank, x in arriving]
+        operations += [dist.P2POp(dist.isend, x, self.ranks[rank], self.group) for rank, x in outgoing]
         requests = dist.batch_isend_irecv(operations) if operations else []
 
         def wait() -> None:
             for request in requests:
                 request.wait()
             outgoing.clear()  # a tensor on its way must live until here
+            if arriving is not incoming:
+                for (_, x), (_, arrived) in zip(incoming, arriving, strict=True):
+                    x.copy_(arrived)
 
         return wait
 
