@@ -5,6 +5,9 @@
 Both have the machine's cores and huge pages, and take turns: several rounds, each in new processes. Prints medians of
 the steps' seconds, the peak memory of all ranks together, and their ratios. A step is forward, backward and SGD.
 
+What the ranks send in a step, all together, stands beside the least that exact layer-by-layer decomposition can do
+with: each cut's halo once forward and its gradient once backward, BatchNorm's sums, and the all-reduce of gradients.
+
 Memory is sampled every 5 ms: what the processes have of their own, added up, and once the largest share of mapped
 files (libraries), which ranks have in common.
 """
@@ -53,11 +56,40 @@ def worker(size: int, layout: str, precision: str, steps: int) -> None:
         loss.backward()
         optimizer.step()
         seconds.append(time.perf_counter() - begun)
+    report = {"seconds": seconds[1:], "loss": loss.item()}
+    if ranks > 1:
+        report["sent"] = MPI.COMM_WORLD.allreduce(mesh.everyone.sent_bytes) / steps
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            report["least"] = least_bytes(model, image, ranks)
     if MPI.COMM_WORLD.rank == 0:
-        report = {"seconds": seconds[1:], "loss": loss.item()}
-        if ranks > 1:
-            report["sent"] = mesh.everyone.sent_bytes / steps
         print(json.dumps(report), flush=True)
+
+
+def least_bytes(model, image, ranks: int) -> int:
+    """What all ranks must send in a step at the least, `ranks` of them one above the other."""
+    from torch import nn
+
+    found = 2 * (ranks - 1) * sum(p.numel() for p in model.parameters()) * 4
+    reduced = 2 * (ranks - 1) * 8
+
+    def count(layer, inputs):
+        nonlocal found
+        (x,) = inputs
+        if isinstance(layer, nn.BatchNorm2d):
+            found += reduced * (4 * x.shape[1] + 1)
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            found += reduced // 2 * 2 * x.shape[1]
+        else:
+            kernel, stride = (v if isinstance(v, int) else v[0] for v in (layer.kernel_size, layer.stride))
+            row = x.shape[0] * x.shape[1] * x.shape[3] * x.local.element_size()
+            found += (ranks - 1) * max(0, kernel - stride) * row * (2 if x.requires_grad else 1)
+
+    kinds = nn.Conv2d | nn.MaxPool2d | nn.BatchNorm2d | nn.AdaptiveAvgPool2d
+    hooks = [layer.register_forward_pre_hook(count) for layer in model.modules() if isinstance(layer, kinds)]
+    model(image)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def memory(process: psutil.Process) -> tuple[float, float]:
@@ -105,7 +137,7 @@ if __name__ == "__main__":
     cores = len(os.sched_getaffinity(0))
     print(f"ResNet-18, batch 1, {args.precision}, {args.layout}; {cores} cores, THP_MEM_ALLOC_ENABLE=1")
     print(f"plain: 1 process × {cores} threads; ours: {args.ranks} ranks × {max(1, cores // args.ranks)} threads\n")
-    print("  size   plain, s    ours, s   ratio   plain, MB   ours, MB   ratio   sent a step, MB")
+    print("  size   plain, s    ours, s   ratio   plain, MB   ours, MB   ratio   sent, MB   least, MB")
     for size in args.sizes:
         options = ["--sizes", size, "--layout", args.layout, "--precision", args.precision, "--steps", args.steps]
         found = {1: [], args.ranks: []}
@@ -117,6 +149,7 @@ if __name__ == "__main__":
         peaks = [statistics.median(run["peak"] for run in runs) / 1e6 for runs in (plain, ours)]
         print(
             f"{size:6} {seconds[0]:10.2f} {seconds[1]:10.2f} {seconds[1] / seconds[0]:7.2f}"
-            f" {peaks[0]:11.0f} {peaks[1]:10.0f} {peaks[1] / peaks[0]:7.2f} {ours[0]['sent'] / 1e6:17.2f}",
+            f" {peaks[0]:11.0f} {peaks[1]:10.0f} {peaks[1] / peaks[0]:7.2f}"
+            f" {ours[0]['sent'] / 1e6:10.2f} {ours[0]['least'] / 1e6:11.2f}",
             flush=True,
         )

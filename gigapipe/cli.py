@@ -71,6 +71,7 @@ def train(args: argparse.Namespace) -> None:
             learning_rate=args.learning_rate,
             weight_decay=args.weight_decay,
             seed=args.seed,
+            precision=args.precision,
         )
         training, validation = (
             Canvases(parts[role], args.pyramids, args.mpp, args.canvas, settings.classes, mesh)
@@ -108,7 +109,8 @@ def predict(args: argparse.Namespace) -> None:
         decompose(model, mesh)
         table = roles(read_folds(args.folds), settings.fold)["test"]
         canvases = Canvases(table, args.pyramids, settings.mpp, settings.canvas, settings.classes, mesh)
-        probabilities = predict(model, canvases, mesh)
+        with settings.autocast():
+            probabilities = predict(model, canvases, mesh)
         if mesh.rank == 0:
             table = table[["slide", "patient", "site", "label", "fold"]].assign(
                 mpp=settings.mpp, score=probabilities[:, 1].tolist()
@@ -233,6 +235,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
     sub.add_argument(
         "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"
+    )
+    sub.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="of activations; weights stay float32"
     )
     sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
 

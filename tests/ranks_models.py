@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -161,14 +160,13 @@ def accumulation(mesh):
     report(case="evaluation", error=difference([ours.eval()(image)], [undivided.eval()(images)]))
 
 
-with started(1, 2, 2, threads=4, transport=sys.argv[1]) as mesh:
+with started(1, 2, 2, threads=4) as mesh:
     for name, (make, size) in MODELS.items():
         torch.manual_seed(0)
         worst = compare(make(), torch.rand(2, 3, *size, dtype=torch.float64), mesh)[0]
         report(case=name, error=worst.error, worst=f"{worst.kind} {worst.name}")
-    if sys.argv[1] == "mpi":
-        twenty_steps(mesh)
-        mixed_precision(mesh)
-        activation_checkpointing(mesh)
-        accumulation(mesh)
-        over_device_mesh()
+    twenty_steps(mesh)
+    mixed_precision(mesh)
+    activation_checkpointing(mesh)
+    accumulation(mesh)
+    over_device_mesh()

@@ -38,31 +38,30 @@ def test_operator_is_exact_on_any_mesh(case):
 
 
 @functools.cache
-def networks(transport: str) -> dict[str, dict]:
-    return {row["case"]: row for row in run_ranks("ranks_models.py", 4, transport)}
+def networks() -> dict[str, dict]:
+    return {row["case"]: row for row in run_ranks("ranks_models.py", 4)}
 
 
 @pytest.mark.parametrize("case", ["MONAI ResNet", "MONAI UNet", "MONAI UNet, instance norm", "MONAI BasicUNet"])
 def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(case):
-    for transport in ("mpi", "torch"):
-        assert networks(transport)[case]["error"] <= 1e-10, networks(transport)[case]
+    assert networks()[case]["error"] <= 1e-10, networks()[case]
 
 
 @pytest.mark.parametrize("case", ["20 steps", "checkpointing", "accumulated", "evaluation"])
 def test_training_agrees(case):
-    row = networks("mpi")[case]
+    row = networks()[case]
     assert row["error"] <= 1e-10, row
     assert row.get("moved", 1) > 0.01, row  # or there was nothing to agree on
 
 
 def test_bf16_is_as_good_on_a_mesh_as_undivided():
-    row = networks("mpi")["bf16"]
+    row = networks()["bf16"]
     assert row["ours"] <= 1.1 * row["plain"], row
 
 
 @pytest.mark.parametrize("case", ["DeviceMesh and DDP", "averaged twice"])
 def test_a_device_mesh_with_torch_s_own_data_parallelism(case):
-    assert networks("mpi")[case]["error"] <= 1e-10
+    assert networks()[case]["error"] <= 1e-10
 
 
 def test_random_exchanges_and_networks():

@@ -1,6 +1,7 @@
 """The road as a user walks it: the embedded default in a fresh copy of the project, killed half-way, gone on with."""
 
 import collections
+import contextlib
 import os
 import re
 import shutil
@@ -91,10 +92,11 @@ def demo(tmp_path_factory) -> dict:
             if found and not killed:
                 killed = found[0].parent
                 for job in psutil.Process(process.pid).children(recursive=True):
-                    if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(
-                        job.cmdline()
-                    ):
-                        job.kill()
+                    with contextlib.suppress(psutil.Error):  # one that has just ended
+                        if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(
+                            job.cmdline()
+                        ):
+                            job.kill()
             time.sleep(0.2)
     finally:
         if process.poll() is None:

@@ -35,6 +35,10 @@ class Settings:
     learning_rate: float
     weight_decay: float
     seed: int
+    precision: str = "float32"  # of activations; "bfloat16" by autocast, the weights stay float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Mesh, output: Path) -> None:
@@ -92,7 +96,9 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             images, labels = training.batch(indices, symmetries)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule((epoch * steps + step) / (settings.epochs * steps))
-            loss = F.cross_entropy(model(images), labels)
+            with settings.autocast():
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels)
             _refuse_divergence(loss.item(), epoch)
             optimizer.zero_grad()
             loss.backward()
@@ -100,8 +106,9 @@ def train(settings: Settings, training: Canvases, validation: Canvases, mesh: Me
             losses.append(loss.item())
             state["seconds"].append(time.perf_counter() - begun)
 
-        measure_statistics(model, training, (b for b, _ in _batches(len(training), settings, epoch, mesh)))
-        probabilities = predict(model, validation, mesh)
+        with settings.autocast():
+            measure_statistics(model, training, (b for b, _ in _batches(len(training), settings, epoch, mesh)))
+            probabilities = predict(model, validation, mesh)
         loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), validation.labels).item()
         _refuse_divergence(loss, epoch)
         training_loss = mesh.everyone.sum_(torch.tensor(np.mean(losses))).item() / mesh.size

@@ -89,12 +89,9 @@ def lp_pool2d(x, norm_type, kernel_size, stride=None, ceil_mode=False):
 
 
 def _bins(x: SpatialTensor, output_size) -> tuple[Bins, Bins]:
-    sizes = [n if m is None else m for n, m in zip(x.image_size, _both(output_size), strict=True)]
-    return tuple(Bins(n, m) for n, m in zip(x.image_size, sizes, strict=True))
-
-
-def _both(output_size):
-    return (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
+    """How adaptive pooling divides rows and columns; None stands for as many bins as there are."""
+    sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    return tuple(Bins(n, n if m is None else m) for n, m in zip(x.image_size, sizes, strict=True))
 
 
 def _cells(out: Interval, needed: Interval, bins: Bins):
@@ -110,14 +107,9 @@ def adaptive_avg_pool2d(x, output_size):
         return sum_over_image(x.local.sum((-2, -1), keepdim=True), x.mesh) / (x.shape[-2] * x.shape[-1])
 
     def operate(shard, needed, out):
-        for axis, cells in (
-            (-2, _cells(out.rows, needed.rows, axes[0])),
-            (-1, _cells(out.columns, needed.columns, axes[1])),
-        ):
-            shard = torch.cat(
-                [shard.narrow(axis, c.start, c.stop - c.start).mean(axis, keepdim=True) for c in cells], axis
-            )
-        return shard
+        rows, columns = (_cells(*axis) for axis in zip(out, needed, axes, strict=True))
+        shard = torch.cat([shard[:, :, cell].mean(2, keepdim=True) for cell in rows], 2)
+        return torch.cat([shard[..., cell].mean(3, keepdim=True) for cell in columns], 3)
 
     return windowed(x, axes, operate, x.shape[1])
 

@@ -72,9 +72,7 @@ def interpolate(
         )
     options = {"mode": mode, "align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
     sizes = None if size is None else pair(size)
-    scales = None if scale_factor is None else [float(s) for s in (
-        scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-    )]  # fmt: skip
+    scales = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
     # torch itself says where its outputs look: it interpolates a ramp of positions.
     positions = []
     for axis, n in enumerate(x.image_size):
@@ -82,7 +80,7 @@ def interpolate(
         found = F.interpolate(
             ramp.view(1, 1, n, 1),
             size=None if sizes is None else (sizes[axis], 1),
-            scale_factor=None if scales is None else (scales[axis], 1.0),
+            scale_factor=None if scale_factor is None else (float(scales[axis]), 1.0),
             **options,
         )
         positions.append(found.flatten().double())
