@@ -140,6 +140,17 @@ def over_device_mesh():
     report(case="averaged twice", error=difference([p.grad for p in ours.parameters()], grads[1]))
 
 
+def unfrozen(mesh):
+    """What is frozen when the model is decomposed, and trained later, gets its gradients too."""
+    torch.manual_seed(0)
+    undivided = monai_resnet().double()
+    ours = decompose(copy.deepcopy(undivided).requires_grad_(False), mesh).requires_grad_()
+    images = torch.rand(2, 3, 66, 64, dtype=torch.float64)
+    undivided(images).square().mean().backward()
+    ours(shard(images, mesh)).square().mean().backward()
+    report(case="unfrozen", error=difference(*([p.grad for p in m.parameters()] for m in (ours, undivided))))
+
+
 def accumulation(mesh):
     """Two backward passes before a step, and back to a plain state_dict."""
     torch.manual_seed(0)
@@ -169,4 +180,5 @@ with started(1, 2, 2, threads=4) as mesh:
     mixed_precision(mesh)
     activation_checkpointing(mesh)
     accumulation(mesh)
+    unfrozen(mesh)
     over_device_mesh()

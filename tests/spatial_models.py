@@ -52,6 +52,13 @@ class Checkpointed(nn.Module):
         return checkpoint(self.layers, x, use_reentrant=False)
 
 
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Normalises by its running statistics, in training too."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean + 0.1, self.running_var, self.weight, self.bias, False)
+
+
 def after(*layers):
     """Layers after a convolution, whose gradients show what the layers hand back."""
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers)
@@ -180,6 +187,17 @@ CASES = {
         ),
         (21, 17),
     ),
+    "checkpointed to the last exchange": (
+        lambda: Checkpointed(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(2)),
+        (9, 7),
+    ),
+    "frozen BatchNorm of next to nothing": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 4), FrozenBatchNorm(4), nn.Conv2d(4, 2, 1)),
+        (7, 7),
+    ),
+    "padding of next to nothing": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ZeroPad2d((0, 0, 0, 1))), (3, 7)),
+    "ceil of what does not fit": (lambda: after(nn.MaxPool2d(3, 2, ceil_mode=True)), (2, 9)),
+    "bilinear x2.05": (lambda: after(nn.Upsample(scale_factor=2.05, mode="bilinear")), (10, 10)),
     "a whole image added": (lambda: after(Apply(lambda x: x + torch.arange(14.0).double()[:, None])), (14, 10)),
 }  # fmt: skip
 

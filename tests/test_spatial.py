@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import ROOT, gigapipe, run_ranks
 from spatial_models import CASES, LOSSES, Apply
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gigapipe.spatial import Mesh, NotDecomposed, SpatialTensor, decompose, shard
 from gigapipe.spatial.tensor import LAYERS
@@ -47,7 +48,7 @@ def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(case):
     assert networks()[case]["error"] <= 1e-10, networks()[case]
 
 
-@pytest.mark.parametrize("case", ["20 steps", "checkpointing", "accumulated", "evaluation"])
+@pytest.mark.parametrize("case", ["20 steps", "checkpointing", "accumulated", "unfrozen", "evaluation"])
 def test_training_agrees(case):
     row = networks()[case]
     assert row["error"] <= 1e-10, row
@@ -145,11 +146,30 @@ def image(size=(16, 16), channels=4) -> SpatialTensor:
     return shard(torch.rand(1, channels, *size), Mesh())
 
 
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "operation, message",
     [
         (nn.Fold((4, 4), 1), "fold"),
-        (nn.MaxPool2d(2, return_indices=True), "max_pool2d_with_indices"),
+        (nn.MaxPool2d(2, return_indices=True), "return_indices"),
+        (Apply(lambda x: F.mse_loss(x, x, weight=torch.ones(1, 4, 16, 16))), "with weight"),
+        (Apply(lambda x: torch.rand(1, 4, 16, 16).add_(x)), "into a plain tensor"),
+        (Apply(lambda x: x[:, :, 1:].mul_(0)), "of a part of an image"),
+        (Apply(lambda x: torch.add(x, 1, out=torch.rand(1, 4, 16, 16))), "with out"),
+        (Apply(lambda x: Swish.apply(x)), "Swish"),
+        (Apply(lambda x: checkpoint(torch.relu, x, use_reentrant=True)), "use_reentrant=False"),
+        (Apply(lambda x: F.softmax(x)), "without a dimension"),
         (nn.LayerNorm([16, 16]), "layer_norm over rows and columns"),
         (nn.Upsample(scale_factor=2, mode="bicubic"), "bicubic"),
         (nn.Softmax(2), "softmax along rows or columns"),
@@ -183,6 +203,23 @@ def test_batch_norm_of_pooled_features_over_data_ranks_is_refused():
     model(torch.rand(3, 4))
     with pytest.raises(NotDecomposed, match="pooled features"):
         decompose(nn.Sequential(nn.BatchNorm1d(4)), Two())(torch.rand(3, 4))
+
+
+def test_torch_s_own_spellings_are_understood():
+    x = image()
+    whole = x.local
+    assert torch.equal(torch.mean(input=x, axis=(2, 3), keepdims=True), whole.mean((2, 3), keepdim=True))
+    assert torch.equal(F.normalize(x).local, F.normalize(whole))
+    assert x.to(torch.zeros(1, dtype=torch.float64)).local.dtype == torch.float64
+    assert torch.equal(x.permute(dims=(0, 2, 3, 1)).local, whole.permute(0, 2, 3, 1))
+    assert torch.equal(torch.where(x > 0.5, x, -x).local, torch.where(whole > 0.5, whole, -whole))
+    kept = F.dropout(x, 0.5, inplace=True)
+    assert kept is x and (x.local == 0).any()
+
+
+def test_sixteen_bits_do_not_overflow():
+    x = shard(torch.ones(1, 1, 400, 400, dtype=torch.float16), Mesh())
+    assert F.adaptive_avg_pool2d(x, 1).item() == x.mean().item() == F.avg_pool2d(x, 300).local.max().item() == 1
 
 
 def test_decomposing_changes_neither_layers_nor_state():

@@ -65,7 +65,7 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Differen
         floor = 1e-3 * max((e.abs().max().item() for _, e in pairs.values() if e.numel()), default=0.0)
         for name, (f, e) in pairs.items():
             # Each rank compares what it holds; the worst of all ranks counts.
-            worst = (f - e).abs().max().item() if e.numel() else 0.0
+            worst = math.inf if f is None else (f - e).abs().max().item() if e.numel() else 0.0
             scale = max(e.abs().max().item() if e.numel() else 0.0, floor)
             table = torch.zeros(mesh.size, 2, dtype=torch.float64, device=images.device)
             table[mesh.rank, 0], table[mesh.rank, 1] = math.inf if math.isnan(worst) else worst, scale

@@ -7,7 +7,7 @@ from torch import nn
 
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.tensor import LAYERS, NotDecomposed, SpatialTensor
+from gigapipe.spatial.tensor import LAYERS, NotDecomposed, SpatialTensor, refuse_lost_gradient
 
 
 def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
@@ -29,10 +29,9 @@ def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
         module.register_forward_pre_hook(functools.partial(_enter, name, mesh))
         module.register_forward_hook(_leave, always_call=True)
     synchronise_as_batch_norm(model)
-    averaging = _Averaging(parameters, mesh)
-    for parameter in parameters:
-        if parameter.requires_grad and mesh.size > 1:
-            parameter.register_post_accumulate_grad_hook(averaging)
+    if mesh.size > 1:
+        averaging = _Averaging(parameters, mesh)
+        model.register_forward_pre_hook(averaging.watch)
     return model
 
 
@@ -48,7 +47,8 @@ def _share(tensor: torch.Tensor, mesh: Mesh) -> None:
     """Rank 0's values, to all: a sum in which the others are zero, so that no rounding comes in."""
     if mesh.size > 1:
         mine = tensor.detach().contiguous().clone() if mesh.rank == 0 else torch.zeros_like(tensor).contiguous()
-        tensor.copy_(mesh.everyone.sum_(mine))
+        mesh.everyone.sum_(mine.view(-1).view(torch.uint8).view(-1))  # byte by byte, so that any dtype may come
+        tensor.copy_(mine)
 
 
 class _Averaging:
@@ -56,6 +56,14 @@ class _Averaging:
 
     def __init__(self, parameters: list[nn.Parameter], mesh: Mesh):
         self.parameters, self.mesh, self.awaited = parameters, mesh, False
+        self.watched: set[nn.Parameter] = set()
+
+    def watch(self, module: nn.Module, inputs: tuple) -> None:
+        """Before each forward pass: parameters may have been unfrozen."""
+        for parameter in self.parameters:
+            if parameter.requires_grad and parameter not in self.watched:
+                parameter.register_post_accumulate_grad_hook(self)
+                self.watched.add(parameter)
 
     def __call__(self, _: torch.Tensor) -> None:
         if not self.awaited:
@@ -78,4 +86,8 @@ def _enter(name: str, mesh: Mesh, module: nn.Module, inputs: tuple) -> None:
 
 
 def _leave(module: nn.Module, inputs: tuple, output) -> None:
-    LAYERS.pop()
+    try:
+        if isinstance(output, SpatialTensor):
+            refuse_lost_gradient(output)
+    finally:
+        LAYERS.pop()

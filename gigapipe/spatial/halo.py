@@ -158,10 +158,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local: torch.Tensor, halo: Halo, mesh: Mesh, fill: float) -> torch.Tensor:
         ctx.halo, ctx.mesh, ctx.local_shape = halo, mesh, local.shape
+        # Activation checkpointing recomputes as far as something was saved: what all ranks must take part in, all save.
+        ctx.save_for_backward(local.new_empty(0))
         return gathered(local, halo, mesh, fill)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
+        (_,) = ctx.saved_tensors
         return scattered(grad, ctx.local_shape, ctx.halo, ctx.mesh), None, None, None
 
 

@@ -4,7 +4,7 @@ import torch
 
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
 from gigapipe.spatial.window import Everything
 
 
@@ -24,6 +24,7 @@ def shard(whole: torch.Tensor, mesh: Mesh, axes: tuple[int, int] = (-2, -1)) -> 
 
 def gather(x: SpatialTensor) -> torch.Tensor:
     """The whole image, on every rank of it: the inverse of `shard`. Differentiable. All ranks of it call together."""
+    refuse_lost_gradient(x)
     if x.mesh.image_ranks == 1:
         return x.local
     everything = tuple(

@@ -9,7 +9,9 @@ Operations that make an image into a vector (global pooling) return a plain tens
 shares the image.
 """
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -76,6 +78,8 @@ class SpatialTensor(torch.Tensor):
     local: torch.Tensor
     mesh: Mesh
     axes: tuple[int, int]
+    copied = False
+    """Whether this is a copy of what is a view on a whole image: changing it in place would not reach the image."""
 
     @staticmethod
     def __new__(cls, local: torch.Tensor, size: tuple[int, int], mesh: Mesh, axes: tuple[int, int] = (-2, -1)):
@@ -86,7 +90,14 @@ class SpatialTensor(torch.Tensor):
             raise ValueError(f"{mesh!r} owns {expected} of an image of {tuple(size)}, not {held}")
         shape = list(local.shape)
         shape[rows], shape[columns] = size
-        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
+        # That it asks for a gradient, which nothing here gives it, shows what went past us: see `refuse_lost_gradient`.
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            shape,
+            dtype=local.dtype,
+            device=local.device,
+            requires_grad=local.is_floating_point() or local.is_complex(),
+        )
         self.local = local
         self.mesh = mesh
         self.axes = rows, columns
@@ -126,12 +137,49 @@ class SpatialTensor(torch.Tensor):
                 "use an operation that has one (docs/spatial.md lists them), or apply it after global pooling or to "
                 "gigapipe.spatial.gather(x)",
             )
-        return DECOMPOSED[function](*args, **kwargs)
+        for x in _spatial((*args, *kwargs.values())):
+            refuse_lost_gradient(x)
+        ours = DECOMPOSED[function]
+        kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
+        if "input" in kwargs and not args:
+            args = (kwargs.pop("input"),)
+        try:
+            _signature(ours).bind(*args, **kwargs)
+        except TypeError as error:
+            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/spatial.md lists what there is") from None
+        return ours(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise NotDecomposed(
             f"{function} reached a shard below torch's Python functions", "give it gigapipe.spatial.gather(x)"
+        )
+
+
+_SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
+_signature = functools.cache(inspect.signature)
+
+
+def _spatial(values) -> Iterator[SpatialTensor]:
+    """The decomposed images among arguments, lists of them included."""
+    for value in values:
+        if isinstance(value, SpatialTensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _spatial(value)
+
+
+def refuse_lost_gradient(x: SpatialTensor) -> None:
+    """Raise NotDecomposed if `x` comes from a custom autograd.Function.
+
+    Such run without gradients and hand `x` on as if it had one of their making, which never reaches the shard.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        node = torch.Tensor.grad_fn.__get__(x)
+    if node is not None:
+        raise NotDecomposed(
+            f"{node.name()}, a custom autograd.Function or a reentrant checkpoint, would lose the gradient",
+            "use torch's operations, or checkpoint(…, use_reentrant=False)",
         )
 
 

@@ -117,7 +117,7 @@ class Window(_InImage):
 
     def output_size(self, size: int) -> int:
         room = size + sum(self.padding) - self.extent
-        if room < 0:
+        if room + (self.stride - 1 if self.ceil else 0) < 0:
             raise ValueError(
                 f"a kernel that spans {self.extent} does not fit an axis of {size} padded by {self.padding}"
             )

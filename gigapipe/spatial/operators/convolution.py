@@ -181,13 +181,16 @@ def _mixed(x: SpatialTensor, *parameters):
     if not torch.is_autocast_enabled(kind):
         return x.local, *parameters
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(None if t is None else t.to(dtype) for t in (x.local, *parameters))
+    lower = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x.local, *parameters))
+    return tuple(lower)  # float64 stays as it is, as torch has it
 
 
 @decomposes(torch.conv2d)
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     images(x, "conv2d")
     if padding == "same":
+        if max(pair(stride)) > 1:
+            raise ValueError("padding='same' is not for strided convolutions")  # as torch has it
         pads = [(d * (k - 1) // 2, -(-d * (k - 1) // 2)) for k, d in zip(weight.shape[2:], pair(dilation), strict=True)]
     else:
         pads = [(p, p) for p in pair(0 if padding == "valid" else padding)]

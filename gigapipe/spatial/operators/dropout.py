@@ -38,39 +38,41 @@ def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
     return (z >> 11 & (1 << 53) - 1) >= math.ceil(p * 2**53)
 
 
-def _dropped(x: SpatialTensor, p: float, training: bool, channels: bool) -> SpatialTensor:
+def _dropped(x: SpatialTensor, p: float, training: bool, channels: bool, inplace: bool, alpha: bool = False):
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")  # as torch does
     if not training or p == 0:
         return x
     if p == 1:
-        return x.with_local(x.local * 0)
-    return x.with_local(x.local * _kept(x, p, channels) / (1 - p))
+        local = x.local * 0
+    elif alpha:
+        # To SELU's lower limit, keeping mean and variance (Klambauer et al., NeurIPS 2017, arXiv:1706.02515).
+        limit = -1.7580993408473766
+        scale = ((1 - p) * (1 + p * limit**2)) ** -0.5
+        local = torch.where(_kept(x, p, channels), x.local, limit) * scale - scale * limit * p
+    else:
+        local = x.local * _kept(x, p, channels) / (1 - p)
+    if inplace:
+        x.local = local
+        return x
+    return x.with_local(local)
 
 
-@decomposes(F.dropout, torch.dropout)
+@decomposes(F.dropout)
 def dropout(x, p=0.5, training=True, inplace=False):
-    return _dropped(x, p, training, channels=False)
+    return _dropped(x, p, training, channels=False, inplace=inplace)
 
 
 @decomposes(F.dropout2d)
 def dropout2d(x, p=0.5, training=True, inplace=False):
-    return _dropped(x, p, training, channels=True)
-
-
-def _alpha_dropped(x: SpatialTensor, p: float, training: bool, channels: bool) -> SpatialTensor:
-    """Drops to SELU's lower limit, and keeps mean and variance (Klambauer et al., NeurIPS 2017, arXiv:1706.02515)."""
-    if not training or p == 0:
-        return x
-    limit = -1.7580993408473766
-    scale = ((1 - p) * (1 + p * limit**2)) ** -0.5
-    kept = _kept(x, p, channels)
-    return x.with_local(torch.where(kept, x.local, limit) * scale - scale * limit * p)
+    return _dropped(x, p, training, channels=True, inplace=inplace)
 
 
 @decomposes(F.alpha_dropout)
 def alpha_dropout(x, p=0.5, training=False, inplace=False):
-    return _alpha_dropped(x, p, training, channels=False)
+    return _dropped(x, p, training, channels=False, inplace=inplace, alpha=True)
 
 
 @decomposes(F.feature_alpha_dropout)
 def feature_alpha_dropout(x, p=0.5, training=False, inplace=False):
-    return _alpha_dropped(x, p, training, channels=True)
+    return _dropped(x, p, training, channels=True, inplace=inplace, alpha=True)

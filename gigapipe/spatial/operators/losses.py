@@ -9,16 +9,20 @@ from collections.abc import Callable
 import torch.nn.functional as F
 
 from gigapipe.spatial.operators.pointwise import aligned, pointwise
-from gigapipe.spatial.operators.reductions import sum_over_image
+from gigapipe.spatial.operators.reductions import sum_over_image, summing
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
 
 
 def _reduced(losses: SpatialTensor, reduction: str, count=None):
     """The loss, from that of every pixel; `count` is what a mean divides by, if not their number."""
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")  # as torch does
     if reduction == "none":
         return losses
-    total = sum_over_image(losses.local.sum(), losses.mesh)
-    return total if reduction == "sum" else total / (losses.numel() if count is None else count)
+    total = sum_over_image(losses.local.sum(dtype=summing(losses.dtype)), losses.mesh)
+    if reduction == "mean":
+        total = total / (losses.numel() if count is None else count)
+    return total.to(losses.dtype)
 
 
 def _elementwise(function: Callable) -> Callable:
@@ -28,6 +32,8 @@ def _elementwise(function: Callable) -> Callable:
     def ours(*args, reduction="mean", size_average=None, reduce=None, **kwargs):
         if size_average is not None or reduce is not None:
             raise NotDecomposed(f"{name_of(function)} with size_average or reduce", "use reduction")
+        if kwargs.get("weight") is not None and function in (F.mse_loss, F.l1_loss):
+            raise NotDecomposed(f"{name_of(function)} with weight", "weight the images before they are compared")
         return _reduced(each(*args, reduction="none", **kwargs), reduction)
 
     return ours
@@ -61,7 +67,7 @@ def _classes(function: Callable) -> Callable:
         count = None
         if not probabilities and reduction == "mean":
             valid = mine != ignore_index
-            weights = valid.to(x.dtype) if weight is None else weight[mine.clamp(0, x.shape[1] - 1)] * valid
+            weights = valid.double() if weight is None else weight.double()[mine.clamp(0, x.shape[1] - 1)] * valid
             count = sum_over_image(weights.sum(), x.mesh)
         return _reduced(losses, reduction, count)
 

@@ -39,6 +39,7 @@ class _BatchNorm(torch.autograd.Function):
         return y, mean, variance, count
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
         x, weight, mean, variance, count = ctx.saved_tensors
         if x.numel():
@@ -79,8 +80,9 @@ def batch_norm(
     if x.mesh.size == 1:
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, training, momentum, eps))
     if not training:
-        if local.numel() == 0:  # torch refuses an empty image
-            return x
+        if local.numel() == 0:  # torch refuses an empty image; its parameters must get their zero gradients
+            y = local if weight is None else local * weight.view(-1, 1, 1)
+            return x.with_local(y if bias is None else y + bias.view(-1, 1, 1))
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
     y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps)
@@ -131,7 +133,7 @@ def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     return x.with_local(_normalised(x, mean, variance, weight, bias, eps))
 
 
-@decomposes(F.instance_norm, torch.instance_norm)
+@decomposes(F.instance_norm)
 def instance_norm(
     x,
     running_mean=None,

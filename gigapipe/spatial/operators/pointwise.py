@@ -35,9 +35,18 @@ def aligned(x: SpatialTensor, other: torch.Tensor, name: str) -> torch.Tensor:
 def pointwise(function: Callable) -> Callable:
     """The decomposed form of a function of tensors that broadcast."""
     name = name_of(function)
+    bare = name.rpartition(".")[2]
+    always = bare.startswith("__i") and bare != "__invert__" or bare.endswith("_") and not bare.endswith("__")
 
     def ours(*args, **kwargs):
         everything = (*args, *kwargs.values())
+        if kwargs.get("out") is not None:
+            raise NotDecomposed(f"{name} with out", "take what it returns")
+        if always or kwargs.get("inplace"):
+            if not isinstance(args[0], SpatialTensor):
+                raise NotDecomposed(f"{name} of an image, into a plain tensor", "use it without in-place")
+            if args[0].copied:
+                raise NotDecomposed(f"{name} of a part of an image", "use it without in-place")
         image = max((a for a in everything if isinstance(a, SpatialTensor)), key=lambda a: a.dim())
 
         def local(a):
@@ -46,6 +55,8 @@ def pointwise(function: Callable) -> Callable:
             return aligned(image, a, name) if isinstance(a, torch.Tensor) and a.dim() else a
 
         result = function(*map(local, args), **{key: local(value) for key, value in kwargs.items()})
+        if not isinstance(result, torch.Tensor):  # of `x == None`, say
+            return result
         grown = result.dim() - image.local.dim()
         return image.with_local(result, tuple(axis + grown for axis in image.axes))
 
@@ -70,7 +81,7 @@ _METHODS = (
     "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__mul__", "__rmul__", "__imul__",
     "__truediv__", "__rtruediv__", "__itruediv__", "__pow__", "__rpow__", "__neg__", "__abs__", "__eq__", "__ne__",
     "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__", "__invert__", "float", "double", "half", "bfloat16",
-    "bool", "int", "long", "to", "type_as", "contiguous", "requires_grad_",
+    "bool", "int", "long", "contiguous", "requires_grad_",
 )  # fmt: skip
 
 for _function in (
@@ -79,6 +90,17 @@ for _function in (
     *(getattr(torch.Tensor, name) for name in _FUNCTIONS + _METHODS if hasattr(torch.Tensor, name)),
 ):
     DECOMPOSED[_function] = pointwise(_function)
+
+
+def _to(x, *args, **kwargs):
+    def plain(a):  # what another tensor stands for here is its dtype and device
+        return torch.empty(0, dtype=a.dtype, device=a.device) if isinstance(a, SpatialTensor) else a
+
+    args, kwargs = [plain(a) for a in args], {name: plain(a) for name, a in kwargs.items()}
+    return x.with_local(x.local.to(*args, **kwargs)) if isinstance(x, SpatialTensor) else x.to(*args, **kwargs)
+
+
+DECOMPOSED[torch.Tensor.to] = DECOMPOSED[torch.Tensor.type_as] = _to
 
 
 def _prelu(x, weight):

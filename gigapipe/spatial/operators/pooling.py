@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import gathered, layout, plan, scattered
-from gigapipe.spatial.operators.reductions import largest_over_image, sum_over_image
+from gigapipe.spatial.operators.reductions import largest_over_image, mean, summing
 from gigapipe.spatial.operators.windowed import images, pair, windowed, windows
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.window import Bins, Interval, Window
@@ -44,12 +44,22 @@ class _MaxPool(torch.autograd.Function):
         return grad if ctx.halo.nothing else scattered(grad, ctx.shape, ctx.halo, ctx.mesh), None, None, None
 
 
+def _pool_windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Window, Window]:
+    """The windows, if torch would pool by them."""
+    if any(not 0 <= 2 * p <= k for p, k in zip(pair(padding), pair(kernel), strict=True)):
+        raise ValueError(f"pooling by {kernel} is padded by at most half of it, not by {padding}")
+    return windows(kernel, stride, padding, dilation, ceil)
+
+
+@decomposes(F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices)
+def with_indices(x, *args, **kwargs):
+    raise NotDecomposed("max pooling with return_indices", "upsample by interpolation or a transposed convolution")
+
+
 @decomposes(torch.max_pool2d, F.max_pool2d)
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     images(x, "max_pool2d")
-    if return_indices:
-        raise NotDecomposed("max_pool2d with return_indices", "upsample by interpolation or a transposed convolution")
-    axes = windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+    axes = _pool_windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
     if x.mesh.image_ranks == 1:
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)
@@ -61,7 +71,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 def avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     images(x, "avg_pool2d")
     stride = stride or kernel_size
-    axes = windows(kernel_size, stride, padding, 1, ceil_mode)
+    axes = _pool_windows(kernel_size, stride, padding, 1, ceil_mode)
 
     def counts(axis: int, out: Interval) -> torch.Tensor:
         """How many pixels the windows of the outputs `out` average along an axis."""
@@ -70,13 +80,12 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_in
         stop = torch.clamp(start + window.kernel, max=size + window.padding[1])
         if not count_include_pad:
             start, stop = start.clamp(min=0), stop.clamp(max=size)
-        return (stop - start).to(x.dtype)
+        return (stop - start).to(summing(x.dtype))
 
     def operate(shard, needed, out):
-        total = F.avg_pool2d(shard, kernel_size, stride, divisor_override=1)
-        if divisor_override:
-            return total / divisor_override
-        return total / torch.outer(counts(0, out.rows), counts(1, out.columns))
+        total = F.avg_pool2d(shard.to(summing(x.dtype)), kernel_size, stride, divisor_override=1)
+        divisor = divisor_override or torch.outer(counts(0, out.rows), counts(1, out.columns))
+        return (total / divisor).to(x.dtype)
 
     return windowed(x, axes, operate, x.shape[1])
 
@@ -104,7 +113,7 @@ def adaptive_avg_pool2d(x, output_size):
     """To size 1 a plain tensor, the same on every rank; to any other size an image again."""
     axes = _bins(images(x, "adaptive_avg_pool2d"), output_size)
     if (axes[0].bins, axes[1].bins) == (1, 1):
-        return sum_over_image(x.local.sum((-2, -1), keepdim=True), x.mesh) / (x.shape[-2] * x.shape[-1])
+        return mean(x, (-2, -1), keepdim=True)
 
     def operate(shard, needed, out):
         rows, columns = (_cells(*axis) for axis in zip(out, needed, axes, strict=True))
@@ -118,8 +127,6 @@ def adaptive_avg_pool2d(x, output_size):
 def adaptive_max_pool2d(x, output_size, return_indices=False):
     """To size 1 a plain tensor, the same on every rank; to any other size an image again."""
     axes = _bins(images(x, "adaptive_max_pool2d"), output_size)
-    if return_indices:
-        raise NotDecomposed("adaptive_max_pool2d with return_indices", "leave the indices out")
     if (axes[0].bins, axes[1].bins) == (1, 1):
         return largest_over_image(x)[:, :, None, None]
 

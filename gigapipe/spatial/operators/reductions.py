@@ -12,10 +12,13 @@ class _SumOverImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
         ctx.mesh = mesh
+        ctx.save_for_backward(x.new_empty(0))  # so that checkpointing comes as far as this on every rank
         return mesh.image.sum_(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
+        (_,) = ctx.saved_tensors
         return ctx.mesh.image.sum_(grad.clone(memory_format=torch.contiguous_format)), None
 
 
@@ -41,13 +44,14 @@ def largest_over_image(x: SpatialTensor) -> torch.Tensor:
     table = torch.zeros(2, x.mesh.image_ranks, *value.shape, dtype=torch.float64, device=x.device)
     table[0, x.mesh.image_rank], table[1, x.mesh.image_rank] = value, index
     values, indices = x.mesh.image.sum_(table)
-    first = torch.where(values == values.amax(0), indices, torch.inf).argmin(0)
+    largest = (values == values.amax(0)) | values.isnan()  # torch too lets NaN through
+    first = torch.where(largest, indices, torch.inf).argmin(0)
     return sum_over_image(torch.where(first == x.mesh.image_rank, mine, torch.zeros_like(mine)), x.mesh)
 
 
 def _dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
     """The dimensions that are reduced, and whether the image's rows and columns are among them."""
-    if dim is None or dim == ():
+    if dim is None or dim in ((), []):
         dim = range(x.dim())
     dims = {d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)}
     divided = dims & set(x.axes)
@@ -63,6 +67,11 @@ def axes_without(x: SpatialTensor, dims: set[int], keepdim: bool) -> tuple[int, 
     return x.axes if keepdim else tuple(axis - sum(d < axis for d in dims) for axis in x.axes)
 
 
+def summing(dtype: torch.dtype) -> torch.dtype:
+    """What sums of `dtype` are made in, as torch does in its means: 16 bits overflow, and count 257 pixels as 256."""
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+
+
 @decomposes(torch.sum, torch.Tensor.sum)
 def sum_(x, dim=None, keepdim=False, dtype=None):
     dims, whole = _dimensions(x, dim)
@@ -75,8 +84,11 @@ def mean(x, dim=None, keepdim=False, dtype=None):
     dims, whole = _dimensions(x, dim)
     if not whole:
         return x.with_local(x.local.mean(sorted(dims), keepdim, dtype=dtype), axes_without(x, dims, keepdim))
+    if not (dtype or x.dtype).is_floating_point:
+        raise RuntimeError(f"mean(): the input must be of floating point, not {dtype or x.dtype}")  # as torch has it
     count = torch.Size(x.shape[d] for d in dims).numel()
-    return sum_(x, dim, keepdim, dtype) / count
+    total = x.local.sum(sorted(dims), keepdim=keepdim, dtype=dtype or summing(x.dtype))
+    return (sum_over_image(total, x.mesh) / count).to(dtype or x.dtype)
 
 
 @decomposes(torch.amax, torch.Tensor.amax)
@@ -89,7 +101,10 @@ def amax(x, dim=(), keepdim=False):
 
 @decomposes(torch.amin, torch.Tensor.amin)
 def amin(x, dim=(), keepdim=False):
-    return -amax(-x, dim, keepdim)
+    dims, whole = _dimensions(x, dim)
+    if whole:
+        raise NotDecomposed("amin over the image", "use -adaptive_max_pool2d(-x, 1)")
+    return x.with_local(x.local.amin(sorted(dims), keepdim), axes_without(x, dims, keepdim))
 
 
 def _selecting(function):

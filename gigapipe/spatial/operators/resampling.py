@@ -13,6 +13,7 @@ def _moved(x: SpatialTensor, accesses, fill: float = 0.0) -> SpatialTensor:
     """An image each of whose pixels is a pixel of `x`, or `fill`."""
     size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
     local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, tuple(accesses), fill)
+    local = local.reshape(*local.shape[:-2], *x.mesh.rectangle(size).shape)  # of nothing, too, the right shape
     return SpatialTensor(local.movedim((-2, -1), x.axes), size, x.mesh, x.axes)
 
 
@@ -29,6 +30,10 @@ def pad(x, pad, mode="constant", value=None):
     if any(any(p) and axis not in x.axes for axis, p in sides.items()):
         raise NotDecomposed("pad along other dimensions than rows and columns", "concatenate zeros along them")
     margins = [sides.get(axis, (0, 0)) for axis in x.axes]
+    if mode not in ("constant", "reflect", "replicate", "circular"):
+        raise NotImplementedError(f"unrecognised padding mode {mode}")  # as torch does
+    if mode != "constant" and min(map(min, margins)) < 0:
+        raise NotDecomposed(f"{mode} padding by a negative number", "crop by slicing")
     if mode == "constant":
         return _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
     return _moved(x, [Padded(mode, margin) if any(margin) else Window(1) for margin in margins])
@@ -89,8 +94,14 @@ def interpolate(
     accesses = tuple(Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
     factors = [o // n for o, n in zip(map(len, lows), x.image_size, strict=True)]
 
+    by_factors = (
+        not align_corners
+        and all(f * n == len(low) for f, n, low in zip(factors, x.image_size, lows, strict=True))
+        and (scale_factor is None or recompute_scale_factor or [float(s) for s in scales] == factors)
+    )
+
     def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
-        if not align_corners and all(f * n == len(low) for f, n, low in zip(factors, x.image_size, lows, strict=True)):
+        if by_factors:
             # By whole factors a stretch of the image is interpolated as the image is: torch's own kernel, then a crop.
             grown = F.interpolate(shard, scale_factor=tuple(map(float, factors)), mode=mode)
             return crop(grown, out, scaled(needed, factors))

@@ -33,6 +33,8 @@ def cat(tensors, dim=0):
 
 @decomposes(torch.stack)
 def stack(tensors, dim=0):
+    if not all(isinstance(t, SpatialTensor) for t in tensors):
+        raise NotDecomposed("stack of images and plain tensors", "gigapipe.spatial.shard makes an image of a plain one")
     return cat([unsqueeze(t, dim) for t in tensors], dim)
 
 
@@ -52,7 +54,8 @@ def narrow(x, dim, start, length):
 
 
 @decomposes(torch.permute, torch.Tensor.permute)
-def permute(x, *dims):
+def permute(x, *args, dims=None):
+    dims = (dims,) if dims is not None else args
     dims = [d % x.dim() for d in (dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)]
     return x.with_local(x.local.permute(dims), tuple(dims.index(axis) for axis in x.axes))
 
@@ -81,7 +84,7 @@ def squeeze(x, dim=None):
 @decomposes(torch.Tensor.__getitem__)
 def getitem(x, index):
     index = index if isinstance(index, tuple) else (index,)
-    if any(not isinstance(i, int | slice) and i is not Ellipsis for i in index) or index.count(Ellipsis) > 1:
+    if any(not isinstance(i, int | slice) and i is not Ellipsis or isinstance(i, bool) for i in index):
         raise NotDecomposed(f"indexing by {index}", "index a decomposed image by numbers and slices alone")
     if Ellipsis in index:
         at = index.index(Ellipsis)
@@ -90,16 +93,24 @@ def getitem(x, index):
     cuts = [index[axis] for axis in x.axes]
     if any(isinstance(cut, int) or cut.step not in (None, 1) for cut in cuts):
         raise NotDecomposed("indexing single or every n-th rows or columns", "pool, or convolve with a stride")
-    if any(cut != slice(None) for cut in cuts):
-        x = crop_image(x, *(cut.indices(n)[:2] for cut, n in zip(cuts, x.image_size, strict=True)))
+    part = any(cut != slice(None) for cut in cuts)
+    if part:
+        ranges = [cut.indices(n)[:2] for cut, n in zip(cuts, x.image_size, strict=True)]
+        if any(stop <= start for start, stop in ranges):
+            raise NotDecomposed("an empty part of an image", "leave it out")
+        x = crop_image(x, *ranges)
     rest = tuple(slice(None) if d in x.axes else i for d, i in enumerate(index))
-    return x.with_local(x.local[rest], axes_without(x, {d for d, i in enumerate(rest) if isinstance(i, int)}, False))
+    x = x.with_local(x.local[rest], axes_without(x, {d for d, i in enumerate(rest) if isinstance(i, int)}, False))
+    x.copied = part
+    return x
 
 
 def _along(function):
     """Functions (input, dim, …) whose result has the shape of the input."""
 
-    def ours(x, dim, *args, **kwargs):
+    def ours(x, dim=None, *args, **kwargs):
+        if dim is None:
+            raise NotDecomposed(f"{name_of(function)} without a dimension", "say which dimension it is along")
         return x.with_local(function(x.local, _undivided(x, dim, name_of(function)), *args, **kwargs))
 
     return ours
@@ -107,13 +118,17 @@ def _along(function):
 
 for _function in (
     torch.softmax, torch.Tensor.softmax, torch.log_softmax, torch.Tensor.log_softmax, F.softmax, F.log_softmax,
-    F.softmin, F.glu, F.normalize,
+    F.softmin, F.glu,
 ):  # fmt: skip
     decomposes(_function)(_along(_function))
 
 
 @decomposes(F.normalize)
-def normalize(x, p=2.0, dim=1, eps=1e-12):
+def normalize(x, p=2.0, dim=1, eps=1e-12, out=None):
+    if out is not None or not isinstance(dim, int):
+        raise NotDecomposed(
+            "normalize with out, or over several dimensions", "normalise along one, and take the result"
+        )
     return x.with_local(F.normalize(x.local, p, _undivided(x, dim, "normalize"), eps))
 
 

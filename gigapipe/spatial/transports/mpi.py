@@ -9,7 +9,13 @@ from mpi4py import MPI
 
 from gigapipe.spatial.transports import Message, reduced_bytes
 
-_SUMMABLE = {torch.float32: MPI.FLOAT, torch.float64: MPI.DOUBLE, torch.int64: MPI.INT64_T, torch.int32: MPI.INT32_T}
+_SUMMABLE = {
+    torch.float32: MPI.FLOAT,
+    torch.float64: MPI.DOUBLE,
+    torch.int64: MPI.INT64_T,
+    torch.int32: MPI.INT32_T,
+    torch.uint8: MPI.UINT8_T,
+}
 
 
 class MpiTransport:
@@ -40,6 +46,9 @@ class MpiTransport:
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         if self.size == 1:
+            return x
+        if x.is_complex():
+            self.sum_(torch.view_as_real(x))
             return x
         if x.dtype not in _SUMMABLE:  # MPI does not know bfloat16
             return x.copy_(self.sum_(x.float()))

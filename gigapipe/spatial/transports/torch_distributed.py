@@ -21,6 +21,9 @@ class TorchTransport:
         self.rank = self.ranks.index(dist.get_rank())
         self.size = len(self.ranks)
         self.sent_bytes = 0
+        if dist.get_backend(self.group) == "nccl":
+            # NCCL makes a group's connections in its first call, which all must take part in; an exchange is for some.
+            dist.all_reduce(torch.zeros(1, device="cuda"), group=self.group)
 
     def subset(self, ranks: Sequence[int]) -> "TorchTransport":
         return TorchTransport([self.ranks[rank] for rank in ranks])
