@@ -6,7 +6,8 @@ Ours is measured now: each case undivided against 1 × 2 and 2 × 2 ranks in flo
 and running statistics, relative. The other columns were measured in November 2026 on 2 ranks with the image cut along
 its columns: torch's DTensor 2.13, LBANN DistConv (commit of 2026-05-26), NVIDIA physicsnemo's ShardTensor 2.2.2, MPI4DL
 0.6 (patched to run on CPUs), distdl (2022-01-29, patched to import) and lightstream 1.0.7 (tiles on one device). "=" is
-exact, "wrong" is wrong numbers without an error, "error" is a refusal or a crash, "-" was not tried.
+exact, "wrong" is wrong numbers without an error, "error" is a refusal or a crash, "frozen" is in evaluation mode
+only, "-" was not tried.
 """
 
 import json
@@ -27,7 +28,7 @@ CASES = {
     "4x4 stride 2": ("wrong", "error", "error", "error", "=", "-"),
     "3x3 dilation 2": ("wrong", "error", "=", "wrong", "=", "error"),
     "MaxPool 3/2/1": ("wrong", "wrong", "error", "wrong", "=", "="),
-    "BatchNorm": ("wrong", "wrong", "error", "wrong", "-", "error"),
+    "BatchNorm": ("wrong", "wrong", "error", "wrong", "-", "frozen"),
     "GroupNorm": ("error", "wrong", "=", "-", "-", "wrong"),
     "3x3 + 1x1 projection": ("-", "error", "=", "-", "-", "-"),
     "reflect": ("-", "error", "=", "-", "-", "error"),

@@ -64,6 +64,7 @@ def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
         assert record["mesh"] == list(mesh) and record["seconds_per_step"] > 0
         assert 100 < record["peak_memory_per_rank_mb"] < 10_000
         losses[mesh] = record["history"][0]["validation_loss"]
+        training_loss = record["history"][0]["training_loss"]
         common = ["--folds", small_cohort / "folds.tsv", "--pyramids", small_cohort / "pyramids", "--mesh", *mesh]
         model = tmp_path / "1-1-1" / "model.pt"
         gigapipe("predict", *common, "--model", model, "--output", folder / "predictions.tsv", ranks=ranks)
@@ -79,7 +80,7 @@ def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
     gigapipe(*training(small_cohort, tmp_path / "bf16" / "model.pt", (1, 1, 2), 1, precision="bfloat16"), ranks=2)
     record = json.loads((tmp_path / "bf16" / "training.json").read_text())
     assert record["settings"]["precision"] == "bfloat16"
-    assert record["history"][0]["training_loss"] == pytest.approx(0.69, rel=0.5)
+    assert record["history"][0]["training_loss"] == pytest.approx(training_loss, rel=0.05)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
