@@ -47,7 +47,7 @@ def _share(tensor: torch.Tensor, mesh: Mesh) -> None:
     """Rank 0's values, to all: a sum in which the others are zero, so that no rounding comes in."""
     if mesh.size > 1:
         mine = tensor.detach().contiguous().clone() if mesh.rank == 0 else torch.zeros_like(tensor).contiguous()
-        mesh.everyone.sum_(mine.view(-1).view(torch.uint8).view(-1))  # byte by byte, so that any dtype may come
+        mesh.everyone.sum_(mine.view(-1).view(torch.uint8))  # byte by byte, so that any dtype may come
         tensor.copy_(mine)
 
 

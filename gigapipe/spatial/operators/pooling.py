@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.halo import gathered, layout, plan, scattered
 from gigapipe.spatial.operators.reductions import largest_over_image, mean, summing
-from gigapipe.spatial.operators.windowed import images, pair, windowed, windows
+from gigapipe.spatial.operators.windowed import images, pair, windowed
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.window import Bins, Interval, Window
 
@@ -44,11 +44,12 @@ class _MaxPool(torch.autograd.Function):
         return grad if ctx.halo.nothing else scattered(grad, ctx.shape, ctx.halo, ctx.mesh), None, None, None
 
 
-def _pool_windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Window, Window]:
-    """The windows, if torch would pool by them."""
+def _windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Window, Window]:
+    """The windows along rows and columns; ValueError where torch would not pool by them."""
     if any(not 0 <= 2 * p <= k for p, k in zip(pair(padding), pair(kernel), strict=True)):
         raise ValueError(f"pooling by {kernel} is padded by at most half of it, not by {padding}")
-    return windows(kernel, stride, padding, dilation, ceil)
+    axes = zip(pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
+    return tuple(Window(k, s, (p, p), d, ceil) for k, s, p, d in axes)
 
 
 @decomposes(F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices)
@@ -59,7 +60,7 @@ def with_indices(x, *args, **kwargs):
 @decomposes(torch.max_pool2d, F.max_pool2d)
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     images(x, "max_pool2d")
-    axes = _pool_windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+    axes = _windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
     if x.mesh.image_ranks == 1:
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)
@@ -71,7 +72,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 def avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     images(x, "avg_pool2d")
     stride = stride or kernel_size
-    axes = _pool_windows(kernel_size, stride, padding, 1, ceil_mode)
+    axes = _windows(kernel_size, stride, padding, 1, ceil_mode)
 
     def counts(axis: int, out: Interval) -> torch.Tensor:
         """How many pixels the windows of the outputs `out` average along an axis."""

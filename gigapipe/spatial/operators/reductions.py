@@ -91,20 +91,18 @@ def mean(x, dim=None, keepdim=False, dtype=None):
     return (sum_over_image(total, x.mesh) / count).to(dtype or x.dtype)
 
 
-@decomposes(torch.amax, torch.Tensor.amax)
-def amax(x, dim=(), keepdim=False):
-    dims, whole = _dimensions(x, dim)
-    if whole:
-        raise NotDecomposed("amax over the image", "use adaptive_max_pool2d(x, 1)")
-    return x.with_local(x.local.amax(sorted(dims), keepdim), axes_without(x, dims, keepdim))
+def _extreme(function):
+    def ours(x, dim=(), keepdim=False):
+        dims, whole = _dimensions(x, dim)
+        if whole:
+            raise NotDecomposed(f"{name_of(function)} over the image", "use adaptive_max_pool2d(x, 1)")
+        return x.with_local(function(x.local, sorted(dims), keepdim), axes_without(x, dims, keepdim))
+
+    return ours
 
 
-@decomposes(torch.amin, torch.Tensor.amin)
-def amin(x, dim=(), keepdim=False):
-    dims, whole = _dimensions(x, dim)
-    if whole:
-        raise NotDecomposed("amin over the image", "use -adaptive_max_pool2d(-x, 1)")
-    return x.with_local(x.local.amin(sorted(dims), keepdim), axes_without(x, dims, keepdim))
+decomposes(torch.amax, torch.Tensor.amax)(_extreme(torch.amax))
+decomposes(torch.amin, torch.Tensor.amin)(_extreme(torch.amin))
 
 
 def _selecting(function):

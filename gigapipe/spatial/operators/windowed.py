@@ -6,18 +6,12 @@ import torch
 
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
-from gigapipe.spatial.window import Access, Interval, Rectangle, Window
+from gigapipe.spatial.window import Access, Interval, Rectangle
 
 
 def pair(value) -> tuple[int, int]:
     """torch's own rule: one number stands for both axes."""
     return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
-
-
-def windows(kernel, stride=1, padding=0, dilation=1, ceil: bool = False) -> tuple[Window, Window]:
-    """The windows along rows and columns, from torch's arguments."""
-    axes = zip(pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
-    return tuple(Window(k, s, (p, p), d, ceil) for k, s, p, d in axes)
 
 
 def images(x: SpatialTensor, name: str) -> SpatialTensor:
