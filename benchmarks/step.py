@@ -1,18 +1,22 @@
 """A training step of ResNet-18, batch 1: plain torch in one process against ranks that share the image.
 
-    python benchmarks/step.py [--sizes 1024 2048] [--ranks 2] [--layout channels_last] [--precision float32]
+    python benchmarks/step.py [--sizes 1024 2048] [--ranks 2] [--layout channels_last] [--precision float32] [--libc]
 
-Both have the machine's cores and huge pages, and take turns: several rounds, each in new processes. Prints medians of
-the steps' seconds, the peak memory of all ranks together, and their ratios. A step is forward, backward and SGD.
+Both have the machine's cores, huge pages and freed memory given back at once, as `gigapipe train` has (see
+gigapipe/allocator.py; --libc leaves memory as libc has it). They take turns: several rounds, each in new processes.
+Prints medians of the steps' seconds, the peak memory of all ranks together, and their ratios. A step is forward,
+backward and SGD.
 
 What the ranks send in a step, all together, stands beside the least that exact layer-by-layer decomposition can do
 with: each cut's halo once forward and its gradient once backward, BatchNorm's sums, and the all-reduce of gradients.
 
-Memory is sampled every 5 ms: what the processes have of their own, added up, and once the largest share of mapped
+Memory is sampled every 10 ms: what the processes have of their own, added up, and once the largest share of mapped
 files (libraries), which ranks have in common.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -24,9 +28,13 @@ from pathlib import Path
 
 import psutil
 
+from gigapipe.allocator import return_freed_tensors
 
-def worker(size: int, layout: str, precision: str, steps: int) -> None:
+
+def worker(size: int, layout: str, precision: str, steps: int, libc: bool) -> None:
     """One rank; rank 0 prints the seconds of each step."""
+    if not libc:
+        return_freed_tensors()
     import torch
     import torch.nn.functional as F
     from mpi4py import MPI
@@ -93,19 +101,28 @@ def least_bytes(model, image, ranks: int) -> int:
     return found
 
 
-def memory(process: psutil.Process) -> tuple[float, float]:
-    """Bytes that the Python processes below `process` have of their own, and the largest share of mapped files."""
+def memory(pids: list[int]) -> int:
+    """Bytes that processes have of their own, and the largest share of mapped files."""
     own, files = 0, 0
-    for child in [process, *process.children(recursive=True)]:
+    for pid in pids:
         try:
-            text = Path(f"/proc/{child.pid}/status").read_text()
+            text = Path(f"/proc/{pid}/status").read_text()
         except OSError:
             continue
-        if text.startswith("Name:\tpython") and "RssAnon" in text:  # a process that is ending has none
+        if "RssAnon" in text:  # a process that is ending has none
             rss = {k: int(v) * 1024 for k, v in re.findall(r"(Rss\w+):\s+(\d+) kB", text)}
             own += rss["RssAnon"] + rss["RssShmem"]
             files = max(files, rss["RssFile"])
-    return own, files
+    return own + files
+
+
+def pythons(process: psutil.Process) -> list[int]:
+    """Python among a process and what it started."""
+    found = []
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [one.pid] * one.name().startswith("python")
+    return found
 
 
 def measure(ranks: int, arguments: list[str]) -> dict:
@@ -114,9 +131,13 @@ def measure(ranks: int, arguments: list[str]) -> dict:
         command = ["mpiexec", "-n", str(ranks), *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak, watched = 0, psutil.Process(process.pid)
-        while process.poll() is None:
-            peak = max(peak, sum(memory(watched)))
-            time.sleep(0.005)
+        for sample in itertools.count():
+            if process.poll() is not None:
+                break
+            if sample % 100 == 0:  # to look for processes takes far longer than to look at one
+                pids = pythons(watched)
+            peak = max(peak, memory(pids))
+            time.sleep(0.01)
         (line,) = [line for line in process.stdout if line.startswith("{")]
     return {**json.loads(line), "peak": peak}
 
@@ -129,18 +150,19 @@ if __name__ == "__main__":
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--libc", action="store_true", help="leave memory as libc has it")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        worker(args.sizes[0], args.layout, args.precision, args.steps)
+        worker(args.sizes[0], args.layout, args.precision, args.steps, args.libc)
         sys.exit()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     cores = len(os.sched_getaffinity(0))
-    print(f"ResNet-18, batch 1, {args.precision}, {args.layout}; {cores} cores, THP_MEM_ALLOC_ENABLE=1")
+    print(f"ResNet-18, batch 1, {args.precision}, {args.layout}; {cores} cores")
     print(f"plain: 1 process × {cores} threads; ours: {args.ranks} ranks × {max(1, cores // args.ranks)} threads\n")
     print("  size   plain, s    ours, s   ratio   plain, MB   ours, MB   ratio   sent, MB   least, MB")
     for size in args.sizes:
         options = ["--sizes", size, "--layout", args.layout, "--precision", args.precision, "--steps", args.steps]
+        options += ["--libc"] * args.libc
         found = {1: [], args.ranks: []}
         for _ in range(args.rounds):
             for ranks, runs in found.items():

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import gigapipe
+from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 
@@ -52,6 +53,7 @@ def folds(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    return_freed_tensors()
     from gigapipe.evaluation.folds import read_folds, roles
     from gigapipe.pyramids.canvas import lost_tissue
     from gigapipe.training.canvases import Canvases
@@ -90,6 +92,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
+    return_freed_tensors()
     import torch
 
     from gigapipe.evaluation.folds import read_folds, roles

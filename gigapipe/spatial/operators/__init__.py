@@ -8,6 +8,7 @@ from gigapipe.spatial.operators import (  # noqa: F401
     convolution,
     dropout,
     losses,
+    max_pooling,
     normalisation,
     pointwise,
     pooling,

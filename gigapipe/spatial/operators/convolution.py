@@ -8,37 +8,17 @@ the exchange goes on while the shard is computed, and both hold in the backward 
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.operators.windowed import crop, images, pair, windowed
+from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window
 
 convolution_backward = torch.ops.aten.convolution_backward
-
-
-class _Alone(NamedTuple):
-    """How torch's kernel, which pads both ends alike, computes an axis of a shard without its halo.
-
-    It is given `kept` of the shard, pads it by `padding` on both ends, and of its outputs `outputs` are right in
-    number and place.
-    """
-
-    kept: slice
-    padding: int
-    outputs: slice
-
-    @classmethod
-    def of(cls, window: Window, owned: Interval, needed: Interval, out: Interval) -> "_Alone":
-        kept = owned.intersect(needed)
-        before, after = kept.start - needed.start, needed.stop - kept.stop
-        extra = max(0, -(-(after - before) // window.stride))  # outputs computed in vain before the first
-        return cls(kept.within(owned), before + extra * window.stride, slice(extra, extra + out.size))
 
 
 @dataclass(frozen=True)
@@ -48,7 +28,7 @@ class _Geometry:
     windows: tuple[Window, Window]
     halo: Halo
     out: Rectangle
-    alone: tuple[_Alone, _Alone] | None  # None where nothing of the shard is looked at
+    alone: tuple[Alone, Alone] | None  # None where nothing of the shard is looked at
 
     @property
     def padding(self) -> list[int]:
@@ -79,7 +59,7 @@ def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window])
     out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
     alone = None
     if not out.empty and not halo.owned.intersect(halo.needed).empty:
-        alone = tuple(_Alone.of(*axis) for axis in zip(windows, halo.owned, halo.needed, out, strict=True))
+        alone = tuple(Alone.of(*axis) for axis in zip(windows, halo.owned, halo.needed, out, strict=True))
     return _Geometry(windows, halo, out, alone)
 
 

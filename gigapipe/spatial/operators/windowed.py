@@ -1,17 +1,26 @@
-"""What the operators that gather their halo into one padded tensor have in common."""
+"""What the operators that look at an image through windows have in common."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
-from gigapipe.spatial.window import Access, Interval, Rectangle
+from gigapipe.spatial.window import Access, Interval, Rectangle, Window
 
 
 def pair(value) -> tuple[int, int]:
     """torch's own rule: one number stands for both axes."""
     return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
+
+
+def pooling_windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Window, Window]:
+    """The windows along rows and columns; ValueError where torch would not pool by them."""
+    if any(not 0 <= 2 * p <= k for p, k in zip(pair(padding), pair(kernel), strict=True)):
+        raise ValueError(f"pooling by {kernel} is padded by at most half of it, not by {padding}")
+    axes = zip(pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
+    return tuple(Window(k, s, (p, p), d, ceil) for k, s, p, d in axes)
 
 
 def images(x: SpatialTensor, name: str) -> SpatialTensor:
@@ -21,6 +30,25 @@ def images(x: SpatialTensor, name: str) -> SpatialTensor:
             f"{name} of {tuple(x.shape)}", "give it a decomposed (batch, channels, rows, columns), batch included"
         )
     return x
+
+
+class Alone(NamedTuple):
+    """How torch's kernel, which pads both ends alike, computes an axis of a shard without its halo.
+
+    It is given `kept` of the shard, pads it by `padding` on both ends, and of its outputs `outputs` are right in
+    number and place.
+    """
+
+    kept: slice
+    padding: int
+    outputs: slice
+
+    @classmethod
+    def of(cls, window: Window, owned: Interval, needed: Interval, out: Interval) -> "Alone":
+        kept = owned.intersect(needed)
+        before, after = kept.start - needed.start, needed.stop - kept.stop
+        extra = max(0, -(-(after - before) // window.stride))  # outputs computed in vain before the first
+        return cls(kept.within(owned), before + extra * window.stride, slice(extra, extra + out.size))
 
 
 class _Nothing(torch.autograd.Function):

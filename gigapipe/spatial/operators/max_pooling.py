@@ -1,0 +1,186 @@
+"""Max pooling of a shard, without a copy of it.
+
+The shard goes through torch's own kernel with the kernel's own padding, while the halo travels. Then the bands of the
+output whose windows reach into the halo, a row or a column mostly, are pooled again, each from a small buffer.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.window import Interval, Rectangle, Window
+
+max_pool_with_indices = torch.ops.aten.max_pool2d_with_indices
+max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Outputs that are pooled from a buffer, filled from shard and halo; minus infinity outside of the image."""
+
+    outputs: tuple  # where they are in this rank's output
+    shape: tuple[int, int]  # of the buffer
+    parts: tuple[
+        tuple[int, tuple, tuple], ...
+    ]  # source (0 the shard, then each strip of halo), where there, where here
+
+    @classmethod
+    def of(cls, band: Rectangle, out: Rectangle, windows: tuple[Window, Window], halo: Halo) -> "_Band":
+        needed = Rectangle(*(w.needs(o) for w, o in zip(windows, band, strict=True)))
+        sources = [halo.owned, *(copy.source for copy in halo.received)]
+        parts = [(i, source, source.intersect(needed)) for i, source in enumerate(sources)]
+        return cls(
+            (..., *band.within(out)),
+            needed.shape,
+            tuple(
+                (i, (..., *part.within(source)), (..., *part.within(needed)))
+                for i, source, part in parts
+                if not part.empty
+            ),
+        )
+
+    def buffer(self, sources: list[torch.Tensor]) -> torch.Tensor:
+        buffer = sources[0].new_full((*sources[0].shape[:2], *self.shape), float("-inf"))
+        for source, there, here in self.parts:
+            buffer[here] = sources[source][there]
+        return buffer
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What this rank computes of a max pooling, and from what."""
+
+    windows: tuple[Window, Window]
+    halo: Halo
+    out: Rectangle
+    alone: tuple[Alone, Alone] | None  # None where torch's kernel cannot compute the shard alone
+    bands: tuple[_Band, ...]
+
+    @property
+    def padding(self) -> list[int]:
+        return [axis.padding for axis in self.alone]
+
+    @property
+    def kept(self) -> tuple:
+        return (..., *(axis.kept for axis in self.alone))
+
+    @property
+    def outputs(self) -> tuple:
+        return (..., *(axis.outputs for axis in self.alone))
+
+
+@functools.cache
+def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
+    halo = plan(mesh, size, windows)
+    out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
+    alone, right = None, Rectangle(Interval(out.rows.start, out.rows.start), out.columns)
+    if not out.empty and not halo.owned.intersect(halo.needed).empty:
+        axes = tuple(Alone.of(*axis) for axis in zip(windows, halo.owned, halo.needed, out, strict=True))
+        if all(2 * axis.padding <= w.kernel for axis, w in zip(axes, windows, strict=True)):  # torch pads by no more
+            alone = axes
+            right = Rectangle(*(_seeing_only(*axis) for axis in zip(windows, halo.owned, size, out, strict=True)))
+    bands = (
+        Rectangle(Interval(out.rows.start, right.rows.start), out.columns),
+        Rectangle(Interval(right.rows.stop, out.rows.stop), out.columns),
+        Rectangle(right.rows, Interval(out.columns.start, right.columns.start)),
+        Rectangle(right.rows, Interval(right.columns.stop, out.columns.stop)),
+    )
+    return _Geometry(
+        windows, halo, out, alone, tuple(_Band.of(band, out, windows, halo) for band in bands if not band.empty)
+    )
+
+
+def _seeing_only(window: Window, owned: Interval, size: int, out: Interval) -> Interval:
+    """Those of the outputs `out` whose windows see nothing of an axis of `size` but `owned`."""
+    start, stop = out
+    if owned.start > 0:
+        start = min(stop, max(start, window.sees(Interval(0, owned.start), out).stop))
+    if owned.stop < size:
+        stop = max(start, min(stop, window.sees(Interval(owned.stop, size), out).start))
+    return Interval(start, stop)
+
+
+class _MaxPool(torch.autograd.Function):
+    """Where the maxima were is not kept but found again in the backward pass.
+
+    torch keeps 8 bytes for each output, and the input beside them. The input alone costs nothing where the operator
+    before keeps it, as ReLU does.
+    """
+
+    @staticmethod
+    def forward(ctx, local, mesh: Mesh, geometry: _Geometry):
+        ctx.mesh, ctx.geometry = mesh, geometry
+        kernel, stride, dilation = zip(*((w.kernel, w.stride, w.dilation) for w in geometry.windows), strict=True)
+        ctx.arguments = kernel, stride, dilation
+        arrive = send_halos(local, geometry.halo, mesh)
+        if geometry.alone:
+            y = F.max_pool2d(local[geometry.kept], kernel, stride, geometry.padding, dilation)
+            ctx.computed = y.shape
+            if y.shape[-2:] != geometry.out.shape:
+                y = y[geometry.outputs].contiguous()  # or the view would keep the whole
+        else:
+            shape = *local.shape[:2], *geometry.out.shape
+            y = torch.empty(shape, dtype=local.dtype, device=local.device, memory_format=layout(local))
+        strips = arrive()
+        for band in geometry.bands:
+            y[band.outputs] = F.max_pool2d(band.buffer([local, *strips]), kernel, stride, 0, dilation)
+        ctx.save_for_backward(local, *strips)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (local, *strips), geometry = ctx.saved_tensors, ctx.geometry
+
+        def input_gradient(grad, x, padding):
+            kernel, stride, dilation = ctx.arguments
+            arguments = kernel, stride, padding, dilation, False
+            return max_pool_backward(grad, x, *arguments, max_pool_with_indices(x, *arguments)[1])
+
+        grad_strips, for_local = [torch.zeros_like(strip) for strip in strips], []
+        for band in geometry.bands:
+            grad_buffer = input_gradient(grad[band.outputs], band.buffer([local, *strips]), [0, 0])
+            for source, there, here in band.parts:
+                if source == 0:
+                    for_local.append((there, grad_buffer[here]))
+                else:
+                    grad_strips[source - 1][there] += grad_buffer[here]
+        add_returned_to = return_halos(grad_strips, geometry.halo, ctx.mesh, like=local)
+        if geometry.alone:
+            computed = grad.new_zeros(ctx.computed) if grad.shape != ctx.computed else grad.clone()
+            if grad.shape != ctx.computed:
+                computed[geometry.outputs] = grad
+            for band in geometry.bands:
+                computed[geometry.outputs][band.outputs] = 0
+            part = local[geometry.kept]
+            grad_local = input_gradient(computed, part, geometry.padding)
+            if part.shape != local.shape:
+                grad_part, grad_local = grad_local, torch.zeros_like(local)
+                grad_local[geometry.kept] = grad_part
+        else:
+            grad_local = torch.zeros_like(local)
+        for there, part in for_local:
+            grad_local[there] += part
+        return add_returned_to(grad_local), None, None
+
+
+@decomposes(F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices)
+def with_indices(x, *args, **kwargs):
+    raise NotDecomposed("max pooling with return_indices", "upsample by interpolation or a transposed convolution")
+
+
+@decomposes(torch.max_pool2d, F.max_pool2d)
+def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    images(x, "max_pool2d")
+    windows = pooling_windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+    if x.mesh.image_ranks == 1:
+        local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
+        return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)
+    size = tuple(window.output_size(n) for window, n in zip(windows, x.image_size, strict=True))
+    return SpatialTensor(_MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows)), size, x.mesh)
