@@ -222,6 +222,24 @@ def test_sixteen_bits_do_not_overflow():
     assert F.adaptive_avg_pool2d(x, 1).item() == x.mean().item() == F.avg_pool2d(x, 300).local.max().item() == 1
 
 
+@pytest.mark.parametrize("convolution", [(7, 2, 3), (3, 2, "valid"), ((5, 3), (3, 2), (1, 0), 2), (4, 3, 2, 1, 2)])
+def test_a_large_weight_gradient_is_summed_over_bands(monkeypatch, convolution):
+    monkeypatch.setattr("gigapipe.spatial.operators.convolution.LARGE", 500)
+    kernel, stride, padding, *others = convolution
+    layer = nn.Conv2d(4, 6, kernel, stride, padding, *others, bias=False).double()
+    image = torch.rand(2, 4, 37, 29, dtype=torch.float64)
+    grad = torch.rand_like(layer(image)).contiguous(memory_format=torch.channels_last)
+    expected = torch.autograd.grad(layer(image), layer.weight, grad)[0]
+    calls, torchs_own = [], torch.ops.aten.convolution_backward
+    monkeypatch.setattr(
+        "gigapipe.spatial.operators.convolution.convolution_backward",
+        lambda grad, *rest: calls.append(grad.numel()) or torchs_own(grad, *rest),
+    )
+    found = torch.autograd.grad(decompose(layer, Mesh())(shard(image, Mesh())).local, layer.weight, grad)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert len(calls) > 2 and sum(calls) == grad.numel(), "the bands cover the output, once"
+
+
 def test_decomposing_changes_neither_layers_nor_state():
     model = nn.Sequential(nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
     before = {name: value.clone() for name, value in model.state_dict().items()}

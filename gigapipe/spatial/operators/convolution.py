@@ -7,18 +7,21 @@ the exchange goes on while the shard is computed, and both hold in the backward 
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from gigapipe.spatial.halo import Halo, plan, return_halos, send_halos
+from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
-from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window
+from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, split
 
 convolution_backward = torch.ops.aten.convolution_backward
+
+LARGE = 2**27  # elements; see _gradients
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,35 @@ def _kernel(x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
+def _gradients(grad, x, weight, stride, padding, dilation, groups, mask) -> tuple[torch.Tensor | None, ...]:
+    """Those of `mask` among the gradients of input, weight and bias, of a convolution that pads both ends alike.
+
+    For a strided kernel whose output has 2²⁷ elements or more, torch 2.13 (oneDNN) has no fast weight gradient in
+    channels_last, and takes minutes where it took a second: 3072² pixels into ResNet's first 64 channels are enough.
+    So that no call is as large, it is summed over bands of rows.
+    """
+
+    def kernel(grad, x, padding, mask):
+        return convolution_backward(
+            grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, list(mask)
+        )
+
+    bands = grad.numel() // LARGE + 1
+    slow = mask[1] and max(stride) > 1 and x.device.type == "cpu" and layout(grad) == torch.channels_last
+    if bands == 1 or not slow:
+        return kernel(grad, x, padding, mask)
+    grad_x, _, grad_bias = kernel(grad, x, padding, (mask[0], False, mask[2])) if mask[0] or mask[2] else (None,) * 3
+    grad_weight = torch.zeros_like(weight)
+    rows = Interval(0, x.shape[2])
+    window = Window(weight.shape[2], stride[0], (padding[0],) * 2, dilation[0])
+    for band in (split(grad.shape[2], bands, i) for i in range(bands)):
+        needed = window.needs(band)
+        held = needed.intersect(rows)
+        part = F.pad(x[:, :, held.within(rows)], (0, 0, held.start - needed.start, needed.stop - held.stop))
+        grad_weight += kernel(grad[:, :, slice(*band)], part, [0, padding[1]], (False, True, False))[1]
+    return grad_x, grad_weight, grad_bias
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local, weight, bias, mesh: Mesh, geometry: _Geometry, groups: int):
@@ -109,13 +141,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, grad):
         local, weight, *strips = ctx.saved_tensors
         geometry, (for_local, for_weight, for_bias) = ctx.geometry, ctx.needs_input_grad[:3]
-
-        def kernel(grad, x, padding, mask):
-            stride, dilation, groups = ctx.kernel
-            return convolution_backward(
-                grad, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, list(mask)
-            )
-
+        stride, dilation, groups = ctx.kernel
         grad_weights, strip_grads = [], []
         for strip, copy in zip(strips, geometry.halo.received, strict=True):
             reached = geometry.reached(copy.source)
@@ -124,7 +150,8 @@ class _Convolution(torch.autograd.Function):
                 continue
             margins = geometry.margins(copy.source)
             part = grad[(..., *reached.within(geometry.out))]
-            grad_padded, grad_weight, _ = kernel(part, F.pad(strip, margins), [0, 0], (for_local, for_weight, False))
+            padded, mask = F.pad(strip, margins), (for_local, for_weight, False)
+            grad_padded, grad_weight, _ = _gradients(part, padded, weight, stride, [0, 0], dilation, groups, mask)
             grad_weights.append(grad_weight)
             if for_local:
                 strip_grads.append(F.pad(grad_padded, [-margin for margin in margins]))
@@ -136,7 +163,9 @@ class _Convolution(torch.autograd.Function):
                 computed = grad.new_zeros(ctx.computed)
                 computed[geometry.outputs] = grad
             mask = for_local, for_weight, for_bias
-            grad_local, grad_weight, grad_bias = kernel(computed, part, geometry.padding, mask)
+            grad_local, grad_weight, grad_bias = _gradients(
+                computed, part, weight, stride, geometry.padding, dilation, groups, mask
+            )
             grad_weights.append(grad_weight)
             if for_local and part.shape != local.shape:
                 grad_part, grad_local = grad_local, torch.zeros_like(local)
@@ -178,7 +207,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         Window(k, s, p, d) for k, s, p, d in zip(weight.shape[2:], pair(stride), pads, pair(dilation), strict=True)
     )
     size = tuple(window.output_size(n) for window, n in zip(axes, x.image_size, strict=True))
-    if x.mesh.image_ranks == 1:
+    if x.mesh.image_ranks == 1 and x.shape[0] * len(weight) * math.prod(size) < LARGE:
         return SpatialTensor(torch.conv2d(x.local, weight, bias, stride, padding, dilation, groups), size, x.mesh)
     local, weight, bias = _mixed(x, weight, bias)
     if weight.numel() > local.numel():
