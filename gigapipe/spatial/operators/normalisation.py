@@ -8,6 +8,15 @@ from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 
+IN_CACHE = 2**18  # elements
+
+
+def _bands(x: torch.Tensor) -> list[slice]:
+    """Rows, in turns: on a CPU so few that what is computed of them stays in its cache."""
+    rows = x.shape[2]
+    few = max(1, IN_CACHE * rows // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
+    return [slice(start, start + few) for start in range(0, rows, few)]
+
 
 class _BatchNorm(torch.autograd.Function):
     """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way."""
@@ -57,7 +66,10 @@ class _BatchNorm(torch.autograd.Function):
         slope = -scale * inverse * mean_product
         constant = -scale * mean_grad - slope * mean
         constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
-        grad_x = torch.addcmul(constant, x, slope).addcmul_(grad, scale).to(x.dtype)
+        grad_x = torch.empty_like(x)
+        for rows in _bands(x):
+            of_x, of_grad = x[:, :, rows].to(scale.dtype), grad[:, :, rows].to(scale.dtype)
+            grad_x[:, :, rows] = torch.addcmul(constant, of_x, slope).addcmul_(of_grad, scale)
         grad_weight = None if weight is None else sum_product
         return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None
 
