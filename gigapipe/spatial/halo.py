@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Access, Interval, Rectangle
 
 
@@ -205,14 +206,21 @@ def layout(x: torch.Tensor) -> torch.memory_format:
 
 
 def gather_halo(
-    local: torch.Tensor, mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access], fill: float = 0.0
+    local: torch.Tensor,
+    mesh: Mesh | Tile,
+    size: tuple[int, int],
+    accesses: tuple[Access, Access],
+    fill: float = 0.0,
+    held: Rectangle | None = None,
 ) -> torch.Tensor:
     """Everything that an operator needs to compute its own shard of the output, without padding of its own.
 
     `local` is this rank's shard (…, rows, columns) of an image of `size`. Returns (…, needed rows, needed columns):
     own pixels, neighbours' pixels, and `fill` where the operator looks past the image; zero rows and columns where
     this rank owns none of the output. All ranks that share the image must call it together. Differentiable: the
-    backward pass returns each halo's gradient to its owner.
+    backward pass returns each halo's gradient to its owner. A tile, which holds the rectangle `held`, has its halo.
     """
+    if isinstance(mesh, Tile):
+        return mesh.gather(local, held, size, accesses, fill)
     halo = plan(mesh, size, accesses)
     return local if halo.nothing else _Gather.apply(local, halo, mesh, fill)

@@ -1,5 +1,6 @@
 """The mesh: ranks arranged as data × rows × columns."""
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -60,6 +61,11 @@ class Mesh:
         row = self.row if row is None else row
         column = self.column if column is None else column
         return Rectangle(split(size[0], self.rows, row), split(size[1], self.columns, column))
+
+    def draw(self) -> torch.Tensor:
+        """A random number (1,), int64, from torch's generator on rank 0: the same on all ranks, which call together."""
+        drawn = torch.randint(2**62, (1,))
+        return self.everyone.sum_(drawn if self.rank == 0 else drawn.zero_())
 
     def peers(self):
         """Yield `(rank, row, column)` of the other ranks of `image`."""

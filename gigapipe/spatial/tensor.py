@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Rectangle
 
 DECOMPOSED: dict[Callable, Callable] = {}
@@ -25,7 +26,7 @@ LAYERS: list[str] = []
 """Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
 
 # Questions about the whole image that torch answers from the tensor's description alone.
-_METADATA = {
+METADATA = {
     torch.Tensor.size,
     torch.Tensor.dim,
     torch.Tensor.ndimension,
@@ -76,18 +77,27 @@ class SpatialTensor(torch.Tensor):
     """
 
     local: torch.Tensor
-    mesh: Mesh
+    mesh: Mesh | Tile
     axes: tuple[int, int]
+    rectangle: Rectangle
+    """What `local` is of the image, in global rows and columns."""
     copied = False
     """Whether this is a copy of what is a view on a whole image: changing it in place would not reach the image."""
 
     @staticmethod
-    def __new__(cls, local: torch.Tensor, size: tuple[int, int], mesh: Mesh, axes: tuple[int, int] = (-2, -1)):
+    def __new__(
+        cls,
+        local: torch.Tensor,
+        size: tuple[int, int],
+        mesh: Mesh | Tile,
+        axes: tuple[int, int] = (-2, -1),
+        rectangle: Rectangle | None = None,
+    ):
         rows, columns = (axis % local.dim() for axis in axes)
-        expected = mesh.rectangle(size).shape
+        rectangle = rectangle or mesh.rectangle(size)
         held = local.shape[rows], local.shape[columns]
-        if held != expected:
-            raise ValueError(f"{mesh!r} owns {expected} of an image of {tuple(size)}, not {held}")
+        if held != rectangle.shape:
+            raise ValueError(f"{mesh!r} owns {rectangle.shape} of an image of {tuple(size)}, not {held}")
         shape = list(local.shape)
         shape[rows], shape[columns] = size
         # That it asks for a gradient, which nothing here gives it, shows what went past us: see `refuse_lost_gradient`.
@@ -101,6 +111,7 @@ class SpatialTensor(torch.Tensor):
         self.local = local
         self.mesh = mesh
         self.axes = rows, columns
+        self.rectangle = rectangle
         return self
 
     @property
@@ -110,17 +121,12 @@ class SpatialTensor(torch.Tensor):
         return shape[self.axes[0]], shape[self.axes[1]]
 
     @property
-    def rectangle(self) -> Rectangle:
-        """What this rank owns, in global rows and columns."""
-        return self.mesh.rectangle(self.image_size)
-
-    @property
     def requires_grad(self) -> bool:
         return self.local.requires_grad
 
     def with_local(self, local: torch.Tensor, axes: tuple[int, int] | None = None) -> "SpatialTensor":
         """Another tensor of the same image size over the same mesh."""
-        return SpatialTensor(local, self.image_size, self.mesh, axes or self.axes)
+        return SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
 
     def __repr__(self) -> str:
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"
@@ -128,7 +134,7 @@ class SpatialTensor(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in _METADATA:
+        if function in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
         if function not in DECOMPOSED:

@@ -228,6 +228,20 @@ class Everything(_InImage):
 
 
 @dataclass(frozen=True)
+class Stretches(_InImage):
+    """What each of some stretches of an output of `size` looks at, through however many operators."""
+
+    size: int
+    needed: tuple[tuple[Interval, Interval], ...]
+
+    def output_size(self, size: int) -> int:
+        return self.size
+
+    def needs(self, out: Interval) -> Interval:
+        return dict(self.needed)[out]
+
+
+@dataclass(frozen=True)
 class Padded:
     """Padding with the image itself: `mode` reflect (without its edge), replicate (its edge) or circular."""
 

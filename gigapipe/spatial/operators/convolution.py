@@ -17,6 +17,7 @@ from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, split
 
 convolution_backward = torch.ops.aten.convolution_backward
@@ -210,9 +211,9 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if x.mesh.image_ranks == 1 and x.shape[0] * len(weight) * math.prod(size) < LARGE:
         return SpatialTensor(torch.conv2d(x.local, weight, bias, stride, padding, dilation, groups), size, x.mesh)
     local, weight, bias = _mixed(x, weight, bias)
-    if weight.numel() > local.numel():
+    if weight.numel() > local.numel() or isinstance(x.mesh, Tile):
         # Deep in a network there is more of the weights than of the shard: one gradient of them costs less than
-        # one for the shard and one for each strip, and a padded copy of the shard is small.
+        # one for the shard and one for each strip, and a padded copy of the shard is small. A tile has its halo.
         return windowed(
             x.with_local(local),
             axes,

@@ -18,10 +18,7 @@ _STEP, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110
 
 def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
     """Which entries of the shard are kept, each with probability 1 - p; whole `channels` at once if asked."""
-    seed = torch.randint(2**62, (1,))
-    if x.mesh.rank:
-        seed.zero_()
-    seed = x.mesh.everyone.sum_(seed.to(x.device))
+    seed = x.mesh.draw().to(x.device)
     places = {axis: owned for axis, owned in zip(x.axes, x.rectangle, strict=True)}
     key = torch.zeros((), dtype=torch.int64, device=x.device)
     for axis, size in enumerate(x.shape):

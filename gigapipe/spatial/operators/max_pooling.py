@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows
+from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, windowed
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Window
 
 max_pool_with_indices = torch.ops.aten.max_pool2d_with_indices
@@ -182,5 +183,13 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     if x.mesh.image_ranks == 1:
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)
+    if isinstance(x.mesh, Tile):
+        return windowed(
+            x,
+            windows,
+            lambda tile, needed, out: F.max_pool2d(tile, kernel_size, stride, 0, dilation),
+            x.shape[1],
+            fill=float("-inf"),
+        )
     size = tuple(window.output_size(n) for window, n in zip(windows, x.image_size, strict=True))
     return SpatialTensor(_MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows)), size, x.mesh)

@@ -4,27 +4,33 @@ import torch
 
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
+from gigapipe.spatial.transports import Transport
 
 
-class _SumOverImage(torch.autograd.Function):
-    """Sum over the ranks that share an image: a plain tensor, the same on each. Its adjoint is the same sum."""
+class _Sum(torch.autograd.Function):
+    """Sum over ranks: a plain tensor, the same on each. Its adjoint is the same sum."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-        ctx.mesh = mesh
+    def forward(ctx, x: torch.Tensor, ranks: Transport) -> torch.Tensor:
+        ctx.ranks = ranks
         ctx.save_for_backward(x.new_empty(0))  # so that checkpointing comes as far as this on every rank
-        return mesh.image.sum_(x.clone(memory_format=torch.contiguous_format))
+        return ranks.sum_(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (_,) = ctx.saved_tensors
-        return ctx.mesh.image.sum_(grad.clone(memory_format=torch.contiguous_format)), None
+        return ctx.ranks.sum_(grad.clone(memory_format=torch.contiguous_format)), None
 
 
 def sum_over_image(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     """The sum of the ranks' tensors, on each rank that shares the image. Differentiable."""
-    return x if mesh.image_ranks == 1 else _SumOverImage.apply(x, mesh)
+    return x if mesh.image_ranks == 1 else _Sum.apply(x, mesh.image)
+
+
+def sum_over_everyone(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The sum over the mesh's images of what is the same on the ranks that share one. Differentiable."""
+    return x if mesh.data == 1 else _Sum.apply(x, mesh.everyone) / mesh.image_ranks
 
 
 def largest_over_image(x: SpatialTensor) -> torch.Tensor:

@@ -1,7 +1,10 @@
 """Operations that change an image's size pixel by pixel: padding, cropping, interpolation, pixel shuffling."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, windowed
@@ -12,7 +15,7 @@ from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
 def _moved(x: SpatialTensor, accesses, fill: float = 0.0) -> SpatialTensor:
     """An image each of whose pixels is a pixel of `x`, or `fill`."""
     size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
-    local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, tuple(accesses), fill)
+    local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, tuple(accesses), fill, x.rectangle)
     local = local.reshape(*local.shape[:-2], *x.mesh.rectangle(size).shape)  # of nothing, too, the right shape
     return SpatialTensor(local.movedim((-2, -1), x.axes), size, x.mesh, x.axes)
 
@@ -60,6 +63,23 @@ def pixel_unshuffle(x, downscale_factor):
     )
 
 
+@functools.cache
+def _positions(
+    n: int, size: int | None, scale: float | None, mode: str, align_corners, recompute_scale_factor, precision
+) -> torch.Tensor:
+    """Where in an axis of `n` each output looks: torch itself says, for it interpolates a ramp of positions."""
+    with _disable_current_modes():  # numbers, even where nothing but shapes is asked for
+        found = F.interpolate(
+            torch.arange(n, dtype=precision).view(1, 1, n, 1),
+            size=None if size is None else (size, 1),
+            scale_factor=None if scale is None else (scale, 1.0),
+            mode=mode,
+            align_corners=align_corners,
+            recompute_scale_factor=recompute_scale_factor,
+        )
+        return found.flatten().double()
+
+
 @decomposes(F.interpolate, F.upsample)
 def interpolate(
     x,
@@ -75,23 +95,16 @@ def interpolate(
         raise NotDecomposed(
             f"interpolate by {mode}{' with antialias' * bool(antialias)}", "use nearest, nearest-exact or bilinear"
         )
-    options = {"mode": mode, "align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
     sizes = None if size is None else pair(size)
     scales = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-    # torch itself says where its outputs look: it interpolates a ramp of positions.
-    positions = []
-    for axis, n in enumerate(x.image_size):
-        ramp = torch.arange(n, dtype=torch.float64 if mode == "bilinear" or x.dtype == torch.float64 else torch.float32)
-        found = F.interpolate(
-            ramp.view(1, 1, n, 1),
-            size=None if sizes is None else (sizes[axis], 1),
-            scale_factor=None if scale_factor is None else (float(scales[axis]), 1.0),
-            **options,
-        )
-        positions.append(found.flatten().double())
-    lows = [p.floor().long() for p in positions]
-    highs = [p.ceil().long() for p in positions]
-    accesses = tuple(Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
+    precision = torch.float64 if mode == "bilinear" or x.dtype == torch.float64 else torch.float32
+    positions = [
+        _positions(n, o, None if s is None else float(s), mode, align_corners, recompute_scale_factor, precision)
+        for n, o, s in zip(x.image_size, sizes or (None, None), scales, strict=True)
+    ]
+    with _disable_current_modes():
+        lows, highs = [p.floor().long() for p in positions], [p.ceil().long() for p in positions]
+        accesses = tuple(Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
     factors = [o // n for o, n in zip(map(len, lows), x.image_size, strict=True)]
 
     by_factors = (

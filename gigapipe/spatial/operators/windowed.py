@@ -79,7 +79,7 @@ def windowed(
 ) -> SpatialTensor:
     """Apply `operate(input, needed, out)`, which computes the outputs `out` from the inputs `needed`."""
     size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
-    shard = gather_halo(x.local, x.mesh, x.image_size, accesses, fill)
+    shard = gather_halo(x.local, x.mesh, x.image_size, accesses, fill, x.rectangle)
     out = x.mesh.rectangle(size)
     if out.empty:
         local = _Nothing.apply((x.shape[0], channels, *out.shape), shard, *parameters)

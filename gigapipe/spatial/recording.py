@@ -1,0 +1,247 @@
+"""What a model does to an image, written down instead of done.
+
+A `Recorded` stands for a whole image, as `SpatialTensor` does, but nobody holds it: torch hands every operation on it
+to `__torch_function__`, which notes the call as a `Node` and works out the result's shape. The notes are what
+`segment.py` computes tile by tile. An operation that makes a plain tensor of the image (a sum, a mean, a loss) is
+where that happens, and the model's code goes on with its value.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.tensor import LAYERS, METADATA, NotDecomposed, SpatialTensor, name_of
+from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.window import Access, Rectangle
+
+
+class Ref(NamedTuple):
+    """Result number `item` of a node."""
+
+    node: "Node"
+    item: int = 0
+
+    @property
+    def image(self) -> SpatialTensor:
+        """Its shape, dtype, axes and memory format; it has no pixels."""
+        return self.node.results[self.item]
+
+
+class Node:
+    """One call that a model made: torch's function, its arguments with `Ref`s for images, and what came of it.
+
+    A source has no function: either `values` has it, or `read` gives any rectangle of it.
+    """
+
+    function: Callable | None = None
+    args: tuple = ()
+    kwargs: dict = {}
+    results: tuple[SpatialTensor, ...] = ()
+    """What it makes, without pixels."""
+    single = True
+    """Whether it returns one image, not several."""
+    accesses: tuple[Access, Access] | None = None
+    """How it looks at its one image; None where it works pixel by pixel."""
+    drawn: tuple[torch.Tensor, ...] = ()
+    """The random numbers that it drew."""
+    autocast: torch.dtype | None = None
+    in_place = False
+    """Whether it changes its first argument."""
+    sums = False
+    """Whether it makes a plain tensor, the sum of what it makes of each tile."""
+    layer = ""
+    read: Callable[[Rectangle], torch.Tensor] | None = None
+
+    def __init__(self, index: int):
+        self.index = index
+        self.values: dict[int, SpatialTensor] = {}
+
+    @property
+    def is_source(self) -> bool:
+        return self.function is None
+
+    @property
+    def operands(self) -> list[Ref]:
+        """The images among the arguments."""
+        return [a for a in _leaves((self.args, self.kwargs)) if isinstance(a, Ref)]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The plain tensors among the arguments, parameters above all."""
+        return [a for a in _leaves((self.args, self.kwargs)) if isinstance(a, torch.Tensor)]
+
+    def __repr__(self) -> str:
+        return f"Node({self.index}, {name_of(self.function) if self.function else 'source'}, {self.layer})"
+
+
+def _is_ref(a) -> bool:
+    return isinstance(a, Ref)
+
+
+def _leaves(tree) -> Iterator:
+    return tree_iter(tree, is_leaf=_is_ref)
+
+
+def map_arguments(function: Callable, tree):
+    """Apply `function` to every argument, in nested lists too; a `Ref` is one argument."""
+    return tree_map(function, tree, is_leaf=_is_ref)
+
+
+class Recorder:
+    """Notes one pass through a model. Whoever makes a subclass of it says where values come from."""
+
+    def __init__(self, mesh: Mesh, device: torch.device | str):
+        self.mesh, self.device = mesh, torch.device(device)
+        self.nodes: list[Node] = []
+        self._tile = Tile(mesh)
+        self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def undivided(self, index: int) -> bool:
+        """Whether the node of this index is no longer noted but computed at once, of the whole image."""
+        raise NotImplementedError
+
+    def whole(self, ref: Ref) -> SpatialTensor:
+        """An image, on the mesh."""
+        raise NotImplementedError
+
+    def summed(self, node: Node) -> torch.Tensor:
+        """The plain tensor that a node makes which sums over the image."""
+        raise NotImplementedError
+
+    def source(self, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> "Recorded":
+        """An image to begin with, whose node its maker gives `values` or `read`."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        with self._shapes:
+            x = torch.empty(shape, dtype=dtype, device=self.device, memory_format=layout)
+        node = self._noted(Node(len(self.nodes)))
+        node.results = (SpatialTensor(x, tuple(shape[-2:]), self._tile),)
+        return Recorded(self, Ref(node))
+
+    def _noted(self, node: Node) -> Node:
+        self.nodes.append(node)
+        return node
+
+    def record(self, function: Callable, args: tuple, kwargs: dict):
+        """What a call returns that torch handed to us: `Recorded` images, or something plain."""
+        images = {id(a): a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)}
+        if self.undivided(len(self.nodes)):
+            return self._of_the_whole(function, args, kwargs)
+        self._tile.record()
+
+        def without_pixels(a):
+            if isinstance(a, SpatialTensor):
+                raise NotDecomposed(f"{name_of(function)} of a streamed and a decomposed image", "stream both")
+            return a.ref.image if isinstance(a, Recorded) else a
+
+        with self._shapes, torch.no_grad():
+            given = tree_map(without_pixels, (args, kwargs))
+            result = function(*given[0], **given[1])
+        results = [r for r in _leaves(result) if isinstance(r, torch.Tensor)]
+        plain = [r for r in results if not isinstance(r, SpatialTensor)]
+        if not results:  # an answer, say of `x == None`
+            return result
+        if plain and not (function in _SUMS and self._tile.sums == 1):
+            return self._of_the_whole(function, args, kwargs)
+        in_place = changes_in_place(function, args, kwargs)
+        for image in images.values():
+            if results[0] is image.ref.image and not in_place:  # dropout in evaluation, say
+                return image
+            if in_place and image.alias:
+                raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use it out of place")
+        if len(self._tile.accesses) > 1:
+            raise NotDecomposed(f"{name_of(function)}, which looks at its input more than once", "use simpler operations")
+        node = self._noted(Node(len(self.nodes)))
+        node.function, node.in_place, node.results = function, in_place, tuple(results)
+        node.single = isinstance(result, torch.Tensor)
+        node.args, node.kwargs = tree_map(lambda a: a.ref if isinstance(a, Recorded) else a, (args, kwargs))
+        node.accesses = next(iter(self._tile.accesses), None)
+        node.drawn, node.layer = tuple(self._tile.drawn), LAYERS[-1] if LAYERS else ""
+        if torch.is_autocast_enabled(self.device.type):
+            node.autocast = torch.get_autocast_dtype(self.device.type)
+        if plain:
+            node.sums = True
+            return self.summed(node)
+        if in_place:
+            args[0].ref = Ref(node)
+            return args[0]
+        memory = {image.ref.image.local.untyped_storage()._cdata for image in images.values()}
+        recorded = [Recorded(self, Ref(node, i)) for i in range(len(results))]
+        for one in recorded:
+            one.alias = one.ref.image.local.untyped_storage()._cdata in memory
+        return recorded[0] if node.single else type(result)(recorded)
+
+    def _of_the_whole(self, function: Callable, args: tuple, kwargs: dict):
+        args, kwargs = tree_map(lambda a: self.whole(a.ref) if isinstance(a, Recorded) else a, (args, kwargs))
+        return function(*args, **kwargs)
+
+
+class Recorded(torch.Tensor):
+    """An image that is computed later, tile by tile. Its `shape` is that of the whole image."""
+
+    recorder: Recorder
+    ref: Ref
+    alias = False
+    """Whether a change in place would have to reach another image."""
+
+    @staticmethod
+    def __new__(cls, recorder: Recorder, ref: Ref):
+        like = ref.image
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, like.shape, dtype=like.dtype, device=recorder.device, requires_grad=like.dtype.is_floating_point
+        )
+        self.recorder, self.ref = recorder, ref
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs)
+        first = next(a for a in _leaves((args, kwargs)) if isinstance(a, Recorded))
+        if function in STATISTICAL:
+            return STATISTICAL[function](*args, **kwargs)
+        return first.recorder.record(function, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotDecomposed(f"{function} reached a streamed image below torch's Python functions", "do without it")
+
+
+STATISTICAL: dict[Callable, Callable] = {}
+"""torch's function -> the same, made of sums over the image and of operations pixel by pixel (statistical.py)."""
+
+
+def computes_from_sums(*functions: Callable) -> Callable[[Callable], Callable]:
+    """Register a function as the form that torch's `functions` take on a streamed image."""
+
+    def register(ours: Callable) -> Callable:
+        STATISTICAL.update(dict.fromkeys(functions, ours))
+        return ours
+
+    return register
+
+
+_F = torch.nn.functional
+_SUMS = {
+    torch.sum, torch.Tensor.sum, torch.mean, torch.Tensor.mean, _F.adaptive_avg_pool2d, _F.mse_loss, _F.l1_loss,
+    _F.smooth_l1_loss, _F.huber_loss, _F.binary_cross_entropy, _F.binary_cross_entropy_with_logits, _F.cross_entropy,
+    _F.nll_loss,
+}  # fmt: skip
+"""Functions whose value is the sum of their values for the tiles, if they sum over the image once."""
+
+
+def changes_in_place(function: Callable, args: tuple, kwargs: dict) -> bool:
+    """Whether a call changes its first argument, as torch's names and arguments tell."""
+    name = name_of(function).rpartition(".")[2]
+    if name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__":
+        return True
+    try:
+        return bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("inplace"))
+    except (TypeError, ValueError):  # built in: torch's own take no such argument
+        return bool(kwargs.get("inplace"))

@@ -1,0 +1,80 @@
+"""Normalisation of a streamed image by its own statistics, exact, at the price of a pass.
+
+The statistics are sums over the whole image, so all that leads to it since the last image that is held is computed
+once for them, and again for what follows; backward alike. Each such layer between two held images adds a pass.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.operators.reductions import sum_over_everyone
+from gigapipe.spatial.recording import Recorded, computes_from_sums
+
+
+def _moments(x: Recorded, dims: tuple[int, ...], shift: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Sums, float64, of `x - shift` and of its squares, over `dims`, rows and columns among them: in one pass."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if shift is not None:
+        x = x - shift.to(x.dtype).view(-1, 1, 1)
+    both = torch.cat([x, x * x], 1).sum(dims, dtype=torch.float64)
+    return both.chunk(2, -1)
+
+
+def _normalised(x: Recorded, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> Recorded:
+    """By statistics (channels) or (batch, channels)."""
+    scale = (variance + eps).rsqrt()
+    shift = -mean * scale
+    if weight is not None:
+        scale, shift = scale * weight, shift * weight
+    if bias is not None:
+        shift = shift + bias
+    scale, shift = (v.to(x.dtype)[..., None, None] for v in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
+@computes_from_sums(F.batch_norm)
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    if not training:
+        return x.recorder.record(F.batch_norm, (x, running_mean, running_var, weight, bias, False, momentum, eps), {})
+    mesh = x.recorder.mesh
+    count = x.shape[0] * x.shape[2] * x.shape[3] * mesh.data
+    if count <= 1:
+        raise ValueError("batch normalisation in training needs more than one value for each channel")
+    about = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach().clone()
+    moments = sum_over_everyone(torch.stack(_moments(x, (0, 2, 3), about)), mesh)
+    offset, square = moments / count
+    mean, variance = about.double() + offset, (square - offset**2).clamp_min(0)
+    if running_mean is not None:
+        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+        running_var.lerp_((variance.detach() * count / (count - 1)).to(running_var.dtype), momentum)
+    return _normalised(x, mean, variance, weight, bias, eps)
+
+
+@computes_from_sums(F.group_norm, torch.group_norm)
+def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
+    batch, channels, rows, columns = x.shape
+    count = channels // num_groups * rows * columns
+    total, square = (m.view(batch, num_groups, -1).sum(2) / count for m in _moments(x, (2, 3)))
+    mean, variance = (
+        m.repeat_interleave(channels // num_groups, 1) for m in (total, (square - total**2).clamp_min(0))
+    )
+    return _normalised(x, mean, variance, weight, bias, eps)
+
+
+@computes_from_sums(F.instance_norm)
+def instance_norm(
+    x, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+):
+    if not use_input_stats:
+        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    count, mesh = x.shape[2] * x.shape[3], x.recorder.mesh
+    if count == 1:
+        raise ValueError("instance normalisation needs more than one pixel")  # as torch does
+    mean, square = (m / count for m in _moments(x, (2, 3)))
+    variance = (square - mean**2).clamp_min(0)
+    if running_mean is not None:
+        batch = torch.stack([mean, variance * count / (count - 1)]).detach().mean(1)
+        batch = sum_over_everyone(batch, mesh) / mesh.data
+        running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)
+        running_var.lerp_(batch[1].to(running_var.dtype), momentum)
+    return _normalised(x, mean, variance, weight, bias, eps)

@@ -1,0 +1,120 @@
+"""An image of any size through any network, tile by tile, with the gradients of the undivided image.
+
+    plan = Plan(tile=1024)
+    image = stream(pixels, mesh, plan)                    # or a reader, of an image that is never whole in memory
+    loss = criterion(model(image), label)                 # the model's source is untouched
+    loss.backward()
+
+The model's operations are noted (`recording.py`) until one makes a plain tensor of the image, such as global pooling.
+Then the notes are computed, segment by segment (`segment.py`), each keeping its output alone. Ranks and tiles compose:
+each rank streams its shard, and fetches a halo once for each segment.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from gigapipe.spatial import statistical  # noqa: F401  registers what norms are on a streamed image
+from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.operators.reductions import sum_over_image
+from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
+from gigapipe.spatial.segment import Segment, Streamed, needed_nodes, parameters
+from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.window import Interval, Rectangle, Stretches, split
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is streamed.
+
+    `tile` is the side of a tile, in pixels of the image that the model begins with. The results of the operations
+    `kept` (numbered as the model makes them) end segments: they are held whole. From operation `whole_from` on
+    nothing is streamed.
+    """
+
+    tile: int = 1024
+    tiles: dict[int, tuple[int, int]] = field(default_factory=dict)
+    kept: frozenset[int] = frozenset()
+    whole_from: int | None = None
+
+
+class Program(Recorder):
+    """One pass of a model over one image: what is noted, and what of it has been computed."""
+
+    def __init__(self, mesh: Mesh, device: torch.device, plan: Plan, progress=None):
+        super().__init__(mesh, device)
+        self.plan, self.progress = plan, progress
+
+    def undivided(self, index: int) -> bool:
+        return self.plan.whole_from is not None and index >= self.plan.whole_from
+
+    def whole(self, ref: Ref) -> SpatialTensor:
+        if ref.item not in ref.node.values:
+            local = self._compute(ref)
+            image = ref.image
+            ref.node.values[ref.item] = SpatialTensor(local, image.image_size, self.mesh, image.axes)
+        return ref.node.values[ref.item]
+
+    def summed(self, node: Node) -> torch.Tensor:
+        return sum_over_image(self._compute(Ref(node)), self.mesh)
+
+    def _compute(self, output: Ref) -> torch.Tensor:
+        nodes, inputs = needed_nodes(output.node)
+        for node in nodes[:-1]:
+            if node.index in self.plan.kept:
+                for i in range(len(node.results)):
+                    self.whole(Ref(node, i))
+        nodes, inputs = needed_nodes(output.node)
+        segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress)
+        held = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
+        return Streamed.apply(segment, len(held), *held, *parameters(segment))
+
+    def _tile_of(self, output: Ref) -> tuple[int, int]:
+        if output.node.index in self.plan.tiles:
+            return self.plan.tiles[output.node.index]
+        image = (output.node.operands[0] if output.node.sums else output).image
+        first = self.nodes[0].results[0]
+        return tuple(
+            max(1, round(self.plan.tile * n / m)) for n, m in zip(image.image_size, first.image_size, strict=True)
+        )
+
+    def _with_halo(self, segment: Segment, ref: Ref) -> torch.Tensor:
+        """An input's rectangle that this rank needs: its shard, and what other ranks have of it."""
+        x = self.whole(ref)
+        if self.mesh.image_ranks == 1:
+            return x.local
+        axes = []
+        for axis, parts in enumerate((self.mesh.rows, self.mesh.columns)):
+            needs = []
+            for index in range(parts):
+                out = [split(n, 1, 0) for n in segment.size]
+                out[axis] = split(segment.size[axis], parts, index)
+                if out[axis].size:
+                    needs.append((out[axis], segment.rectangles(Rectangle(*out))[ref.node][axis]))
+            axes.append(Stretches(segment.size[axis], tuple(needs)))
+        local = gather_halo(x.local.movedim(x.axes, (-2, -1)), self.mesh, x.image_size, tuple(axes))
+        return local.movedim((-2, -1), x.axes)
+
+
+def stream(
+    image: SpatialTensor | Callable[[Rectangle], torch.Tensor],
+    plan: Plan,
+    mesh: Mesh | None = None,
+    shape: tuple[int, int, int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Recorded:
+    """The image as a model takes it that is to be computed tile by tile.
+
+    `image` is held (a `SpatialTensor`), or a reader of it: a function of a rectangle that returns its pixels (batch,
+    channels, rows, columns), of `dtype` on `device`, and needs no gradient. A reader's image has `shape`, over `mesh`.
+    """
+    if isinstance(image, SpatialTensor):
+        recorded = Program(image.mesh, image.device, plan).source(tuple(image.shape), image.dtype)
+        recorded.ref.node.values[0] = image
+    else:
+        recorded = Program(mesh, torch.device(device), plan).source(shape, dtype)
+        recorded.ref.node.read = image
+    return recorded

@@ -1,0 +1,102 @@
+"""The tile: a rectangle of an image that is computed for itself, with all that it looks at at hand.
+
+A `Tile` stands where a `Mesh` stands when an operator asks what it owns and what it lacks. A rank of a mesh lacks its
+halo, and fetches it; a tile was given a larger rectangle to begin with, and cuts out of it. So the decomposed form of
+an operator serves both: in space, over ranks, and in time, tile after tile (see `stream.py`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.window import Access, Interval, Rectangle
+
+
+class Tile:
+    """What an operator computes at a time: the rectangle `out` of its output; None stands for the whole image.
+
+    A whole image is how a model is recorded: what operators ask of a tile then (`accesses`, by which they look at
+    their input, how many `sums` over the image they make, the random numbers `drawn`) is kept here.
+    """
+
+    size = image_ranks = 2  # as of a mesh on which nobody has the whole image
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self.data_index = mesh.data_index
+        self.image = self.everyone = self
+        self.out: Rectangle | None = None
+        self.accesses: list[tuple[Access, Access]] = []
+        self.sums = 0
+        self.drawn: list[torch.Tensor] = []
+        self.replayed = 0
+
+    def __repr__(self) -> str:
+        return f"Tile({self.out})"
+
+    def record(self) -> None:
+        """Begin to record what an operator asks."""
+        self.out, self.accesses, self.sums, self.drawn, self.replayed = None, [], 0, [], 0
+
+    def replay(self, out: Rectangle, drawn: list[torch.Tensor]) -> None:
+        """Begin to compute `out` with an operator that drew those numbers when it was recorded."""
+        self.out, self.drawn, self.replayed = out, drawn, 0
+
+    def rectangle(self, size: tuple[int, int]) -> Rectangle:
+        return self.out or Rectangle(Interval(0, size[0]), Interval(0, size[1]))
+
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        """This tile's share of a sum over the image, which whoever goes through the tiles adds up."""
+        self.sums += 1
+        return x
+
+    def draw(self) -> torch.Tensor:
+        if self.out is None:
+            with _disable_current_modes():  # a number, though nothing but shapes is asked for
+                self.drawn.append(self.mesh.draw())
+        self.replayed += 1
+        return self.drawn[self.replayed - 1]
+
+    def gather(
+        self,
+        local: torch.Tensor,
+        held: Rectangle,
+        size: tuple[int, int],
+        accesses: tuple[Access, Access],
+        fill: float,
+    ) -> torch.Tensor:
+        """What an operator needs for `out`, from `local`, which holds `held` of an image of `size`.
+
+        A view, where it can be; with `fill` where the operator looks past the image.
+        """
+        self.accesses.append(accesses)
+        out = self.rectangle(tuple(access.output_size(n) for access, n in zip(accesses, size, strict=True)))
+        margins = []
+        for axis, access, o, h, n in zip((-2, -1), accesses, out, held, size, strict=True):
+            needed = access.needs(o)
+            inside = needed.intersect(Interval(0, n))
+            pieces = [piece for piece in access.pieces(needed, n) if piece.source.size and piece.place.size]
+            if not pieces:
+                local = local.narrow(axis, 0, 0)
+                margins.append((needed.size, 0))
+                continue
+            if all(piece.place == piece.source == inside for piece in pieces):
+                local = local.narrow(axis, inside.start - h.start, inside.size)
+                margins.append((inside.start - needed.start, needed.stop - inside.stop))
+                continue
+            places = torch.empty(needed.size, dtype=torch.int64)
+            for place, source, step in pieces:
+                copied = torch.arange(source.start - h.start, source.stop - h.start)
+                places[place.within(needed)] = copied.flip(0) if step == -1 else copied
+            local = local.index_select(axis, places.to(local.device))
+            margins.append((0, 0))
+        if any(map(any, margins)):
+            local = F.pad(local, (*margins[1], *margins[0]), value=fill)
+        return local
+
+
+def looked_at(access: Access, out: Interval, size: int) -> Interval:
+    """The stretch of an axis of `size` from which an operator takes all that it needs for the outputs `out`."""
+    sources = [piece.source for piece in access.pieces(access.needs(out), size) if piece.source.size]
+    return Interval(min(s.start for s in sources), max(s.stop for s in sources)) if sources else Interval(0, 0)
