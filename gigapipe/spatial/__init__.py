@@ -14,7 +14,20 @@ from gigapipe.spatial import operators  # noqa: F401  registers the decomposed f
 from gigapipe.spatial.decompose import decompose
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.planning import plan_streaming
 from gigapipe.spatial.sharding import gather, shard
+from gigapipe.spatial.stream import Plan, stream
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
 
-__all__ = ["Mesh", "NotDecomposed", "SpatialTensor", "average_gradients", "decompose", "gather", "shard"]
+__all__ = [
+    "Mesh",
+    "NotDecomposed",
+    "Plan",
+    "SpatialTensor",
+    "average_gradients",
+    "decompose",
+    "gather",
+    "plan_streaming",
+    "shard",
+    "stream",
+]

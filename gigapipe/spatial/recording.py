@@ -6,6 +6,7 @@ to `__torch_function__`, which notes the call as a `Node` and works out the resu
 where that happens, and the model's code goes on with its value.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Ref(NamedTuple):
 class Node:
     """One call that a model made: torch's function, its arguments with `Ref`s for images, and what came of it.
 
-    A source has no function: either `values` has it, or `read` gives any rectangle of it.
+    A source has no function; it is held, or `read` gives any rectangle of it.
     """
 
     function: Callable | None = None
@@ -59,7 +60,6 @@ class Node:
 
     def __init__(self, index: int):
         self.index = index
-        self.values: dict[int, SpatialTensor] = {}
 
     @property
     def is_source(self) -> bool:
@@ -92,14 +92,49 @@ def map_arguments(function: Callable, tree):
     return tree_map(function, tree, is_leaf=_is_ref)
 
 
+class _Effect(NamedTuple):
+    """What a call makes of images of certain shapes."""
+
+    returned: object
+    results: tuple[torch.Tensor, ...]
+    accesses: tuple[tuple[Access, Access], ...]
+    sums: int
+    drawn: tuple[torch.Tensor, ...]
+    same: int | None
+    """Which of the images it returns as it was."""
+    alias: bool
+    """Whether the result is a view of an image."""
+
+
+SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
+_EFFECTS: dict[tuple, _Effect] = {}
+
+
+def _kind(a):
+    """All of an argument that can make a difference to the shape of a result."""
+    if isinstance(a, Recorded):
+        image = a.ref.image
+        return image.shape, image.dtype, image.axes, image.local.stride(), image.device, image.copied, image.mesh
+    if isinstance(a, torch.Tensor):
+        return a.shape, a.dtype, a.stride(), a.device
+    return type(a), repr(a)
+
+
+@functools.cache
+def _whole_image(mesh: Mesh) -> Tile:
+    return Tile(mesh)
+
+
+def _memory(image: SpatialTensor) -> int:
+    return image.local.untyped_storage()._cdata
+
+
 class Recorder:
     """Notes one pass through a model. Whoever makes a subclass of it says where values come from."""
 
     def __init__(self, mesh: Mesh, device: torch.device | str):
         self.mesh, self.device = mesh, torch.device(device)
         self.nodes: list[Node] = []
-        self._tile = Tile(mesh)
-        self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
 
     def undivided(self, index: int) -> bool:
         """Whether the node of this index is no longer noted but computed at once, of the whole image."""
@@ -114,53 +149,40 @@ class Recorder:
         raise NotImplementedError
 
     def source(self, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> "Recorded":
-        """An image to begin with, whose node its maker gives `values` or `read`."""
+        """An image to begin with."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        with self._shapes:
+        with SHAPES:
             x = torch.empty(shape, dtype=dtype, device=self.device, memory_format=layout)
-        node = self._noted(Node(len(self.nodes)))
-        node.results = (SpatialTensor(x, tuple(shape[-2:]), self._tile),)
-        return Recorded(self, Ref(node))
-
-    def _noted(self, node: Node) -> Node:
+        node = Node(len(self.nodes))
         self.nodes.append(node)
-        return node
+        node.results = (SpatialTensor(x, tuple(shape[-2:]), _whole_image(self.mesh)),)
+        return Recorded(self, Ref(node))
 
     def record(self, function: Callable, args: tuple, kwargs: dict):
         """What a call returns that torch handed to us: `Recorded` images, or something plain."""
-        images = {id(a): a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)}
         if self.undivided(len(self.nodes)):
             return self._of_the_whole(function, args, kwargs)
-        self._tile.record()
-
-        def without_pixels(a):
-            if isinstance(a, SpatialTensor):
-                raise NotDecomposed(f"{name_of(function)} of a streamed and a decomposed image", "stream both")
-            return a.ref.image if isinstance(a, Recorded) else a
-
-        with self._shapes, torch.no_grad():
-            given = tree_map(without_pixels, (args, kwargs))
-            result = function(*given[0], **given[1])
-        results = [r for r in _leaves(result) if isinstance(r, torch.Tensor)]
-        plain = [r for r in results if not isinstance(r, SpatialTensor)]
-        if not results:  # an answer, say of `x == None`
-            return result
-        if plain and not (function in _SUMS and self._tile.sums == 1):
+        images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
+        effect = self._effect(function, args, kwargs, images)
+        if not effect.results:  # an answer, say of `x == None`
+            return effect.returned
+        plain = not isinstance(effect.results[0], SpatialTensor)
+        if plain and not (function in _SUMS and effect.sums == 1):
             return self._of_the_whole(function, args, kwargs)
         in_place = changes_in_place(function, args, kwargs)
-        for image in images.values():
-            if results[0] is image.ref.image and not in_place:  # dropout in evaluation, say
-                return image
-            if in_place and image.alias:
-                raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use it out of place")
-        if len(self._tile.accesses) > 1:
-            raise NotDecomposed(f"{name_of(function)}, which looks at its input more than once", "use simpler operations")
-        node = self._noted(Node(len(self.nodes)))
-        node.function, node.in_place, node.results = function, in_place, tuple(results)
-        node.single = isinstance(result, torch.Tensor)
+        if effect.same is not None and not in_place:
+            return images[effect.same]
+        if in_place and images[0].alias:
+            raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use its result")
+        if len(effect.accesses) > 1:
+            raise NotDecomposed(f"{name_of(function)}, which looks at its input twice", "use simpler operations")
+        node = Node(len(self.nodes))
+        self.nodes.append(node)
+        node.function, node.in_place, node.results = function, in_place, effect.results
+        node.single = isinstance(effect.returned, torch.Tensor)
         node.args, node.kwargs = tree_map(lambda a: a.ref if isinstance(a, Recorded) else a, (args, kwargs))
-        node.accesses = next(iter(self._tile.accesses), None)
-        node.drawn, node.layer = tuple(self._tile.drawn), LAYERS[-1] if LAYERS else ""
+        node.accesses = next(iter(effect.accesses), None)
+        node.drawn, node.layer = effect.drawn, LAYERS[-1] if LAYERS else ""
         if torch.is_autocast_enabled(self.device.type):
             node.autocast = torch.get_autocast_dtype(self.device.type)
         if plain:
@@ -169,11 +191,38 @@ class Recorder:
         if in_place:
             args[0].ref = Ref(node)
             return args[0]
-        memory = {image.ref.image.local.untyped_storage()._cdata for image in images.values()}
-        recorded = [Recorded(self, Ref(node, i)) for i in range(len(results))]
+        recorded = [Recorded(self, Ref(node, i)) for i in range(len(effect.results))]
         for one in recorded:
-            one.alias = one.ref.image.local.untyped_storage()._cdata in memory
-        return recorded[0] if node.single else type(result)(recorded)
+            one.alias = effect.alias
+        return recorded[0] if node.single else type(effect.returned)(recorded)
+
+    def _effect(self, function: Callable, args: tuple, kwargs: dict, images: list["Recorded"]) -> "_Effect":
+        """What a call makes of such images; found out once, for a step is like another."""
+        autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
+        key = function, autocast, *(_kind(a) for a in _leaves((args, kwargs))), *kwargs
+        if key in _EFFECTS:
+            return _EFFECTS[key]
+
+        def without_pixels(a):
+            if isinstance(a, SpatialTensor):
+                raise NotDecomposed(f"{name_of(function)} of a streamed and a decomposed image", "stream both")
+            return a.ref.image if isinstance(a, Recorded) else a
+
+        tile = images[0].ref.image.mesh
+        tile.record()
+        with SHAPES, torch.no_grad():
+            given = tree_map(without_pixels, (args, kwargs))
+            returned = function(*given[0], **given[1])
+        results = tuple(r for r in _leaves(returned) if isinstance(r, torch.Tensor))
+        same = [i for i, image in enumerate(images) if results and results[0] is image.ref.image]
+        memory = {_memory(image.ref.image) for image in images}
+        alias = any(isinstance(r, SpatialTensor) and _memory(r) in memory for r in results)
+        effect = _Effect(
+            returned, results, tuple(tile.accesses), tile.sums, tuple(tile.drawn), next(iter(same), None), alias
+        )
+        if not effect.drawn:
+            _EFFECTS[key] = effect
+        return effect
 
     def _of_the_whole(self, function: Callable, args: tuple, kwargs: dict):
         args, kwargs = tree_map(lambda a: self.whole(a.ref) if isinstance(a, Recorded) else a, (args, kwargs))
@@ -187,6 +236,8 @@ class Recorded(torch.Tensor):
     ref: Ref
     alias = False
     """Whether a change in place would have to reach another image."""
+    takes_precedence = True
+    """Over `SpatialTensor`, which a streamed image can become where the two meet."""
 
     @staticmethod
     def __new__(cls, recorder: Recorder, ref: Ref):

@@ -7,8 +7,8 @@ computed again, with its graph, and its gradients are added up: parameters' in o
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,29 +16,23 @@ from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Ref, map_arguments
 from gigapipe.spatial.tensor import SpatialTensor
-from gigapipe.spatial.tile import Tile, looked_at
+from gigapipe.spatial.tile import Tile, looked_at, resized
 from gigapipe.spatial.window import Interval, Rectangle
 
 Rectangles = dict[Node, Rectangle]
 
 
-def needed_nodes(output: Node) -> tuple[list[Node], list[Ref]]:
-    """The nodes to compute for `output`, in order, and the held images that they begin with."""
+def needed_nodes(output: Node, held: Container[Ref]) -> tuple[list[Node], list[Ref]]:
+    """The nodes to compute for `output`, in order, and the sources and held images that they begin with."""
     nodes, inputs, waiting = {output}, {}, [output]
     while waiting:
         for ref in waiting.pop().operands:
-            if ref.node.is_source or ref.item in ref.node.values:
+            if ref.node.is_source or ref in held:
                 inputs[ref] = None
             elif ref.node not in nodes:
                 nodes.add(ref.node)
                 waiting.append(ref.node)
     return sorted(nodes, key=lambda node: node.index), sorted(inputs, key=lambda ref: (ref.node.index, ref.item))
-
-
-def _hull(a: Rectangle | None, b: Rectangle) -> Rectangle:
-    if a is None:
-        return b
-    return Rectangle(*(Interval(min(i.start, j.start), max(i.stop, j.stop)) for i, j in zip(a, b, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,7 @@ class Segment:
     output: Ref
     tile: tuple[int, int]
     progress: Callable[[str, int, int], None] | None = None
+    _known: dict[tuple[int, Interval], dict[Node, Interval]] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -74,15 +69,21 @@ class Segment:
 
     def rectangles(self, out: Rectangle) -> Rectangles:
         """What of each node's results, inputs included, is needed for `out`."""
-        found = {self.output.node: out}
-        for node in reversed(self.nodes):
-            for ref in node.operands:
-                needed = found[node]
-                if node.accesses:
-                    size = ref.image.image_size
-                    needed = Rectangle(*map(looked_at, node.accesses, needed, size))
-                found[ref.node] = _hull(found.get(ref.node), needed)
-        return found
+        rows, columns = (self._along(axis, interval) for axis, interval in enumerate(out))
+        return {node: Rectangle(rows[node], columns[node]) for node in rows}
+
+    def _along(self, axis: int, out: Interval) -> dict[Node, Interval]:
+        """The same along one axis; a row of tiles has it in common."""
+        if (axis, out) not in self._known:
+            found = {self.output.node: out}
+            for node in reversed(self.nodes):
+                for ref in node.operands:
+                    needed = found[node]
+                    if node.accesses:
+                        needed = looked_at(node.accesses[axis], needed, ref.image.image_size[axis])
+                    found[ref.node] = found.get(ref.node, needed).hull(needed)
+            self._known[axis, out] = found
+        return self._known[axis, out]
 
     def compute(
         self, rectangles: Rectangles, held: dict[Ref, torch.Tensor], tensors: dict[int, torch.Tensor]
@@ -140,7 +141,10 @@ def _index(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
 
 
 def _cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
-    local = x.local[_index(x, rectangle, x.rectangle)]
+    (above, below), (left, right) = (
+        (held.start - kept.start, kept.stop - held.stop) for held, kept in zip(x.rectangle, rectangle, strict=True)
+    )
+    local = resized(x.local.movedim(x.axes, (-2, -1)), (left, right, above, below)).movedim((-2, -1), x.axes)
     return SpatialTensor(local, x.image_size, x.mesh, x.axes, rectangle)
 
 

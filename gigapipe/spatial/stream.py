@@ -38,38 +38,41 @@ class Plan:
     tiles: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
     whole_from: int | None = None
+    peak: float | None = None
+    """Bytes that a rank is expected to take at most, where it was planned for."""
+    time: float | None = None
+    """Time that a step is expected to take, in undivided steps."""
 
 
 class Program(Recorder):
     """One pass of a model over one image: what is noted, and what of it has been computed."""
 
-    def __init__(self, mesh: Mesh, device: torch.device, plan: Plan, progress=None):
+    def __init__(self, mesh: Mesh, device: torch.device | str, plan: Plan, progress=None):
         super().__init__(mesh, device)
         self.plan, self.progress = plan, progress
+        self.held: dict[Ref, SpatialTensor] = {}
 
     def undivided(self, index: int) -> bool:
         return self.plan.whole_from is not None and index >= self.plan.whole_from
 
     def whole(self, ref: Ref) -> SpatialTensor:
-        if ref.item not in ref.node.values:
-            local = self._compute(ref)
-            image = ref.image
-            ref.node.values[ref.item] = SpatialTensor(local, image.image_size, self.mesh, image.axes)
-        return ref.node.values[ref.item]
+        if ref not in self.held:
+            local, image = self._compute(ref), ref.image
+            self.held[ref] = SpatialTensor(local, image.image_size, self.mesh, image.axes)
+        return self.held[ref]
 
     def summed(self, node: Node) -> torch.Tensor:
         return sum_over_image(self._compute(Ref(node)), self.mesh)
 
     def _compute(self, output: Ref) -> torch.Tensor:
-        nodes, inputs = needed_nodes(output.node)
-        for node in nodes[:-1]:
-            if node.index in self.plan.kept:
+        for node in needed_nodes(output.node, self.held)[0]:
+            if node.index in self.plan.kept and node is not output.node:
                 for i in range(len(node.results)):
                     self.whole(Ref(node, i))
-        nodes, inputs = needed_nodes(output.node)
+        nodes, inputs = needed_nodes(output.node, self.held)
         segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress)
-        held = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
-        return Streamed.apply(segment, len(held), *held, *parameters(segment))
+        local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
+        return Streamed.apply(segment, len(local), *local, *parameters(segment))
 
     def _tile_of(self, output: Ref) -> tuple[int, int]:
         if output.node.index in self.plan.tiles:
@@ -113,7 +116,7 @@ def stream(
     """
     if isinstance(image, SpatialTensor):
         recorded = Program(image.mesh, image.device, plan).source(tuple(image.shape), image.dtype)
-        recorded.ref.node.values[0] = image
+        recorded.recorder.held[recorded.ref] = image
     else:
         recorded = Program(mesh, torch.device(device), plan).source(shape, dtype)
         recorded.ref.node.read = image

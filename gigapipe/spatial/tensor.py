@@ -134,6 +134,8 @@ class SpatialTensor(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if any(getattr(kind, "takes_precedence", False) for kind in types):
+            return NotImplemented
         if function in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)

@@ -77,13 +77,11 @@ class Tile:
             needed = access.needs(o)
             inside = needed.intersect(Interval(0, n))
             pieces = [piece for piece in access.pieces(needed, n) if piece.source.size and piece.place.size]
-            if not pieces:
-                local = local.narrow(axis, 0, 0)
-                margins.append((needed.size, 0))
+            if pieces and all(piece.place == piece.source == inside for piece in pieces):
+                margins.append((h.start - needed.start, needed.stop - h.stop))
                 continue
-            if all(piece.place == piece.source == inside for piece in pieces):
-                local = local.narrow(axis, inside.start - h.start, inside.size)
-                margins.append((inside.start - needed.start, needed.stop - inside.stop))
+            if not pieces:
+                margins.append((needed.size, -h.size))
                 continue
             places = torch.empty(needed.size, dtype=torch.int64)
             for place, source, step in pieces:
@@ -91,9 +89,31 @@ class Tile:
                 places[place.within(needed)] = copied.flip(0) if step == -1 else copied
             local = local.index_select(axis, places.to(local.device))
             margins.append((0, 0))
-        if any(map(any, margins)):
-            local = F.pad(local, (*margins[1], *margins[0]), value=fill)
-        return local
+        return resized(local, (*margins[1], *margins[0]), fill)
+
+
+class _Resized(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, margins: tuple[int, int, int, int], fill: float) -> torch.Tensor:
+        ctx.margins = margins
+        if max(margins) > 0:
+            return F.pad(x, margins, value=fill)
+        left, right, above, below = margins
+        return x[..., -above : x.shape[-2] + below, -left : x.shape[-1] + right]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        return F.pad(grad, [-margin for margin in ctx.margins]), None, None
+
+
+def resized(x: torch.Tensor, margins: tuple[int, int, int, int], fill: float = 0.0) -> torch.Tensor:
+    """`x` with margins (left, right, above, below) of `fill`, or cut off where they are negative; then a view.
+
+    As torch's F.pad and slicing, but for the gradient, which they would make anew for each axis, and in another
+    memory format than the one that convolutions are fast in.
+    """
+    return _Resized.apply(x, margins, fill) if any(margins) else x
 
 
 def looked_at(access: Access, out: Interval, size: int) -> Interval:

@@ -27,6 +27,9 @@ class Interval(NamedTuple):
     def intersect(self, other: "Interval") -> "Interval":
         return Interval(max(self.start, other.start), min(self.stop, other.stop))
 
+    def hull(self, other: "Interval") -> "Interval":
+        return Interval(min(self.start, other.start), max(self.stop, other.stop))
+
     def within(self, outer: "Interval") -> slice:
         """The slice that cuts this interval out of an array that holds `outer`."""
         return slice(self.start - outer.start, self.stop - outer.start)

@@ -1,0 +1,104 @@
+"""A training step of ResNet-18, batch 1, frozen BatchNorm, in one process: plain torch against streamed.
+
+    python benchmarks/streaming.py [--sizes 2048 4096] [--precisions float32 bfloat16] [--share 0.25] [--rounds 2]
+
+Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py). Ours may hold, beside
+what the process has before the first step, the given share of what plain held. They take turns, each in new processes;
+medians of the steps' seconds, and the peak of memory above what the process had before the first step. Plain torch runs
+in the memory format that it is faster in: contiguous for float32 from 3000 px on, where its channels_last stem has no
+fast gradient, and channels_last elsewhere.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gigapipe.allocator import return_freed_tensors
+
+
+def memory(key: str) -> int:
+    """Bytes: VmRSS, what this process has, or VmHWM, the most that it has had."""
+    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def worker(size: int, precision: str, limit: int, steps: int) -> None:
+    """One process; prints the seconds of each step, and bytes. `limit` 0 is plain torch."""
+    return_freed_tensors()
+    import torch
+    import torch.nn.functional as F
+
+    from gigapipe.models import resnet18
+    from gigapipe.spatial import Mesh, decompose, plan_streaming, shard, stream
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    contiguous = limit == 0 and precision == "float32" and size > 3000
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    model = resnet18(2).to(memory_format=layout).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    image = torch.rand(1, 3, size, size).contiguous(memory_format=layout)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    label = torch.tensor([1])
+    F.cross_entropy(torch.zeros(1, 2, requires_grad=True), label).backward()  # what torch loads at first use
+    before, plan = memory("VmRSS"), None
+    if limit:
+        decompose(model, Mesh())
+        with autocast:
+            plan = plan_streaming(model, image.shape, before + limit)
+    seconds = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        with autocast:
+            logits = model(stream(shard(image, Mesh()), plan) if plan else image)
+        loss = F.cross_entropy(logits.float(), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - begun)
+    found = {"seconds": seconds[1:], "peak": memory("VmHWM") - before, "loss": loss.item()}
+    print(json.dumps({**found, "expected": plan.peak - before if plan else None, "plan": str(plan)}))
+
+
+def measure(size: int, precision: str, limit: int, steps: int) -> dict:
+    command = [sys.executable, __file__, "--worker", str(limit), "--sizes", str(size), "--precisions", precision]
+    done = subprocess.run([*command, "--steps", str(steps)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 4096])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker is not None:
+        worker(args.sizes[0], args.precisions[0], args.worker, args.steps)
+        sys.exit()
+    print(f"ResNet-18, batch 1, frozen BatchNorm; {len(os.sched_getaffinity(0))} cores\n")
+    print("  size  precision   plain, s  streamed, s   ratio   plain, MB  streamed, MB   ratio   expected, MB")
+    for size in args.sizes:
+        for precision in args.precisions:
+            found = {"plain": [], "streamed": []}
+            for _ in range(args.rounds):
+                found["plain"].append(measure(size, precision, 0, args.steps))
+                limit = args.share * max(run["peak"] for run in found["plain"])
+                found["streamed"].append(measure(size, precision, int(limit), args.steps))
+            seconds = {kind: statistics.median(s for r in runs for s in r["seconds"]) for kind, runs in found.items()}
+            peak = {kind: max(run["peak"] for run in runs) / 1e6 for kind, runs in found.items()}
+            expected = found["streamed"][-1]["expected"] / 1e6
+            print(
+                f"{size:6}  {precision:9}  {seconds['plain']:9.2f} {seconds['streamed']:12.2f} "
+                f"{seconds['streamed'] / seconds['plain']:7.2f} {peak['plain']:11.0f} {peak['streamed']:13.0f} "
+                f"{peak['streamed'] / peak['plain']:7.2f} {expected:14.0f}",
+                flush=True,
+            )
+            print("       ", found["streamed"][-1]["plan"], flush=True)

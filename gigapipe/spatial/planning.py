@@ -1,0 +1,364 @@
+"""Which layers to stream, by which tiles, so that a training step fits a given memory and takes the least time.
+
+The model is recorded once, without pixels, and what every operation takes follows from the shapes: what autograd
+keeps of it, what it makes, how many multiplications it does. Nothing is tried out. Layers can be cut apart where a
+single image passes from one to the next; between two cuts, time and memory are known for every size of tiles, and the
+best way through is looked for among all of them.
+"""
+
+import functools
+import itertools
+import math
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.recording import SHAPES, Node, Recorded, Recorder, Ref, map_arguments
+from gigapipe.spatial.segment import Segment, needed_nodes
+from gigapipe.spatial.stream import Plan
+from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.window import Interval
+
+MULTIPLICATIONS_A_BYTE = 12
+"""What moving a byte costs beside a convolution's multiplications, roughly, on a CPU."""
+
+BACKWARD = 2
+"""Time of a backward pass, in forward passes."""
+
+GRADIENTS = 2.5
+"""Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
+
+GRIDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
+"""Into how many tiles an axis may be cut."""
+
+
+class _Enough(Exception):
+    """What follows is not streamed."""
+
+
+class _Trace(Recorder):
+    """Records a model as far as it can be streamed; its sums over the image are zero."""
+
+    def undivided(self, index: int) -> bool:
+        return False
+
+    def whole(self, ref: Ref) -> SpatialTensor:
+        raise _Enough
+
+    def summed(self, node: Node) -> torch.Tensor:
+        result = node.results[0]
+        return torch.zeros(result.shape, dtype=result.dtype, device=self.device)
+
+
+def trace(model: nn.Module, shape, mesh: Mesh, loss: Callable | None, dtype, device) -> list[Node]:
+    """The operations of a model, and of a loss of its output, on an image of `shape`; its buffers stay as they are."""
+    recorder = _Trace(mesh, device)
+    image = recorder.source(shape, dtype, channels_last=True)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad():
+            output = model(image)
+            if loss:
+                loss(output)
+    except _Enough:
+        pass
+    finally:
+        for buffer, saved in buffers:
+            with torch.no_grad():
+                buffer.copy_(saved)
+    return recorder.nodes
+
+
+class Keeping(NamedTuple):
+    """What autograd keeps of an operation."""
+
+    images: frozenset[Ref]
+    """Which of its operands and results."""
+    more: float
+    """Bytes beside them, for a pixel of the result: a pooling's indices, an image in another precision."""
+
+
+def keeping(node: Node) -> Keeping:
+    """Found out by running it without pixels."""
+    operands, tensors, kept = {}, {}, []
+    for ref in node.operands:
+        image = ref.image
+        with SHAPES:
+            local = torch.empty_like(image.local, requires_grad=image.dtype.is_floating_point)
+            operands[ref] = image.with_local(local * 1 if node.in_place else local)  # a leaf cannot be changed
+
+    def given(a):
+        if isinstance(a, Ref):
+            return operands[a]
+        if isinstance(a, torch.Tensor):
+            return tensors.setdefault(id(a), torch.empty_like(a, requires_grad=a.requires_grad))
+        return a
+
+    tile = node.operands[0].image.mesh
+    tile.replay(None, node.drawn)
+    kind = node.results[0].device.type
+    with SHAPES, torch.enable_grad(), saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        args, kwargs = map_arguments(given, (node.args, node.kwargs))
+        with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
+            result = node.function(*args, **kwargs)
+    results = {Ref(node, i): r for i, r in enumerate([result] if node.single else result)}
+    images = {
+        _storage(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)
+    }
+    plain = {_storage(t) for t in tensors.values()}
+    found = {_storage(t): t for t in kept if isinstance(t, torch.Tensor)}
+    more = sum(
+        t.untyped_storage().nbytes() for s, t in found.items() if s not in images and s not in plain and t.dim() == 4
+    )
+    return Keeping(frozenset(images[s] for s in found if s in images), more / max(1, math.prod(_size(node))))
+
+
+def _storage(x: torch.Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _size(node: Node) -> tuple[int, int]:
+    """Rows and columns of what a node makes, or sums over."""
+    return (node.operands[0] if node.sums else Ref(node)).image.image_size
+
+
+def _bytes(ref: Ref) -> float:
+    """Bytes of an image, for a pixel."""
+    image = ref.image
+    return image.numel() * image.dtype.itemsize / max(1, math.prod(image.image_size))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A node's costs, for a pixel of what it makes."""
+
+    node: Node
+    keeping: Keeping
+    made: float
+    """Bytes."""
+    padded: float
+    """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
+    time: float
+    """In multiplications."""
+
+    @classmethod
+    def of(cls, node: Node) -> "Operation":
+        made = 0.0 if node.in_place or node.sums else sum(_bytes(Ref(node, i)) for i in range(len(node.results)))
+        size = math.prod(_size(node))
+        operand = node.operands[0].image
+        multiplications = 0.0
+        if node.function is torch.conv2d:
+            multiplications = operand.shape[0] * node.tensors[0].numel()
+        elif node.function is torch.conv_transpose2d:
+            multiplications = operand.numel() * node.tensors[0][0].numel() / size
+        if node.autocast is not None:
+            multiplications /= 3
+        moved = (made + sum(map(_bytes, node.operands))) * MULTIPLICATIONS_A_BYTE
+        padded = 0.0
+        if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
+            padded = _bytes(node.operands[0]) * math.prod(operand.image_size) / size
+        return cls(node, keeping(node), made, padded, multiplications + moved)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What tiles of a size cost between two cuts: bytes at a time, forward and backward, and the time of it all."""
+
+    tiles: dict[int, tuple[int, int]]
+    forward: float
+    backward: float
+    time: float
+
+
+class Layers:
+    """A recorded model: its operations, where it can be cut, and what the parts cost on one rank."""
+
+    def __init__(self, nodes: list[Node], mesh: Mesh):
+        self.mesh = mesh
+        self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
+        self.operations = {node: Operation.of(node) for node in self.nodes}
+        self.last_use = {ref.node: node.index for node in self.nodes for ref in node.operands}
+        self.cuts = list(self._cuts())
+
+    def _cuts(self) -> Iterator[Node]:
+        """Operations whose one result is all that later ones need, but for those that a cheap one makes smaller."""
+        alive_until, found = 0, []
+        for node in self.nodes:
+            used = self.last_use.get(node, 0)
+            if node.single and used and alive_until <= node.index:
+                found.append(node)
+            alive_until = max(alive_until, used)
+        for cut in found:
+            follower = next((c for c in found if c.index == cut.index + 1), None)
+            cheap = follower and not (follower.tensors and follower.function in (torch.conv2d, torch.conv_transpose2d))
+            if not cheap or self.held(follower) > self.held(cut):
+                yield cut
+
+    def area(self, node: Node) -> float:
+        """Pixels of what a node makes, on one rank."""
+        rows, columns = _size(node)
+        return math.ceil(rows / self.mesh.rows) * math.ceil(columns / self.mesh.columns)
+
+    def held(self, node: Node) -> float:
+        """Bytes of what a node makes, on one rank."""
+        return sum(_bytes(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
+
+    def outputs(self, first: Node | None, last: Node | None) -> list[Node]:
+        """What is computed between two cuts: sums over the image, and the second cut itself or the last results."""
+        start, stop = first.index if first else 0, last.index if last else math.inf
+        between = [node for node in self.nodes if start < node.index <= stop]
+        return [n for n in between if n.sums or n is last or (last is None and n not in self.last_use)]
+
+    @functools.cache  # noqa: B019  lives as long as the plan is made
+    def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
+        """The nodes between two cuts, each axis in `grid` tiles."""
+        held = {Ref(first)} if first else set()
+        tiles, forward, backward, time = {}, 0.0, 0.0, 0.0
+        for output in self.outputs(first, last):
+            nodes, inputs = needed_nodes(output, held)
+            size = _size(output)
+            owned = math.ceil(size[0] / self.mesh.rows), math.ceil(size[1] / self.mesh.columns)
+            tile = tiles[output.index] = tuple(min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
+            segment = Segment(self.mesh, nodes, inputs, Ref(output), tile)
+            count = [math.ceil(n / t) for n, t in zip(owned, tile, strict=True)]
+            middle = [Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, tile, owned, strict=True)]
+            rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
+            areas = {node: rows[node].size * columns[node].size for node in rows}
+            parts = sum(_bytes(ref) * areas[ref.node] for ref in inputs)
+            of_forward, of_backward = self._at_a_time(nodes, areas, tiled=True)
+            forward = max(forward, of_forward + parts)
+            backward = max(backward, of_backward + 2 * parts)
+            once = sum(self.operations[node].time * areas[node] for node in nodes)
+            time += (2 + BACKWARD) * once * count[0] * count[1]
+        return Share(tiles, forward, backward, time)
+
+    def whole(self, first: Node | None) -> Share:
+        """The nodes after a cut, undivided."""
+        nodes = [node for node in self.nodes if node.index > (first.index if first else 0)]
+        areas = {node: self.area(node) for node in nodes}
+        forward, backward = self._at_a_time(nodes, areas, tiled=False)
+        time = (1 + BACKWARD) * sum(self.operations[node].time * areas[node] for node in nodes)
+        return Share({}, forward, backward, time)
+
+    def _at_a_time(self, nodes: list[Node], areas: dict[Node, float], tiled: bool) -> tuple[float, float]:
+        """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
+        last = {ref: node for node in nodes for ref in node.operands}
+        ends = {}
+        for ref, node in last.items():
+            ends.setdefault(node, []).append(ref)
+        inside = set(nodes)
+        live = forward = kept = backward = 0.0
+        seen: set[Ref] = set()
+        for node in nodes:
+            operation = self.operations[node]
+            pixels = areas[node]
+            padded = operation.padded * pixels if tiled else 0.0
+            live += operation.made * pixels
+            forward = max(forward, live + padded)
+            live -= sum(
+                self.operations[ref.node].made * areas[ref.node] for ref in ends.get(node, []) if ref.node in inside
+            )
+            images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in inside]
+            seen.update(images)
+            kept += sum(_bytes(ref) * areas[ref.node] for ref in images)
+            kept += operation.keeping.more * pixels + padded
+            largest = max([operation.made * pixels, *(_bytes(r) * areas.get(r.node, 0) for r in node.operands)])
+            backward = max(backward, kept + GRADIENTS * largest)
+        return forward, backward
+
+
+class Candidate(NamedTuple):
+    """A plan, what it takes, and whether that fits."""
+
+    time: float
+    peak: float
+    stored: tuple[Node, ...]
+    shares: tuple[Share, ...]
+    whole: bool
+
+
+def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
+    """Every way through the cuts that keeps at most three images, each with the largest tiles that fit."""
+    for number in range(min(3, len(layers.cuts)) + 1):
+        for stored in itertools.combinations(layers.cuts, number):
+            for whole in (False, True):
+                bounds = [None, *stored] if whole else [None, *stored, None]
+                held, shares, peak = 0.0, [], 0.0
+                for first, last in itertools.pairwise(bounds):
+                    before, kept = held, layers.held(last) if last else 0.0
+                    held += kept
+                    both_gradients = kept + (layers.held(first) if first else 0.0)
+
+                    def needs(share, before=before, held=held, gradients=both_gradients):
+                        return max(held + share.forward, before + gradients + share.backward)
+
+                    of_grids = (layers.streamed(first, last, grid) for grid in GRIDS)
+                    share = next((s for s in of_grids if needs(s) <= available), None)
+                    share = share or layers.streamed(first, last, GRIDS[-1])
+                    shares.append(share)
+                    peak = max(peak, needs(share))
+                if whole:
+                    share = layers.whole(stored[-1] if stored else None)
+                    shares.append(share)
+                    peak = max(peak, held + (layers.held(stored[-1]) if stored else 0.0) + share.backward)
+                yield Candidate(sum(s.time for s in shares), peak, stored, tuple(shares), whole)
+
+
+def plan_streaming(
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    memory: float,
+    mesh: Mesh | None = None,
+    loss: Callable[[object], object] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Plan:
+    """The fastest way to train `model` on an image of `shape` that keeps a rank's process below `memory` bytes.
+
+    `loss` is called with the model's output if that is an image, and must make a number of it. To be called where
+    the model will run: under the same autocast, after whatever else the process holds was made. All ranks of the mesh
+    call it together. Raises ValueError, with what would do, if no plan fits.
+    """
+    mesh = mesh or Mesh()
+    layers = Layers(trace(model, shape, mesh, loss, dtype, device), mesh)
+    base = _resident() + sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
+    if mesh.size > 1:  # ranks plan alike, for the one that holds most
+        held = torch.zeros(mesh.size, dtype=torch.float64)
+        held[mesh.rank] = base
+        base = mesh.everyone.sum_(held.to(device)).max().item()
+    found = list(candidates(layers, memory - base))
+    fitting = [c for c in found if c.peak <= memory - base]
+    if not fitting:
+        least = base + min(c.peak for c in found)
+        raise ValueError(
+            f"{memory / 1e9:.1f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.1f} GB "
+            "are needed; give more, or share the image among more ranks"
+        )
+    best = min(fitting, key=lambda c: c.time)
+    undivided = sum(o.time * layers.area(o.node) for o in layers.operations.values()) * (1 + BACKWARD)
+    after = (best.stored[-1].index if best.stored else 0) + 1
+    return Plan(
+        tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
+        kept=frozenset(node.index for node in best.stored),
+        whole_from=after if best.whole else None,
+        peak=base + best.peak,
+        time=best.time / undivided,
+    )
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", text)[1])
