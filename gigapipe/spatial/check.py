@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from gigapipe.spatial.decompose import decompose, synchronise_as_batch_norm
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.sharding import gather, shard
+from gigapipe.spatial.stream import Plan, stream
 from gigapipe.spatial.tensor import SpatialTensor
 
 TOLERANCE = 1e-10
@@ -32,12 +34,13 @@ class Difference(NamedTuple):
     error: float
 
 
-def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Difference]:
+def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | None = None) -> list[Difference]:
     """Differences between `model` on the mesh and undivided, in float64 and training mode, the worst first.
 
     `images` (batch, channels, rows, columns) are the same on all ranks, a batch that the data ranks share out. Each
     rank computes the undivided model too. Compared are all outputs, every parameter's gradient, the input's gradient
-    and every buffer. Dropout is switched off, for torch's own cannot be drawn in parts. All ranks call it together.
+    and every buffer. Dropout is switched off, for torch's own cannot be drawn in parts. With a `plan` the mesh's ranks
+    stream their images. All ranks call it together.
     """
     undivided = copy.deepcopy(model).double().to(images.device).train()
     for module in undivided.modules():
@@ -52,7 +55,8 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh) -> list[Differen
     image.local.requires_grad_()
 
     expected = tree_leaves(undivided(whole))
-    found = tree_leaves(ours(image))
+    found = tree_leaves(ours(stream(image, plan) if plan else image))
+    found = [f.computed() if isinstance(f, Recorded) else f for f in found]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(e.shape, generator=generator, dtype=e.dtype).to(e.device) for e in expected]
     sum((e * w).sum() for e, w in zip(expected, weights, strict=True)).div(mesh.data).backward()

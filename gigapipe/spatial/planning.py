@@ -111,9 +111,7 @@ def keeping(node: Node) -> Keeping:
         with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
             result = node.function(*args, **kwargs)
     results = {Ref(node, i): r for i, r in enumerate([result] if node.single else result)}
-    images = {
-        _storage(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)
-    }
+    images = {_storage(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)}
     plain = {_storage(t) for t in tensors.values()}
     found = {_storage(t): t for t in kept if isinstance(t, torch.Tensor)}
     more = sum(
@@ -230,7 +228,9 @@ class Layers:
             tile = tiles[output.index] = tuple(min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
             segment = Segment(self.mesh, nodes, inputs, Ref(output), tile)
             count = [math.ceil(n / t) for n, t in zip(owned, tile, strict=True)]
-            middle = [Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, tile, owned, strict=True)]
+            middle = [
+                Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, tile, owned, strict=True)
+            ]
             rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
             areas = {node: rows[node].size * columns[node].size for node in rows}
             parts = sum(_bytes(ref) * areas[ref.node] for ref in inputs)

@@ -248,6 +248,10 @@ class Recorded(torch.Tensor):
         self.recorder, self.ref = recorder, ref
         return self
 
+    def computed(self) -> SpatialTensor:
+        """The image itself, on the mesh; made tile by tile."""
+        return self.recorder.whole(self.ref)
+
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -6,6 +6,7 @@ with torch's padding only where the image itself ends. Forward, nothing is kept 
 computed again, with its graph, and its gradients are added up: parameters' in one place, inputs' where they overlap.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ def needed_nodes(output: Node, held: Container[Ref]) -> tuple[list[Node], list[R
     return sorted(nodes, key=lambda node: node.index), sorted(inputs, key=lambda ref: (ref.node.index, ref.item))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Segment:
     """The computation of `output` from `inputs`, by tiles of `tile` rows × columns of the output.
 
@@ -94,7 +95,7 @@ class Segment:
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
             for ref, local in held.items()
         }
-        for node, last_used in zip(self.nodes, self._last_uses(), strict=True):
+        for node, last_used in zip(self.nodes, self._last_uses, strict=True):
             rectangle = rectangles[node]
             copied = False
 
@@ -104,7 +105,7 @@ class Segment:
                     x = values[a]
                     if node.accesses is None and x.rectangle != rectangle:
                         copied = True
-                        return _cropped(x, rectangle)
+                        return cropped(x, rectangle)
                     return x
                 return tensors.get(id(a), a) if isinstance(a, torch.Tensor) else a
 
@@ -122,6 +123,7 @@ class Segment:
         result = values[self.output]
         return result.local if isinstance(result, SpatialTensor) else result
 
+    @functools.cached_property
     def _last_uses(self) -> list[list[Ref]]:
         """Of each node, the images that nobody needs after it."""
         last = {ref: node for node in self.nodes for ref in node.operands}
@@ -140,7 +142,8 @@ def _index(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
     return tuple(index)
 
 
-def _cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
+def cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
+    """What of an image, or of a tile, lies in `rectangle`."""
     (above, below), (left, right) = (
         (held.start - kept.start, kept.stop - held.stop) for held, kept in zip(x.rectangle, rectangle, strict=True)
     )
@@ -160,7 +163,8 @@ class Streamed(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        held, tensors = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
+        saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
+        held, tensors = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = ctx.needs_input_grad[2:]
         return None, None, *_backward(ctx.segment, held, tensors, wanted, grad)
 

@@ -30,5 +30,5 @@ def gather(x: SpatialTensor) -> torch.Tensor:
     everything = tuple(
         Everything(size, parts) for size, parts in zip(x.image_size, (x.mesh.rows, x.mesh.columns), strict=True)
     )
-    whole = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, everything)
+    whole = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, everything, held=x.rectangle)
     return whole.movedim((-2, -1), x.axes)

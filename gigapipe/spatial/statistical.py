@@ -11,13 +11,14 @@ from gigapipe.spatial.operators.reductions import sum_over_everyone
 from gigapipe.spatial.recording import Recorded, computes_from_sums
 
 
-def _moments(x: Recorded, dims: tuple[int, ...], shift: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """Sums, float64, of `x - shift` and of its squares, over `dims`, rows and columns among them: in one pass."""
+def _moments(x: Recorded, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums, float64, of an image and of its squares over `dims`, rows and columns among them: in one pass.
+
+    They are not about a guess of the mean, which would have to be the same when checkpointing computes them again: the
+    sums do not round, and the squares' rounding averages out over the pixels.
+    """
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    if shift is not None:
-        x = x - shift.to(x.dtype).view(-1, 1, 1)
-    both = torch.cat([x, x * x], 1).sum(dims, dtype=torch.float64)
-    return both.chunk(2, -1)
+    return torch.cat([x, x * x], 1).sum(dims, dtype=torch.float64).chunk(2, -1)
 
 
 def _normalised(x: Recorded, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> Recorded:
@@ -40,10 +41,8 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     count = x.shape[0] * x.shape[2] * x.shape[3] * mesh.data
     if count <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
-    about = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach().clone()
-    moments = sum_over_everyone(torch.stack(_moments(x, (0, 2, 3), about)), mesh)
-    offset, square = moments / count
-    mean, variance = about.double() + offset, (square - offset**2).clamp_min(0)
+    mean, square = sum_over_everyone(torch.stack(_moments(x, (0, 2, 3))), mesh) / count
+    variance = (square - mean**2).clamp_min(0)
     if running_mean is not None:
         running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
         running_var.lerp_((variance.detach() * count / (count - 1)).to(running_var.dtype), momentum)
@@ -55,9 +54,7 @@ def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     batch, channels, rows, columns = x.shape
     count = channels // num_groups * rows * columns
     total, square = (m.view(batch, num_groups, -1).sum(2) / count for m in _moments(x, (2, 3)))
-    mean, variance = (
-        m.repeat_interleave(channels // num_groups, 1) for m in (total, (square - total**2).clamp_min(0))
-    )
+    mean, variance = (m.repeat_interleave(channels // num_groups, 1) for m in (total, (square - total**2).clamp_min(0)))
     return _normalised(x, mean, variance, weight, bias, eps)
 
 

@@ -20,7 +20,7 @@ from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
-from gigapipe.spatial.segment import Segment, Streamed, needed_nodes, parameters
+from gigapipe.spatial.segment import Segment, Streamed, cropped, needed_nodes, parameters
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.window import Interval, Rectangle, Stretches, split
 
@@ -87,7 +87,7 @@ class Program(Recorder):
         """An input's rectangle that this rank needs: its shard, and what other ranks have of it."""
         x = self.whole(ref)
         if self.mesh.image_ranks == 1:
-            return x.local
+            return cropped(x, segment.rectangles(self.mesh.rectangle(segment.size))[ref.node]).local
         axes = []
         for axis, parts in enumerate((self.mesh.rows, self.mesh.columns)):
             needs = []

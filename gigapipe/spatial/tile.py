@@ -21,6 +21,8 @@ class Tile:
     """
 
     size = image_ranks = 2  # as of a mesh on which nobody has the whole image
+    rows = columns = 1
+    image_rank = row = column = 0
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
@@ -96,15 +98,20 @@ class _Resized(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, margins: tuple[int, int, int, int], fill: float) -> torch.Tensor:
         ctx.margins = margins
-        if max(margins) > 0:
-            return F.pad(x, margins, value=fill)
-        left, right, above, below = margins
-        return x[..., -above : x.shape[-2] + below, -left : x.shape[-1] + right]
+        return _with_margins(x, margins, fill)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        return F.pad(grad, [-margin for margin in ctx.margins]), None, None
+        return _with_margins(grad, tuple(-margin for margin in ctx.margins), 0.0), None, None
+
+
+def _with_margins(x: torch.Tensor, margins: tuple[int, int, int, int], fill: float) -> torch.Tensor:
+    left, right, above, below = margins
+    x = x[..., max(0, -above) : x.shape[-2] + min(0, below), max(0, -left) : x.shape[-1] + min(0, right)]
+    if max(margins) <= 0:
+        return x
+    return F.pad(x, [max(0, margin) for margin in margins], value=fill)
 
 
 def resized(x: torch.Tensor, margins: tuple[int, int, int, int], fill: float = 0.0) -> torch.Tensor:
