@@ -4,48 +4,43 @@ import copy
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from spatial_models import OPERATORS
+from conftest import ROOT, run_ranks
+from spatial_models import CASES, LOSSES, Apply
 from torch import nn
 
 from gigapipe.models import resnet18
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streaming, shard, stream
+from gigapipe.spatial.check import compare
 
 TOLERANCE = 1e-10
 
 
-def errors(model: nn.Module, image: torch.Tensor, plan: Plan, loss=None) -> dict[str, float]:
-    """How far loss, gradients and buffers are from the undivided ones, over the largest value of each."""
-    loss = loss or (lambda y: y.square().mean())
-    undivided, ours = copy.deepcopy(model), decompose(copy.deepcopy(model), Mesh())
-    whole, held = image.clone().requires_grad_(), shard(image.clone(), Mesh())
-    held.local.requires_grad_()
-    expected, found = loss(undivided(whole)), loss(ours(stream(held, plan)))
-    expected.backward()
-    found.backward()
-    pairs = {"loss": (found, expected), "input": (held.local.grad, whole.grad)}
-    theirs = dict(undivided.named_parameters())
-    pairs |= {name: (p.grad, theirs[name].grad) for name, p in ours.named_parameters()}
-    buffers = dict(undivided.named_buffers())
-    pairs |= {name: (b.double(), buffers[name].double()) for name, b in ours.named_buffers()}
-    # What should be zero (a bias before a norm) is measured against the others.
-    floor = 1e-3 * max(e.abs().max().item() for _, e in pairs.values())
-    return {name: ((f - e).abs().max() / max(e.abs().max(), floor)).item() for name, (f, e) in pairs.items()}
-
-
-def network(depth: int = 18) -> nn.Module:
-    """A ResNet in float64 whose BatchNorms are frozen, with statistics that do something."""
+def frozen_resnet18() -> nn.Module:
+    """In float64, its BatchNorms frozen at statistics that do something."""
     torch.manual_seed(0)
-    model = resnet18(2).double().eval()
+    model = resnet18(2).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
+            module.train = lambda mode=True, module=module: module  # whoever calls it, it stays as it is
+            module.training = False
     return model
+
+
+@pytest.mark.parametrize("case", [*CASES, *LOSSES])
+def test_every_operator_is_exact_by_tiles_of_7_pixels(case):
+    make, size = {**CASES, **LOSSES}[case]
+    torch.manual_seed(0)
+    model = make()
+    if case == "SyncBatchNorm":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    worst = compare(model, torch.rand(2, 3, *size, dtype=torch.float64) - 0.5, Mesh(), Plan(tile=7))[0]
+    assert worst.error <= TOLERANCE, worst
 
 
 @pytest.mark.parametrize(
@@ -57,9 +52,124 @@ def network(depth: int = 18) -> nn.Module:
         Plan(tile=77, kept=frozenset({11}), whole_from=35),
         Plan(whole_from=0),
     ],
-    ids=["one segment", "one tile", "three segments", "whole from layer 3", "whole"],
+    ids=["one segment", "one tile", "three segments", "whole from layer3 on", "whole"],
 )
-def test_resnet18_of_an_odd_size_is_exact(plan):
-    image = torch.randn(1, 3, 237, 191, dtype=torch.float64)
-    found = errors(network(), image, plan)
-    assert max(found.values()) <= TOLERANCE, found
+def test_a_resnet_of_an_odd_size_is_exact_however_it_is_cut(plan):
+    worst = compare(frozen_resnet18(), torch.randn(1, 3, 237, 191, dtype=torch.float64), Mesh(), plan)[0]
+    assert worst.error <= TOLERANCE, worst
+
+
+def test_trainable_batch_norm_between_kept_images_is_exact():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 101, 77, dtype=torch.float64)
+    worst = compare(resnet18(2), images, Mesh(), Plan(tile=40, kept=frozenset({4, 11, 18, 34})))[0]
+    assert worst.error <= TOLERANCE, worst
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_that_stream_their_shards_are_exact(ranks):
+    rows = run_ranks("ranks_stream.py", ranks)
+    assert len(rows) == {2: 6, 4: 3}[ranks]
+    assert [row for row in rows if not row["error"] <= TOLERANCE] == []
+
+
+def test_what_is_read_tile_by_tile_is_what_is_held():
+    torch.manual_seed(0)
+    pixels, label = torch.rand(1, 3, 300, 200), torch.tensor([1])
+    asked = []
+
+    def read(rectangle):
+        asked.append(rectangle.shape)
+        return pixels[..., slice(*rectangle.rows), slice(*rectangle.columns)]
+
+    model = decompose(resnet18(2).eval(), Mesh())
+    found = []
+    for image in (shard(pixels, Mesh()), read):
+        model.zero_grad()
+        streamed = stream(image, Plan(tile=64, kept=frozenset({18})), Mesh(), pixels.shape)
+        F.cross_entropy(model(streamed), label).backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert len(asked) == 2 * 5 * 4 and max(rows * columns for rows, columns in asked) < 300 * 200 / 3
+
+
+def test_dropout_by_tiles_drops_what_it_drops_of_the_whole():
+    model = decompose(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout2d(0.3), nn.Dropout(0.3)), Mesh())
+    image = shard(torch.rand(1, 3, 40, 30), Mesh())
+    torch.manual_seed(3)
+    whole = model(image)
+    torch.manual_seed(3)
+    torch.testing.assert_close(model(stream(image, Plan(tile=9))).computed().local, whole.local)
+    assert (whole.local == 0).double().mean() > 0.4
+
+
+def test_a_plan_says_what_memory_a_step_will_take():
+    limit = 300_000_000
+    command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", str(limit), "--sizes", "1536"]
+    done = subprocess.run([*command, "--precisions", "float32", "--steps", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["expected"] <= limit
+    assert 0.75 <= found["expected"] / found["peak"] <= 1.25, found
+
+
+def test_a_plan_streams_no_more_than_it_must():
+    model = resnet18(2).eval()
+    roomy, tight = (plan_streaming(model, (1, 3, 4096, 4096), memory) for memory in (50e9, 4e9))
+    assert roomy.whole_from == 1 and not roomy.kept and roomy.time == 1
+    assert tight.kept and tight.peak <= 4e9 and 1 < tight.time < 2
+    with pytest.raises(ValueError, match="at least .* GB are needed"):
+        plan_streaming(model, (1, 3, 4096, 4096), 1e6)
+
+
+def test_planning_leaves_a_model_as_it_was():
+    model = resnet18(2)
+    before = copy.deepcopy(model.state_dict())
+    plan = plan_streaming(model, (1, 3, 512, 512), 50e9)
+    assert plan.peak > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_example_of_the_docs_runs(tmp_path):
+    page = (ROOT / "docs/streaming.md").read_text()
+    (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "loss" in done.stdout, done.stderr
+
+
+def test_a_step_leaves_nothing_behind():
+    """What a segment kept is gone when its gradients are made, though the image is still at hand."""
+    model = decompose(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1)), Mesh())
+    image = stream(shard(torch.rand(1, 3, 64, 64), Mesh()), Plan(tile=16, kept=frozenset({2})))
+    loss = model(image).sum()
+    held = [ref for ref in image.recorder.held if not ref.node.is_source]
+    assert len(held) == 1
+    loss.backward()
+    assert [ref for ref in image.recorder.held if not ref.node.is_source] == []
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda x: x.permute(0, 2, 3, 1).mul_(2), "may share memory"),
+        (lambda x: x + shard(torch.rand(1, 3, 20, 20), Mesh()), "streamed and a decomposed"),
+        (lambda x: torch.fft.fft2(x), "fft"),
+        (lambda x: Swish.apply(x), "Swish"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_with_the_layer_s_name(function, message):
+    model = decompose(nn.Sequential(nn.Identity(), Apply(function)), Mesh())
+    with pytest.raises(NotDecomposed, match="in layer 1") as raised:
+        model(stream(shard(torch.rand(1, 3, 20, 20), Mesh()), Plan(tile=8)))
+    assert message in str(raised.value) and ";" in str(raised.value)

@@ -7,6 +7,7 @@ from torch import nn
 
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.tensor import LAYERS, NotDecomposed, SpatialTensor, refuse_lost_gradient
 
 
@@ -77,7 +78,7 @@ class _Averaging:
 
 def _enter(name: str, mesh: Mesh, module: nn.Module, inputs: tuple) -> None:
     LAYERS.append(name or type(module).__name__)
-    plain = inputs and isinstance(inputs[0], torch.Tensor) and not isinstance(inputs[0], SpatialTensor)
+    plain = inputs and isinstance(inputs[0], torch.Tensor) and not isinstance(inputs[0], SpatialTensor | Recorded)
     if plain and mesh.data > 1 and module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
         raise NotDecomposed(
             "BatchNorm of pooled features over several data ranks would see one rank's batch alone",
@@ -87,7 +88,7 @@ def _enter(name: str, mesh: Mesh, module: nn.Module, inputs: tuple) -> None:
 
 def _leave(module: nn.Module, inputs: tuple, output) -> None:
     try:
-        if isinstance(output, SpatialTensor):
+        if isinstance(output, SpatialTensor | Recorded):
             refuse_lost_gradient(output)
     finally:
         LAYERS.pop()

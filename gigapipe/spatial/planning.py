@@ -22,7 +22,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.recording import SHAPES, Node, Recorded, Recorder, Ref, map_arguments
+from gigapipe.spatial.recording import Node, Recorder, Ref, map_arguments, without_pixels
 from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
@@ -92,7 +92,7 @@ def keeping(node: Node) -> Keeping:
     operands, tensors, kept = {}, {}, []
     for ref in node.operands:
         image = ref.image
-        with SHAPES:
+        with without_pixels():
             local = torch.empty_like(image.local, requires_grad=image.dtype.is_floating_point)
             operands[ref] = image.with_local(local * 1 if node.in_place else local)  # a leaf cannot be changed
 
@@ -106,7 +106,7 @@ def keeping(node: Node) -> Keeping:
     tile = node.operands[0].image.mesh
     tile.replay(None, node.drawn)
     kind = node.results[0].device.type
-    with SHAPES, torch.enable_grad(), saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with without_pixels(), torch.enable_grad(), saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         args, kwargs = map_arguments(given, (node.args, node.kwargs))
         with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
             result = node.function(*args, **kwargs)
@@ -164,7 +164,10 @@ class Operation:
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
             padded = _bytes(node.operands[0]) * math.prod(operand.image_size) / size
-        return cls(node, keeping(node), made, padded, multiplications + moved)
+        kept = keeping(node)
+        if padded:  # of the whole image that copy was made, and counted, in place of the operand
+            kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
+        return cls(node, kept, made, padded, multiplications + moved)
 
 
 @dataclass(frozen=True)

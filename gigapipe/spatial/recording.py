@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.tensor import LAYERS, METADATA, NotDecomposed, SpatialTensor, name_of
+from gigapipe.spatial.tensor import LAYERS, METADATA, NotDecomposed, SpatialTensor, name_of, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Access, Rectangle
 
@@ -106,8 +105,15 @@ class _Effect(NamedTuple):
     """Whether the result is a view of an image."""
 
 
-SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
 _EFFECTS: dict[tuple, _Effect] = {}
+
+
+@functools.cache
+def without_pixels():
+    """The mode in which torch makes tensors that have a shape, a dtype, a device and strides, and no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # 2 s, which only who streams should wait for
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _kind(a):
@@ -151,7 +157,7 @@ class Recorder:
     def source(self, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> "Recorded":
         """An image to begin with."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        with SHAPES:
+        with without_pixels():
             x = torch.empty(shape, dtype=dtype, device=self.device, memory_format=layout)
         node = Node(len(self.nodes))
         self.nodes.append(node)
@@ -163,6 +169,8 @@ class Recorder:
         if self.undivided(len(self.nodes)):
             return self._of_the_whole(function, args, kwargs)
         images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
+        if any(isinstance(a, SpatialTensor) for a in _leaves((args, kwargs))):
+            raise NotDecomposed(f"{name_of(function)} of a streamed and a decomposed image", "stream both")
         effect = self._effect(function, args, kwargs, images)
         if not effect.results:  # an answer, say of `x == None`
             return effect.returned
@@ -203,16 +211,11 @@ class Recorder:
         if key in _EFFECTS:
             return _EFFECTS[key]
 
-        def without_pixels(a):
-            if isinstance(a, SpatialTensor):
-                raise NotDecomposed(f"{name_of(function)} of a streamed and a decomposed image", "stream both")
-            return a.ref.image if isinstance(a, Recorded) else a
-
         tile = images[0].ref.image.mesh
         tile.record()
-        with SHAPES, torch.no_grad():
-            given = tree_map(without_pixels, (args, kwargs))
-            returned = function(*given[0], **given[1])
+        with without_pixels(), torch.no_grad():
+            given, options = tree_map(lambda a: a.ref.image if isinstance(a, Recorded) else a, (args, kwargs))
+            returned = function(*given, **options)
         results = tuple(r for r in _leaves(returned) if isinstance(r, torch.Tensor))
         same = [i for i, image in enumerate(images) if results and results[0] is image.ref.image]
         memory = {_memory(image.ref.image) for image in images}
@@ -258,10 +261,12 @@ class Recorded(torch.Tensor):
         if function in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
-        first = next(a for a in _leaves((args, kwargs)) if isinstance(a, Recorded))
+        images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
+        for image in images:
+            refuse_lost_gradient(image)
         if function in STATISTICAL:
             return STATISTICAL[function](*args, **kwargs)
-        return first.recorder.record(function, args, kwargs)
+        return images[0].recorder.record(function, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):

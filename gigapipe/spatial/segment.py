@@ -49,6 +49,8 @@ class Segment:
     output: Ref
     tile: tuple[int, int]
     progress: Callable[[str, int, int], None] | None = None
+    done_with: Callable[[], None] = lambda: None
+    """Called when the backward pass begins: what was held for the forward pass alone can go."""
     _known: dict[tuple[int, Interval], dict[Node, Interval]] = field(default_factory=dict)
 
     @property
@@ -163,6 +165,7 @@ class Streamed(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
+        ctx.segment.done_with()
         saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
         held, tensors = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = ctx.needs_input_grad[2:]
@@ -223,8 +226,7 @@ def _nothing(segment: Segment) -> torch.Tensor:
     image = segment.output.image
     if segment.output.node.sums:
         return torch.zeros(image.shape, dtype=image.dtype, device=image.device)
-    nowhere = Rectangle(Interval(0, 0), Interval(0, 0))
-    return torch.empty_like(_like(image, image.local, nowhere), device=image.device)
+    return torch.empty_like(_like(image, image.local, segment.mesh.rectangle(segment.size)), device=image.device)
 
 
 def _backward(
@@ -236,25 +238,29 @@ def _backward(
 ) -> list[torch.Tensor | None]:
     """Gradients of the inputs and of the plain tensors."""
     owned = segment.mesh.rectangle(segment.size)
-    whole = segment.rectangles(owned)
+    whole = {} if owned.empty else segment.rectangles(owned)
     leaves = [t.detach().requires_grad_() for t in tensors]
     stand_ins = {id(t): leaf for t, leaf in zip(parameters(segment), leaves, strict=True)}
-    grads = [torch.zeros_like(x) if w and x is not None else None for x, w in zip(held, wanted, strict=False)]
+    totals = [torch.zeros_like(x) if w and x is not None else None for x, w in zip(held, wanted, strict=False)]
+    sums = [torch.zeros_like(leaf) for leaf in leaves]
     tiles = [] if owned.empty else segment.tiles()
     for done, out in enumerate(tiles):
         needed = segment.rectangles(out)
-        parts = {}
-        for ref, x, total in zip(segment.inputs, held, grads, strict=True):
+        parts, trained = {}, []
+        for ref, x, total in zip(segment.inputs, held, totals, strict=True):
             parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
+            if total is not None:
+                trained.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
+        trained += zip(leaves, sums, strict=True)
         of_tile = grad if segment.output.node.sums else grad[_index(segment.output.image, out, owned)]
         with torch.enable_grad():
             tile = segment.compute(needed, parts, stand_ins)
-        torch.autograd.backward(tile, of_tile.to(tile.dtype))
-        del tile
-        for (ref, part), total in zip(parts.items(), grads, strict=True):
-            if total is not None and part.grad is not None:
-                total[_index(ref.image, needed[ref.node], whole[ref.node])] += part.grad
-        del parts
+        # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
+        grads = torch.autograd.grad(tile, [x for x, _ in trained], of_tile.to(tile.dtype), allow_unused=True)
+        del tile, parts
+        for (_, total), found in zip(trained, grads, strict=True):
+            if found is not None:
+                total += found
+        del grads, trained
         segment.report("backward", done + 1, len(tiles))
-    found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    return grads + found
+    return totals + sums

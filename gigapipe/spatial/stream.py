@@ -10,6 +10,8 @@ Then the notes are computed, segment by segment (`segment.py`), each keeping its
 each rank streams its shard, and fetches a halo once for each segment.
 """
 
+import functools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,7 +24,7 @@ from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
 from gigapipe.spatial.segment import Segment, Streamed, cropped, needed_nodes, parameters
 from gigapipe.spatial.tensor import SpatialTensor
-from gigapipe.spatial.window import Interval, Rectangle, Stretches, split
+from gigapipe.spatial.window import Rectangle, Stretches, split
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Program(Recorder):
                 for i in range(len(node.results)):
                     self.whole(Ref(node, i))
         nodes, inputs = needed_nodes(output.node, self.held)
-        segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress)
+        # Not this program itself, which holds the tensors whose graph holds the segment.
+        forget = functools.partial(_forget, weakref.ref(self))
+        segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
         return Streamed.apply(segment, len(local), *local, *parameters(segment))
 
@@ -99,6 +103,12 @@ class Program(Recorder):
             axes.append(Stretches(segment.size[axis], tuple(needs)))
         local = gather_halo(x.local.movedim(x.axes, (-2, -1)), self.mesh, x.image_size, tuple(axes))
         return local.movedim((-2, -1), x.axes)
+
+
+def _forget(program: "weakref.ref[Program]") -> None:
+    """Let go of what was kept between segments, which can be computed again; of sources not."""
+    if there := program():
+        there.held = {ref: image for ref, image in there.held.items() if ref.node.is_source}
 
 
 def stream(

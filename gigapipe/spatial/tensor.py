@@ -177,7 +177,7 @@ def _spatial(values) -> Iterator[SpatialTensor]:
             yield from _spatial(value)
 
 
-def refuse_lost_gradient(x: SpatialTensor) -> None:
+def refuse_lost_gradient(x: torch.Tensor) -> None:
     """Raise NotDecomposed if `x` comes from a custom autograd.Function.
 
     Such run without gradients and hand `x` on as if it had one of their making, which never reaches the shard.
