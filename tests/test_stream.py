@@ -12,7 +12,7 @@ from conftest import ROOT, run_ranks
 from spatial_models import CASES, LOSSES, Apply
 from torch import nn
 
-from gigapipe.models import resnet18
+from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
 
@@ -57,6 +57,39 @@ def test_every_operator_is_exact_by_tiles_of_7_pixels(case):
 def test_a_resnet_of_an_odd_size_is_exact_however_it_is_cut(plan):
     worst = compare(frozen_resnet18(), torch.randn(1, 3, 237, 191, dtype=torch.float64), Mesh(), plan)[0]
     assert worst.error <= TOLERANCE, worst
+
+
+@pytest.mark.parametrize("size", [(237, 191), (128, 192)])
+def test_the_gigapixel_unet_is_exact_and_has_4492_parameters(size):
+    torch.manual_seed(0)
+    model = GigapixelUNet()
+    assert sum(p.numel() for p in model.parameters()) == 4492
+    worst = compare(model, torch.randn(1, 3, *size, dtype=torch.float64), Mesh(), Plan(tile=60))[0]
+    assert worst.error <= TOLERANCE, worst
+
+
+def test_a_dense_loss_is_summed_over_tiles_of_image_and_mask():
+    torch.manual_seed(0)
+    model = GigapixelUNet().double()
+    pixels, mask = torch.rand(1, 3, 190, 130, dtype=torch.float64), (torch.rand(1, 1, 190, 130) < 0.4).double()
+
+    def loss(logits, mask):
+        p, each = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+        entropy, both, ours, theirs = torch.cat([each, p * mask, p, mask], 1).sum((0, 2, 3))
+        return entropy / mask.numel() + 1 - 2 * both / (ours + theirs)
+
+    expected = loss(model(pixels), mask)
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    streaming = decompose(copy.deepcopy(model), Mesh())
+    image = stream(shard(pixels, Mesh()), Plan(tile=50))
+    tiles = []
+    image.recorder.progress = lambda *done: tiles.append(done)
+    found = loss(streaming(image), stream(shard(mask, Mesh()), beside=image))
+    found.backward()
+    assert abs(found.item() / expected.item() - 1) <= TOLERANCE
+    for ours, theirs in zip(streaming.parameters(), gradients, strict=True):
+        torch.testing.assert_close(ours.grad, theirs, rtol=1e-10, atol=1e-13)
+    assert tiles == [("forward", i + 1, 12) for i in range(12)] + [("backward", i + 1, 12) for i in range(12)]
 
 
 def test_trainable_batch_norm_between_kept_images_is_exact():
@@ -147,6 +180,20 @@ def test_a_step_leaves_nothing_behind():
     assert len(held) == 1
     loss.backward()
     assert [ref for ref in image.recorder.held if not ref.node.is_source] == []
+
+
+def test_a_buffer_that_changes_before_it_is_used_is_noticed():
+    norm = nn.BatchNorm2d(3).eval()
+    model = decompose(nn.Sequential(norm, nn.AdaptiveAvgPool2d(1)), Mesh())
+    loss = model(stream(shard(torch.rand(1, 3, 20, 20), Mesh()), Plan(tile=8))).sum()
+    norm.running_mean.add_(1)
+    with pytest.raises(RuntimeError, match="layer 0 works with was changed in place"):
+        loss.backward()
+
+
+def test_sums_of_numbers_that_floats_cannot_count_are_whole():
+    image = stream(shard(torch.full((1, 1, 64, 64), 2**20 + 1), Mesh()), Plan(tile=16))
+    assert image.sum().item() == 64 * 64 * (2**20 + 1)
 
 
 class Swish(torch.autograd.Function):

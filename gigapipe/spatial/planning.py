@@ -204,6 +204,10 @@ class Layers:
             if not cheap or self.held(follower) > self.held(cut):
                 yield cut
 
+    @staticmethod
+    def name(node: Node) -> str:
+        return node.layer or f"operation {node.index}"
+
     def area(self, node: Node) -> float:
         """Pixels of what a node makes, on one rank."""
         rows, columns = _size(node)
@@ -355,7 +359,23 @@ def plan_streaming(
         whole_from=after if best.whole else None,
         peak=base + best.peak,
         time=best.time / undivided,
+        lines=tuple(_described(layers, best, base, best.time / undivided)),
     )
+
+
+def _described(layers: Layers, candidate: Candidate, base: float, time: float) -> Iterator[str]:
+    ends = [*candidate.stored, None]
+    for share, end in zip(candidate.shares, ends, strict=True):
+        start = f"after {layers.name(first)}" if (first := _before(ends, end)) else "from the image"
+        stop = f"to {layers.name(end)}, kept whole ({layers.held(end) / 1e6:.0f} MB)" if end else "to the end"
+        tiles = [f"tiles of {rows} × {columns} px of its output" for rows, columns in set(share.tiles.values())]
+        yield f"{start} {stop}: {' and '.join(tiles) or 'not streamed'}"
+    yield f"expected: at most {(base + candidate.peak) / 1e9:.2f} GB, {time:.2f} × the time of an undivided step"
+
+
+def _before(ends: list[Node | None], end: Node | None) -> Node | None:
+    place = ends.index(end)
+    return ends[place - 1] if place else None
 
 
 def _resident() -> int:

@@ -35,7 +35,8 @@ class Ref(NamedTuple):
 class Node:
     """One call that a model made: torch's function, its arguments with `Ref`s for images, and what came of it.
 
-    A source has no function; it is held, or `read` gives any rectangle of it.
+    A source has no function; it is held, or `read` gives any rectangle of it. The others are numbered from 1, as the
+    model makes them.
     """
 
     function: Callable | None = None
@@ -54,6 +55,8 @@ class Node:
     """Whether it changes its first argument."""
     sums = False
     """Whether it makes a plain tensor, the sum of what it makes of each tile."""
+    versions: tuple[int, ...] = ()
+    """How often each of its plain tensors had been changed in place when it was noted."""
     layer = ""
     read: Callable[[Rectangle], torch.Tensor] | None = None
 
@@ -74,8 +77,20 @@ class Node:
         """The plain tensors among the arguments, parameters above all."""
         return [a for a in _leaves((self.args, self.kwargs)) if isinstance(a, torch.Tensor)]
 
+    def refuse_changes(self) -> None:
+        """Raise RuntimeError if a plain tensor that it works with is no longer what it was."""
+        if self.versions != tuple(_version(t) for t in self.tensors):
+            raise RuntimeError(
+                f"gigapipe.spatial: a tensor that {name_of(self.function)} in layer {self.layer or '?'} works with was "
+                "changed in place before a streamed image was computed with it; change it after the backward pass"
+            )
+
     def __repr__(self) -> str:
         return f"Node({self.index}, {name_of(self.function) if self.function else 'source'}, {self.layer})"
+
+
+def _version(x: torch.Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def _is_ref(a) -> bool:
@@ -141,6 +156,8 @@ class Recorder:
     def __init__(self, mesh: Mesh, device: torch.device | str):
         self.mesh, self.device = mesh, torch.device(device)
         self.nodes: list[Node] = []
+        self.held: dict[Ref, SpatialTensor] = {}
+        """Images that are there, on the mesh: sources, and what is kept between segments."""
 
     def undivided(self, index: int) -> bool:
         """Whether the node of this index is no longer noted but computed at once, of the whole image."""
@@ -159,14 +176,15 @@ class Recorder:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         with without_pixels():
             x = torch.empty(shape, dtype=dtype, device=self.device, memory_format=layout)
-        node = Node(len(self.nodes))
+        node = Node(0)
         self.nodes.append(node)
         node.results = (SpatialTensor(x, tuple(shape[-2:]), _whole_image(self.mesh)),)
         return Recorded(self, Ref(node))
 
     def record(self, function: Callable, args: tuple, kwargs: dict):
         """What a call returns that torch handed to us: `Recorded` images, or something plain."""
-        if self.undivided(len(self.nodes)):
+        index = sum(not node.is_source for node in self.nodes) + 1
+        if self.undivided(index):
             return self._of_the_whole(function, args, kwargs)
         images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
         if any(isinstance(a, SpatialTensor) for a in _leaves((args, kwargs))):
@@ -184,13 +202,14 @@ class Recorder:
             raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use its result")
         if len(effect.accesses) > 1:
             raise NotDecomposed(f"{name_of(function)}, which looks at its input twice", "use simpler operations")
-        node = Node(len(self.nodes))
+        node = Node(index)
         self.nodes.append(node)
         node.function, node.in_place, node.results = function, in_place, effect.results
         node.single = isinstance(effect.returned, torch.Tensor)
         node.args, node.kwargs = tree_map(lambda a: a.ref if isinstance(a, Recorded) else a, (args, kwargs))
         node.accesses = next(iter(effect.accesses), None)
         node.drawn, node.layer = effect.drawn, LAYERS[-1] if LAYERS else ""
+        node.versions = tuple(_version(t) for t in node.tensors)
         if torch.is_autocast_enabled(self.device.type):
             node.autocast = torch.get_autocast_dtype(self.device.type)
         if plain:

@@ -15,6 +15,7 @@ import torch
 
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.operators.reductions import summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.tile import Tile, looked_at, resized
@@ -92,6 +93,8 @@ class Segment:
         self, rectangles: Rectangles, held: dict[Ref, torch.Tensor], tensors: dict[int, torch.Tensor]
     ) -> torch.Tensor:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
+        for node in self.nodes:
+            node.refuse_changes()
         tile = Tile(self.mesh)
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
@@ -154,7 +157,7 @@ def cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
 
 
 class Streamed(torch.autograd.Function):
-    """A segment's output, on this rank: of its inputs' rectangles (see `held_rectangles`) and its plain tensors."""
+    """A segment's output on this rank, of what it needs of each input (None for one that is read) and `parameters`."""
 
     @staticmethod
     def forward(ctx, segment: Segment, inputs: int, *tensors: torch.Tensor | None) -> torch.Tensor:
@@ -198,8 +201,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         tile = segment.compute(needed, parts, {})
         del parts
         if segment.output.node.sums:
-            # Added up in at least float32: a sum of many in 16 bits would stop to grow.
-            wider = tile.to(torch.promote_types(tile.dtype, torch.float32))
+            wider = tile.to(summing(tile.dtype))
             result = wider if result is None else result.add_(wider)
         elif len(tiles) == 1:
             result = tile

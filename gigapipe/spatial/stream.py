@@ -1,7 +1,6 @@
 """An image of any size through any network, tile by tile, with the gradients of the undivided image.
 
-    plan = Plan(tile=1024)
-    image = stream(pixels, mesh, plan)                    # or a reader, of an image that is never whole in memory
+    image = stream(shard(pixels, mesh), Plan(tile=1024))  # or a reader, of an image that is never whole in memory
     loss = criterion(model(image), label)                 # the model's source is untouched
     loss.backward()
 
@@ -44,15 +43,21 @@ class Plan:
     """Bytes that a rank is expected to take at most, where it was planned for."""
     time: float | None = None
     """Time that a step is expected to take, in undivided steps."""
+    lines: tuple[str, ...] = ()
+    """What `print(plan)` says, where it was planned."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines) or repr(self)
 
 
 class Program(Recorder):
     """One pass of a model over one image: what is noted, and what of it has been computed."""
 
-    def __init__(self, mesh: Mesh, device: torch.device | str, plan: Plan, progress=None):
+    def __init__(
+        self, mesh: Mesh, device: torch.device | str, plan: Plan, progress: Callable[[str, int, int], None] | None
+    ):
         super().__init__(mesh, device)
         self.plan, self.progress = plan, progress
-        self.held: dict[Ref, SpatialTensor] = {}
 
     def undivided(self, index: int) -> bool:
         return self.plan.whole_from is not None and index >= self.plan.whole_from
@@ -113,21 +118,27 @@ def _forget(program: "weakref.ref[Program]") -> None:
 
 def stream(
     image: SpatialTensor | Callable[[Rectangle], torch.Tensor],
-    plan: Plan,
+    plan: Plan | None = None,
     mesh: Mesh | None = None,
     shape: tuple[int, int, int, int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    beside: Recorded | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Recorded:
     """The image as a model takes it that is to be computed tile by tile.
 
     `image` is held (a `SpatialTensor`), or a reader of it: a function of a rectangle that returns its pixels (batch,
     channels, rows, columns), of `dtype` on `device`, and needs no gradient. A reader's image has `shape`, over `mesh`.
+    An image that another is compared with, such as a mask, is streamed `beside` that one, by its plan. `progress` is
+    called after each tile, with "forward" or "backward", how many are done of a segment and how many it has.
     """
     if isinstance(image, SpatialTensor):
-        recorded = Program(image.mesh, image.device, plan).source(tuple(image.shape), image.dtype)
-        recorded.recorder.held[recorded.ref] = image
+        mesh, shape, dtype, device = image.mesh, tuple(image.shape), image.dtype, image.device
+    program = beside.recorder if beside is not None else Program(mesh, device, plan or Plan(), progress)
+    recorded = program.source(shape, dtype)
+    if isinstance(image, SpatialTensor):
+        program.held[recorded.ref] = image
     else:
-        recorded = Program(mesh, torch.device(device), plan).source(shape, dtype)
         recorded.ref.node.read = image
     return recorded
