@@ -1,4 +1,4 @@
-# The road: slides -> pyramids -> trained models -> comparison table. Each rule calls one `gigapipe VERB`.
+# The road: slides -> pyramids -> trained models -> table. Each rule calls one `gigapipe VERB`.
 
 from snakemake.utils import min_version
 
@@ -20,8 +20,17 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/slides.smk"
 include: "workflow/rules/pyramids.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/folds.smk"
+
+
+if config["task"] == "tissue":
+
+    include: "workflow/rules/tissue.smk"
+
+else:
+
+    include: "workflow/rules/train.smk"
+    include: "workflow/rules/evaluate.smk"
 
 
 rule all:

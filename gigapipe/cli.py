@@ -47,7 +47,7 @@ def folds(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.folds import make_folds
     from gigapipe.slides.sheet import read_sheet
 
-    table = make_folds(read_sheet(args.sheet, args.source), args.folds, args.seed)
+    table = make_folds(read_sheet(args.sheet, args.source, args.labelled), args.folds, args.seed)
     with written_aside(args.output) as partial:
         table.to_csv(partial, sep="\t", index=False)
 
@@ -56,28 +56,24 @@ def train(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.evaluation.folds import read_folds, roles
     from gigapipe.pyramids.canvas import lost_tissue
-    from gigapipe.training.canvases import Canvases
-    from gigapipe.training.loop import Settings, train
+    from gigapipe.training.classification import Classification, ClassifierSettings
+    from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
 
     with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
         table = read_folds(args.folds)
         parts = roles(table, args.fold)
-        settings = Settings(
-            mpp=args.mpp,
+        settings = ClassifierSettings(
+            **training_settings(args),
             canvas=args.canvas,
-            fold=args.fold,
             classes=sorted(table["label"].unique()),
-            epochs=args.epochs,
-            batch=args.batch,
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            seed=args.seed,
-            precision=args.precision,
+            network=args.network,
+            norm=args.norm,
+            background=args.background,
+            weights=args.weights,
         )
         training, validation = (
-            Canvases(parts[role], args.pyramids, args.mpp, args.canvas, settings.classes, mesh)
-            for role in ("training", "validation")
+            settings.canvases(parts[role], args.pyramids, mesh) for role in ("training", "validation")
         )
         if mesh.rank == 0:
             for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
@@ -88,38 +84,115 @@ def train(args: argparse.Namespace) -> None:
                         f"{args.mpp:g} µm/px",
                         file=sys.stderr,
                     )
-        train(settings, training, validation, mesh, args.output)
+        train(Classification(settings, training, validation, mesh, args.memory), args.output)
+
+
+def training_settings(args: argparse.Namespace) -> dict:
+    """What all kinds of training are told."""
+    names = ("mpp", "fold", "epochs", "batch", "learning_rate", "weight_decay", "seed", "precision")
+    return {name: getattr(args, name) for name in names}
 
 
 def predict(args: argparse.Namespace) -> None:
     return_freed_tensors()
-    import torch
-
     from gigapipe.evaluation.folds import read_folds, roles
-    from gigapipe.models import resnet18
     from gigapipe.spatial import decompose
-    from gigapipe.training.canvases import Canvases
-    from gigapipe.training.loop import Settings, predict
+    from gigapipe.training.classification import ClassifierSettings, predict
+    from gigapipe.training.loop import saved_model
     from gigapipe.training.ranks import started
+    from gigapipe.training.streaming import Streaming
 
     with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
-        if not args.model.exists():
-            raise InputError(f"model {args.model}: no such file; make it with `gigapipe train`")
-        saved = torch.load(args.model, weights_only=True)
-        settings = Settings(**saved["settings"])
-        model = resnet18(len(settings.classes)).to(memory_format=torch.channels_last)
+        saved = saved_model(args.model)
+        settings = ClassifierSettings(**saved["settings"])
+        model = settings.model()
         model.load_state_dict(saved["model"])
         decompose(model, mesh)
         table = roles(read_folds(args.folds), settings.fold)["test"]
-        canvases = Canvases(table, args.pyramids, settings.mpp, settings.canvas, settings.classes, mesh)
-        with settings.autocast():
-            probabilities = predict(model, canvases, mesh)
+        canvases = settings.canvases(table, args.pyramids, mesh)
+        probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
             table = table[["slide", "patient", "site", "label", "fold"]].assign(
                 mpp=settings.mpp, score=probabilities[:, 1].tolist()
             )
             with written_aside(args.output) as partial:
                 table.to_csv(partial, sep="\t", index=False)
+
+
+def mask(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.masks import make_mask
+
+    make_mask(Pyramid(args.pyramid), args.mpp, args.folder, args.drawn)
+
+
+def train_tissue(args: argparse.Namespace) -> None:
+    return_freed_tensors()
+    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.training.loop import train
+    from gigapipe.training.ranks import started
+    from gigapipe.training.segmentation import Pairs, Segmentation, SegmenterSettings
+
+    with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
+        parts = roles(read_folds(args.folds), args.fold)
+        settings = SegmenterSettings(**training_settings(args))
+        training, validation = (
+            Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh) for role in ("training", "validation")
+        )
+        train(Segmentation(settings, training, validation, mesh, args.memory), args.output)
+
+
+def segment(args: argparse.Namespace) -> None:
+    return_freed_tensors()
+    import json
+
+    from gigapipe.aside import folder_aside
+    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.evaluation.overlap import dice, draw_overlay
+    from gigapipe.pyramids.masks import write_mask
+    from gigapipe.spatial import decompose
+    from gigapipe.training.loop import saved_model
+    from gigapipe.training.ranks import started
+    from gigapipe.training.segmentation import Pairs, SegmenterSettings, segment
+    from gigapipe.training.streaming import Streaming
+
+    data, rows, columns = args.mesh
+    with started(1, data * rows, columns, threads=args.threads, transport=args.transport) as mesh:
+        saved = saved_model(args.model)
+        settings = SegmenterSettings(**saved["settings"])
+        model = settings.model()
+        model.load_state_dict(saved["model"])
+        decompose(model, mesh)
+        table = roles(read_folds(args.folds), settings.fold)["test"]
+        pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh)
+        found = segment(model, settings, pairs, Streaming(args.memory, mesh))
+        if mesh.rank:
+            for _ in found:
+                pass
+            return
+        record = json.loads(args.model.with_name("training.json").read_text())
+        scores = []
+        with folder_aside(args.output) as partial:
+            partial.mkdir(parents=True)
+            for i, tissue in enumerate(found):
+                write_mask(partial / pairs.slides[i], tissue, settings.mpp, tuple(pairs.pyramids[i].source["mpp"]))
+                draw_overlay(partial / f"{pairs.slides[i]}.png", pairs.images[i], tissue, pairs.masks[i][:])
+                scores.append(dice(tissue, pairs.masks[i][:]))
+                print(f"slide {pairs.slides[i]}: Dice {scores[-1]:.4f}", file=sys.stderr, flush=True)
+            table = table[["slide", "patient", "site", "fold"]].assign(
+                mpp=settings.mpp, dice=scores, seconds_per_step=record["seconds_per_step"]
+            )
+            table.to_csv(partial / "dice.tsv", sep="\t", index=False)
+
+
+def dice(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.overlap import as_markdown, overlaps
+
+    table = overlaps(args.tables)
+    with written_aside(args.output / "dice.tsv") as partial:
+        table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
+    with written_aside(args.output / "dice.md") as partial:
+        partial.write_text(as_markdown(table))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -164,6 +237,13 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(positive(number) for number in text.replace("×", "x").split("x"))
 
 
+def size_in_bytes(text: str) -> int:
+    """An argument as 6GiB or 500MB."""
+    from dask.utils import parse_bytes
+
+    return parse_bytes(text)
+
+
 def positive(text: str) -> int:
     """An argument that counts something."""
     if int(text) < 1:
@@ -178,7 +258,10 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(function, help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
-            function.__name__, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            function.__name__.replace("_", "-"),
+            help=help,
+            description=help,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         sub.set_defaults(run=function)
         return sub
@@ -198,6 +281,32 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--transport", choices=["mpi", "torch"], default="mpi", help="what carries halos and sums between ranks"
         )
+        sub.add_argument(
+            "--memory",
+            type=size_in_bytes,
+            metavar="SIZE",
+            help="what a rank may take, as 6GiB: what does not fit is computed tile by tile, with the same gradients",
+        )
+
+    def learning(sub: argparse.ArgumentParser, batch: int) -> None:
+        sub.add_argument("--fold", type=int, required=True, help="held out; the next fold chooses the epoch")
+        sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+        sub.add_argument("--epochs", type=positive, default=10, help="passes over the training slides")
+        sub.add_argument("--batch", type=positive, default=batch, help="slides a step, over all data ranks")
+        sub.add_argument(
+            "--learning-rate", type=float, default=3e-4, help="AdamW's, after warm-up; it falls as a cosine"
+        )
+        sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
+        sub.add_argument(
+            "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"
+        )
+        sub.add_argument(
+            "--precision",
+            choices=["float32", "bfloat16"],
+            default="float32",
+            help="of activations; weights stay float32",
+        )
+        sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
 
     sub = verb(phantom, "Generate slides whose right answer is known.")
     sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")
@@ -226,28 +335,59 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", help="stands in for a sheet's missing source column, as slides/{slide}.svs")
     sub.add_argument("--folds", type=positive, default=4, help="number of folds")
     sub.add_argument("--seed", type=int, default=0, help="another seed, another division")
+    sub.add_argument(
+        "--unlabelled", dest="labelled", action="store_false", help="the slides need no label; any number may do"
+    )
 
     sub = verb(train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
     ranks(sub)
-    sub.add_argument("--fold", type=int, required=True, help="fold that is held out; the next one chooses the epoch")
-    sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+    learning(sub, batch=4)
     sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
-    sub.add_argument("--epochs", type=positive, default=10, help="passes over the training slides")
-    sub.add_argument("--batch", type=positive, default=4, help="slides a step, over all data ranks")
-    sub.add_argument("--learning-rate", type=float, default=3e-4, help="AdamW's, after warm-up; it falls as a cosine")
-    sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
+    sub.add_argument("--network", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
     sub.add_argument(
-        "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"
+        "--norm",
+        choices=["batch", "frozen", "group", "none"],
+        default="batch",
+        help="what normalises: BatchNorm over all ranks, the same with the statistics of --weights, GroupNorm, nothing",
     )
+    sub.add_argument("--weights", metavar="FILE", help="checkpoint of torchvision's network to begin with")
     sub.add_argument(
-        "--precision", choices=["float32", "bfloat16"], default="float32", help="of activations; weights stay float32"
+        "--background", choices=["keep", "white"], default="keep", help="white: glass becomes white, and costs nothing"
     )
-    sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
 
     sub = verb(predict, "Score the held-out slides of a trained model. Start it with mpiexec.")
     ranks(sub)
     sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train` wrote")
     sub.add_argument("--output", type=Path, required=True, help="the table to write: a score for each held-out slide")
+
+    sub = verb(mask, "Find where a slide has tissue, or take it from a picture, as a label image.")
+    sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
+    sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
+    sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+    sub.add_argument(
+        "--drawn", type=Path, metavar="FILE", help="picture or .npy of the whole slide, not zero where there is tissue"
+    )
+
+    def with_masks(sub: argparse.ArgumentParser) -> None:
+        ranks(sub)
+        sub.add_argument(
+            "--masks", type=Path, required=True, help="folder with one mask a slide, as `gigapipe mask` makes"
+        )
+
+    sub = verb(train_tissue, "Train the gigapixel U-Net to find tissue on whole slides. Start it with mpiexec.")
+    with_masks(sub)
+    learning(sub, batch=1)
+
+    sub = verb(segment, "Find the tissue of held-out slides: masks, pictures and Dice. Start it with mpiexec.")
+    with_masks(sub)
+    sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train-tissue` wrote")
+    sub.add_argument(
+        "--output", type=Path, required=True, help="folder to write: a mask and a PNG a slide, and dice.tsv"
+    )
+
+    sub = verb(dice, "Dice of all held-out slides, and its mean and standard deviation.")
+    sub.add_argument("tables", type=Path, nargs="+", help="the dice.tsv that `gigapipe segment` wrote")
+    sub.add_argument("--output", type=Path, required=True, help="folder for dice.tsv and dice.md")
 
     sub = verb(evaluate, "Compare resolutions: AUC with intervals, and cost, as table and figure.")
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, help="tables that `gigapipe predict` wrote")

@@ -1,17 +1,23 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
 
 class Progress(tqdm):
-    """A tqdm bar on standard error; where that is no terminal, a line of text at most every 10 seconds."""
+    """A tqdm bar on standard error; where that is no terminal, a line of text at most every 10 seconds.
 
-    def __init__(self, iterable=None, *, what: str, unit: str, total: int | None = None):
+    Nothing is shown of what takes less than `delay` seconds.
+    """
+
+    def __init__(self, iterable=None, *, what: str, unit: str, total: int | None = None, delay: float = 0):
         self._on_terminal = sys.stderr.isatty()
-        interval = {} if self._on_terminal else {"mininterval": 10, "maxinterval": 10, "ncols": 100, "ascii": " #"}
-        super().__init__(iterable, desc=what, unit=f" {unit}", total=total, file=sys.stderr, **interval)
+        options = {} if self._on_terminal else {"mininterval": 10, "maxinterval": 10, "ncols": 100, "ascii": " #"}
+        if delay:
+            options |= {"delay": delay, "leave": False}
+        super().__init__(iterable, desc=what, unit=f" {unit}", total=total, file=sys.stderr, **options)
 
     def display(self, msg=None, pos=None):
         if self._on_terminal:
@@ -22,6 +28,7 @@ class Progress(tqdm):
     def close(self):
         # On a terminal tqdm leaves the full bar; in a log the last line is written here, once.
         if not self._on_terminal and not self.disable:
-            self.display()
+            if time.time() - self.start_t >= self.delay:
+                self.display()
             self.disable = True
         super().close()

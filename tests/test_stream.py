@@ -12,24 +12,35 @@ from conftest import ROOT, run_ranks
 from spatial_models import CASES, LOSSES, Apply
 from torch import nn
 
-from gigapipe.models import GigapixelUNet, resnet18
+from gigapipe.models import GigapixelUNet, resnet18, resnet50
+from gigapipe.models.resnet import FrozenBatchNorm2d, Gain
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
 
 TOLERANCE = 1e-10
 
 
-def frozen_resnet18() -> nn.Module:
-    """In float64, its BatchNorms frozen at statistics that do something."""
-    torch.manual_seed(0)
-    model = resnet18(2).double()
+def awakened(model: nn.Module) -> nn.Module:
+    """In float64, with statistics and gains that do something."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-            module.train = lambda mode=True, module=module: module  # whoever calls it, it stays as it is
-            module.training = False
-    return model
+        if isinstance(module, Gain):
+            nn.init.constant_(module.gain, 0.5)
+    return model.double()
+
+
+def frozen_resnet18() -> nn.Module:
+    torch.manual_seed(0)
+    return awakened(resnet18(2, "frozen"))
+
+
+def half_white(*shape: int) -> torch.Tensor:
+    """Images whose right parts are constant."""
+    images = torch.rand(shape, dtype=torch.float64) - 0.5
+    images[..., shape[-1] // 3 :] = 0.25
+    return images
 
 
 @pytest.mark.parametrize("case", [*CASES, *LOSSES])
@@ -39,7 +50,7 @@ def test_every_operator_is_exact_by_tiles_of_7_pixels(case):
     model = make()
     if case == "SyncBatchNorm":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    worst = compare(model, torch.rand(2, 3, *size, dtype=torch.float64) - 0.5, Mesh(), Plan(tile=7))[0]
+    worst = compare(model, half_white(2, 3, *size), Mesh(), Plan(tile=7))[0]
     assert worst.error <= TOLERANCE, worst
 
 
@@ -57,6 +68,48 @@ def test_every_operator_is_exact_by_tiles_of_7_pixels(case):
 def test_a_resnet_of_an_odd_size_is_exact_however_it_is_cut(plan):
     worst = compare(frozen_resnet18(), torch.randn(1, 3, 237, 191, dtype=torch.float64), Mesh(), plan)[0]
     assert worst.error <= TOLERANCE, worst
+
+
+@pytest.mark.parametrize("norm", ["frozen", "none"])
+def test_a_bottleneck_resnet_is_exact(norm):
+    torch.manual_seed(0)
+    model = awakened(resnet50(2, norm))
+    worst = compare(model, half_white(1, 3, 131, 245), Mesh(), Plan(tile=90, kept=frozenset({4, 14})))[0]
+    assert worst.error <= TOLERANCE, worst
+
+
+def small_network() -> nn.Module:
+    """Which sees 27 pixels across."""
+    torch.manual_seed(0)
+    stem = (
+        nn.Conv2d(3, 8, 3, 2, padding=1),
+        FrozenBatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, padding=1),
+    )
+    head = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    return awakened(nn.Sequential(*stem, *head))
+
+
+@pytest.mark.parametrize("kept", [(), (2, 4)], ids=["one segment", "three segments"])
+def test_what_is_constant_is_computed_once_with_the_same_gradients(kept):
+    pixels, label = half_white(1, 3, 150, 400), torch.tensor([1])
+    model = small_network()
+    F.cross_entropy(model(pixels), label).backward()
+    expected = [p.grad for p in model.parameters()]
+    asked = []
+
+    def read(rectangle):
+        asked.append(rectangle)
+        return pixels[..., slice(*rectangle.rows), slice(*rectangle.columns)]
+
+    streaming = decompose(small_network(), Mesh())
+    image = stream(read, Plan(tile=24, kept=frozenset(kept)), Mesh(), pixels.shape, torch.float64)
+    F.cross_entropy(streaming(image), label).backward()
+    for found, grad in zip(streaming.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.grad, grad, rtol=1e-10, atol=1e-12)
+    # Read forward, and backward too unless a pixel stands for it: 12 of 17 columns of tiles, of 7 rows all but two.
+    assert len(set(asked)) == 7 * 17 and len(asked) <= 2 * 7 * 17 - 5 * 10
 
 
 @pytest.mark.parametrize("size", [(237, 191), (128, 192)])
@@ -83,7 +136,7 @@ def test_a_dense_loss_is_summed_over_tiles_of_image_and_mask():
     streaming = decompose(copy.deepcopy(model), Mesh())
     image = stream(shard(pixels, Mesh()), Plan(tile=50))
     tiles = []
-    image.recorder.progress = lambda *done: tiles.append(done)
+    image.recorder.progress = lambda _, *done: tiles.append(done)
     found = loss(streaming(image), stream(shard(mask, Mesh()), beside=image))
     found.backward()
     assert abs(found.item() / expected.item() - 1) <= TOLERANCE

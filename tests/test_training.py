@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,12 @@ import pytest
 import torch
 from conftest import gigapipe, run_ranks
 
+from gigapipe.evaluation.folds import read_folds, roles
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+from gigapipe.spatial import Mesh
+from gigapipe.training.classification import Classification, ClassifierSettings
+from gigapipe.training.loop import train
 
 GIGAPIPE = str(Path(sys.executable).with_name("gigapipe"))
 
@@ -33,11 +38,13 @@ def small_cohort(tmp_path_factory) -> Path:
     return folder
 
 
-def training(cohort: Path, output: Path, mesh=(1, 1, 1), epochs=2, canvas=52, precision="float32") -> list[str]:
+def training(
+    cohort: Path, output: Path, mesh=(1, 1, 1), epochs=2, canvas=52, precision="float32", more=()
+) -> list[str]:
     arguments = [
         "train", "--folds", cohort / "folds.tsv", "--pyramids", cohort / "pyramids", "--fold", 0, "--mpp", 8,
         "--canvas", canvas, "--mesh", *mesh, "--epochs", epochs, "--batch", 2, "--learning-rate", 1e-4,
-        "--precision", precision, "--output", output,
+        "--precision", precision, "--output", output, *more,
     ]  # fmt: skip
     return list(map(str, arguments))
 
@@ -98,6 +105,62 @@ def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
     assert "resumed after epoch" in again.stdout
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["model.pt", "training.json"]
 
+    whole, resumed = weights(tmp_path / "a/model.pt"), weights(tmp_path / "b/model.pt")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, tmp_path):
+    def run(folder: str, *more, check=True) -> str:
+        more = ("--norm", "none", "--background", "white", *more)
+        arguments = training(small_cohort, tmp_path / folder / "model.pt", (1, 2, 1), 1, canvas=1000, more=more)
+        return gigapipe(*arguments, ranks=2, check=check).stdout
+
+    run("whole")
+    refused = run("refused", "--memory", "1MB", check=False)
+    least = re.search(r"memory: 0.0 GB do not hold a step of 2 × 3 × 1000 × 1000: at least (.*) GB are needed", refused)
+    assert least and "Traceback" not in refused, refused
+    log = run("streamed", "--memory", f"{float(least[1]) + 0.15:.2f}GB")
+    assert "tiles of" in log and "expected: at most" in log and "px of its output" in log
+    whole, streamed = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "streamed"))
+    print(whole["peak_memory_per_rank_mb"], streamed["peak_memory_per_rank_mb"], least[1])
+    assert streamed["peak_memory_per_rank_mb"] < 0.9 * whole["peak_memory_per_rank_mb"]
+    for figure in ("training_loss", "validation_loss"):
+        assert streamed["history"][0][figure] == pytest.approx(whole["history"][0][figure], rel=1e-3)
+
+
+def test_a_long_epoch_is_gone_on_with_in_its_middle(small_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("gigapipe.training.loop.CHECKPOINT_EVERY", 0.0)
+    table = read_folds(small_cohort / "folds.tsv")
+    settings = ClassifierSettings(
+        mpp=8.0, fold=0, epochs=1, batch=2, learning_rate=1e-4, weight_decay=0.0, seed=0, canvas=52,
+        classes=sorted(table["label"].unique()),
+    )  # fmt: skip
+
+    class Interrupted(Classification):
+        stop_at = 1_000
+
+        def backward(self, indices, symmetries):
+            if self.stop_at == 0:
+                raise KeyboardInterrupt
+            self.stop_at -= 1
+            return super().backward(indices, symmetries)
+
+    def task(stop_at: int) -> Classification:
+        parts = roles(table, 0)
+        training, validation = (
+            settings.canvases(parts[role], small_cohort / "pyramids", Mesh()) for role in ("training", "validation")
+        )
+        found = Interrupted(settings, training, validation, Mesh(), None)
+        found.stop_at = stop_at
+        return found
+
+    train(task(1_000), tmp_path / "a/model.pt")
+    with pytest.raises(KeyboardInterrupt):
+        train(task(1), tmp_path / "b/model.pt")
+    assert torch.load(tmp_path / "b/checkpoint.pt", weights_only=True)["step"] == 1
+    resumed = task(1_000)
+    train(resumed, tmp_path / "b/model.pt")
+    assert 1_000 - resumed.stop_at == resumed.slides // 2 - 1
     whole, resumed = weights(tmp_path / "a/model.pt"), weights(tmp_path / "b/model.pt")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

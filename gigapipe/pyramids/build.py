@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import shutil
 from pathlib import Path
 
 import dask
@@ -10,6 +9,7 @@ import dask.array as da
 import numpy as np
 from tqdm.dask import TqdmCallback
 
+from gigapipe.aside import folder_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.pyramids import store
@@ -38,6 +38,7 @@ def build_pyramid(slide_path: Path, folder: Path, resolutions: list[float], thre
             )
         ratios = [tuple(mpp / m for m in slide.mpp) for mpp in resolutions]
         shapes = [tuple(output_size(n, r) for n, r in zip(slide.shape, ratio, strict=True)) for ratio in ratios]
+        tissue = find_tissue(slide)
         attributes = {
             "source": {
                 "name": slide_path.name,
@@ -46,18 +47,12 @@ def build_pyramid(slide_path: Path, folder: Path, resolutions: list[float], thre
                 "mpp": list(slide.mpp),
                 "vendor": slide.vendor,
             },
-            "tissue": find_tissue(slide),
+            "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
         }
-        partial = folder.with_name(f".{folder.name}.partial")  # no slide's name begins with a dot
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with folder_aside(folder) as partial:
             arrays = store.create(partial, resolutions, shapes, chunk, slide.mpp, attributes)
+            store.add_label(partial, "tissue", tissue.outline, tissue.outline_mpp, slide.mpp)
             _fill(slide_path, arrays, ratios, threads)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def _fill(slide_path: Path, arrays: list, ratios: list[tuple[float, float]], threads: int) -> None:

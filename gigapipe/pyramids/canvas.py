@@ -14,11 +14,16 @@ def corner(pyramid: Pyramid, mpp: float, size: int) -> tuple[int, int]:
 
 
 def read_canvas(
-    pyramid: Pyramid, mpp: float, size: int, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None
+    pyramid: Pyramid,
+    mpp: float,
+    size: int,
+    rows: tuple[int, int] | None = None,
+    columns: tuple[int, int] | None = None,
+    masked: bool = False,
 ) -> np.ndarray:
     """Pixels (channel, row, column), uint8, of the canvas's `rows` × `columns` (half-open; by default all of it).
 
-    Only the chunks that this rectangle touches are read.
+    Only the chunks that this rectangle touches are read. `masked`: glass, which is never quite white, becomes white.
     """
     array = pyramid.array(mpp)
     inside, outside, shape = [], [], []
@@ -32,6 +37,8 @@ def read_canvas(
     canvas = np.full((3, *shape), WHITE, np.uint8)
     if all(s.stop > s.start for s in inside):
         canvas[:, *outside] = array[:, *inside]
+        if masked:
+            canvas[:, *outside][:, ~pyramid.outline_at(mpp, *inside)] = WHITE
     return canvas
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import zarr
 
 import gigapipe
@@ -24,36 +25,11 @@ def create(
     metadata that the format asks for.
     """
     group = zarr.open_group(folder / NAME, mode="w", zarr_format=3)
-    arrays = [
-        group.create_array(
-            str(i),
-            shape=(3, *shape),
-            chunks=(3, *(min(chunk, n) for n in shape)),
-            dtype="uint8",
-            fill_value=255,
-            compressors=zarr.codecs.ZstdCodec(level=1),
-            dimension_names=["c", "y", "x"],
-        )
-        for i, shape in enumerate(shapes)
-    ]
-    # Level 0's first pixel is the origin; a coarser pixel's centre lies half the difference further in.
-    datasets = [
-        {
-            "path": str(i),
-            "coordinateTransformations": [
-                {"type": "scale", "scale": [1.0, mpp, mpp]},
-                {"type": "translation", "translation": [0.0, *((mpp - own) / 2 for own in slide_mpp)]},
-            ],
-        }
-        for i, mpp in enumerate(resolutions)
-    ]
-    axes = [{"name": "c", "type": "channel"}] + [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    arrays = [_array(group, str(i), (3, *shape), chunk, fill=255) for i, shape in enumerate(shapes)]
     colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
     group.attrs["ome"] = {
         "version": "0.5",
-        "multiscales": [
-            {"name": attributes["source"]["name"], "axes": axes, "datasets": datasets, "type": "area mean"}
-        ],
+        "multiscales": [_multiscale(attributes["source"]["name"], [(m, m) for m in resolutions], slide_mpp, ["c"])],
         "omero": {
             "channels": [
                 {
@@ -69,6 +45,67 @@ def create(
     }
     group.attrs["gigapipe"] = {"version": gigapipe.__version__, **attributes}
     return arrays
+
+
+def add_label(
+    folder: Path, name: str, mask: np.ndarray, mpp: tuple[float, float], slide_mpp: tuple[float, float]
+) -> None:
+    """Store a mask (row, column) of a slide, at `mpp` µm per row and column, as a label image of the store in `folder`.
+
+    A store of nothing but labels is made if there is none.
+    """
+    labels = zarr.open_group(folder / NAME, mode="a", zarr_format=3).require_group("labels")
+    names = labels.attrs.get("ome", {}).get("labels", [])
+    labels.attrs["ome"] = {"version": "0.5", "labels": sorted({*names, name})}
+    label = labels.create_group(name, overwrite=True)
+    _array(label, "0", mask.shape, 1024, fill=0)[:] = mask.astype("uint8")
+    label.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [_multiscale(name, [mpp], slide_mpp, [])],
+        "image-label": {"colors": [{"label-value": 1, "rgba": [0, 160, 0, 96]}]},
+    }
+
+
+def read_label(folder: Path, name: str) -> zarr.Array:
+    """A mask that `add_label` stored. KeyError if there is none."""
+    return zarr.open_group(folder / NAME, mode="r")[f"labels/{name}/0"]
+
+
+def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunk: int, fill: int) -> zarr.Array:
+    channels = shape[:-2]
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=(*channels, *(min(chunk, n) for n in shape[-2:])),
+        dtype="uint8",
+        fill_value=fill,
+        compressors=zarr.codecs.ZstdCodec(level=1),
+        dimension_names=["c", "y", "x"][-len(shape) :],
+    )
+
+
+def _multiscale(
+    name: str, resolutions: list[tuple[float, float]], slide_mpp: tuple[float, float], leading: list[str]
+) -> dict:
+    """What the format says of arrays 0, 1, … (*leading, row, column) at these µm per row and column."""
+    lead = [1.0] * len(leading)
+    # Level 0's first pixel is the origin; a coarser pixel's centre lies half the difference further in.
+    datasets = [
+        {
+            "path": str(i),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [*lead, *mpp]},
+                {
+                    "type": "translation",
+                    "translation": [0.0] * len(lead) + [(m - own) / 2 for m, own in zip(mpp, slide_mpp, strict=True)],
+                },
+            ],
+        }
+        for i, mpp in enumerate(resolutions)
+    ]
+    axes = [{"name": axis, "type": "channel"} for axis in leading]
+    axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
+    return {"name": name, "axes": axes, "datasets": datasets, "type": "area mean"}
 
 
 class Pyramid:
@@ -101,7 +138,7 @@ class Pyramid:
 
     @property
     def tissue(self) -> dict:
-        """See `gigapipe.slides.tissue.find_tissue`."""
+        """`box_um` and `fraction` of `gigapipe.slides.tissue.Tissue`."""
         return self._attributes["tissue"]
 
     def array(self, mpp: float) -> zarr.Array:
@@ -112,3 +149,26 @@ class Pyramid:
                 f"pyramid {self.folder}: holds {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`"
             )
         return self._group[self._paths[mpp]]
+
+    def outline(self) -> zarr.Array:
+        """The tissue with all that it encloses and a margin (row, column), of the whole slide at a coarse resolution.
+
+        InputError if it is not stored.
+        """
+        try:
+            return read_label(self.folder, "tissue")
+        except KeyError:
+            raise InputError(
+                f"pyramid {self.folder}: holds no outline of the tissue; make it again with `gigapipe pyramid`"
+            ) from None
+
+    def outline_at(self, mpp: float, rows: slice, columns: slice) -> np.ndarray:
+        """Whether each pixel of a rectangle of the slide at `mpp` lies within the outline: (rows, columns), bool."""
+        outline, shape = self.outline(), self.array(mpp).shape[1:]
+        places = [
+            (np.arange(part.start, part.stop) + 0.5) * n // full
+            for part, n, full in zip((rows, columns), outline.shape, shape, strict=True)
+        ]
+        (r0, r1), (c0, c1) = ((int(p[0]), int(p[-1]) + 1) for p in places)
+        near = outline[r0:r1, c0:c1].astype(bool)
+        return near[np.ix_(*(p.astype(int) - start for p, start in zip(places, (r0, c0), strict=True)))]

@@ -12,15 +12,16 @@ COLUMNS = ["slide", "patient", "site", "label", "source"]
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
 
 
-def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
-    """The sample sheet with the columns `COLUMNS`, all text, in the sheet's order.
+def read_sheet(path: str | Path, source: str | None = None, labelled: bool = True) -> pd.DataFrame:
+    """The sample sheet with the columns `COLUMNS`, and `mask` if it has it, all text, in the sheet's order.
 
     Tab-separated, or comma-separated if its name ends in `.csv`. `source` (`"slides/{slide}.svs"`) stands in for a
-    missing `source` column; a missing `site` column means that the site is unknown, and is filled with `unknown`.
-    Other columns are left out.
+    missing `source` column; a missing `site` column means that the site is unknown, and is filled with `unknown`, and
+    so is a missing `label` unless the slides must be `labelled`. Other columns are left out.
 
     Raises InputError, naming the slide where there is one: a column or cell is missing, a name is not usable as a
-    file name, a slide or a file is listed twice, a patient has two labels, or there are not exactly two labels.
+    file name, a slide or a file is listed twice, a patient has two labels, or there are not exactly two labels; labels
+    matter only where the slides must be `labelled`.
     """
     path = Path(path)
     try:
@@ -34,10 +35,12 @@ def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
         sheet["source"] = [source.replace("{slide}", slide) for slide in sheet.get("slide", [])]
     if "site" not in sheet:
         sheet["site"] = "unknown"
+    if not labelled:
+        sheet["label"] = "unknown"
     missing = [column for column in COLUMNS if column not in sheet]
     if missing:
         raise InputError(f"sample sheet {path}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
-    sheet = sheet[COLUMNS].apply(lambda column: column.str.strip())
+    sheet = sheet[[*COLUMNS, *(["mask"] if "mask" in sheet else [])]].apply(lambda column: column.str.strip())
     for number, row in enumerate(sheet.to_dict("records"), start=1):
         for column in COLUMNS:
             if not row[column]:
@@ -58,7 +61,7 @@ def read_sheet(path: str | Path, source: str | None = None) -> pd.DataFrame:
                 f"sample sheet {path}: patient {patient} has labels {' and '.join(sorted(labels))}; give one"
             )
     labels = sorted(sheet["label"].unique())
-    if len(labels) != 2:
+    if labelled and len(labels) != 2:
         raise InputError(
             f"sample sheet {path}: needs two labels, but has {len(labels)} ({', '.join(labels) or 'no slides'})"
         )

@@ -1,5 +1,7 @@
 """Where the tissue is: stained pixels are coloured, glass is grey."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
@@ -8,6 +10,7 @@ from gigapipe.slides.reader import Slide
 # Difference between a pixel's largest and smallest channel, in grey levels. Glass stays below the first even with
 # JPEG noise; the palest stain is above the second. Otsu's threshold is looked for in between.
 CHROMA_OF_GLASS, CHROMA_OF_STAIN = 12, 40
+SMOOTHING, SPECK, MARGIN = 8.0, 50.0, 16.0  # µm
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
@@ -17,25 +20,59 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
     kept within bounds so that a picture without tissue has none.
     """
     chroma = np.ptp(rgb, axis=2)
+    return ndimage.binary_opening(chroma > _threshold(chroma), structure=np.ones((3, 3)))
+
+
+def tissue_outline(rgb: np.ndarray, mpp: float) -> np.ndarray:
+    """Mask (rows, columns), bool, of tissue with all that it encloses; `rgb` is as above, at `mpp` µm per pixel.
+
+    Stained is what is, by the same threshold, on the mean over some `SMOOTHING` µm; pieces and holes smaller than
+    `SPECK` µm across go.
+    """
+    chroma = ndimage.gaussian_filter(np.ptp(rgb, axis=2), SMOOTHING / mpp)
+    mask = chroma > _threshold(chroma)
+    smallest = (SPECK / mpp) ** 2
+    for kind in (True, False):
+        pieces, _ = ndimage.label(mask == kind)
+        small = np.bincount(pieces.ravel()) < smallest
+        small[0] = False  # the other kind
+        mask[small[pieces]] = not kind
+    return mask
+
+
+def _threshold(chroma: np.ndarray) -> float:
+    """Otsu's, of uint8, within bounds."""
     counts = np.bincount(chroma.ravel(), minlength=256).astype(float)
     below = counts.cumsum()
     weighted = (counts * np.arange(256)).cumsum()
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (weighted[-1] * below - weighted * below[-1]) ** 2 / (below * (below[-1] - below))
-    threshold = np.clip(np.nanargmax(np.where(np.isfinite(between), between, -1)), CHROMA_OF_GLASS, CHROMA_OF_STAIN)
-    return ndimage.binary_opening(chroma > threshold, structure=np.ones((3, 3)))
+    return np.clip(np.nanargmax(np.where(np.isfinite(between), between, -1)), CHROMA_OF_GLASS, CHROMA_OF_STAIN)
 
 
-def find_tissue(slide: Slide) -> dict:
-    """The tissue's bounding box, in µm from the slide's corner, and its share of the slide's area.
+@dataclass(frozen=True)
+class Tissue:
+    """Where a slide has tissue."""
 
-    Returns `{"box_um": [top, left, bottom, right], "fraction": share}`; a slide without tissue has the box of the
-    whole slide and the share 0.
-    """
-    mask = tissue_mask(slide.thumbnail(longest=1024))
+    box_um: list[float]
+    """Its bounding box: top, left, bottom, right, in µm from the slide's corner; of all the slide if it has none."""
+    fraction: float
+    """Its share of the slide's area."""
+    outline: np.ndarray
+    """A picture (rows, columns), bool, of the whole slide: tissue, all that it encloses, and `MARGIN` µm around it."""
+    outline_mpp: tuple[float, float]
+    """µm per row and column of that picture."""
+
+
+def find_tissue(slide: Slide) -> Tissue:
+    picture = slide.thumbnail(longest=1024)
+    mask = tissue_mask(picture)
     extent = np.array([n * mpp for n, mpp in zip(slide.shape, slide.mpp, strict=True)])
+    mpp = tuple(float(length / n) for length, n in zip(extent, mask.shape, strict=True))
+    distance = ndimage.distance_transform_edt(~tissue_outline(picture, max(mpp)), sampling=mpp)
+    outline = distance <= MARGIN
     if not mask.any():
-        return {"box_um": [0.0, 0.0, *map(float, extent)], "fraction": 0.0}
+        return Tissue([0.0, 0.0, *map(float, extent)], 0.0, outline, mpp)
     ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0)]
     (top, bottom), (left, right) = (end / n * length for end, n, length in zip(ends, mask.shape, extent, strict=True))
-    return {"box_um": [float(v) for v in (top, left, bottom, right)], "fraction": float(mask.mean())}
+    return Tissue([float(v) for v in (top, left, bottom, right)], float(mask.mean()), outline, mpp)

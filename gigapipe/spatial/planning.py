@@ -177,7 +177,12 @@ class Share:
     tiles: dict[int, tuple[int, int]]
     forward: float
     backward: float
-    time: float
+    times: dict[int, float]
+    """Of what ends with each of these operations."""
+
+    @property
+    def time(self) -> float:
+        return sum(self.times.values())
 
 
 class Layers:
@@ -227,7 +232,7 @@ class Layers:
     def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
         """The nodes between two cuts, each axis in `grid` tiles."""
         held = {Ref(first)} if first else set()
-        tiles, forward, backward, time = {}, 0.0, 0.0, 0.0
+        tiles, forward, backward, times = {}, 0.0, 0.0, {}
         for output in self.outputs(first, last):
             nodes, inputs = needed_nodes(output, held)
             size = _size(output)
@@ -245,8 +250,8 @@ class Layers:
             forward = max(forward, of_forward + parts)
             backward = max(backward, of_backward + 2 * parts)
             once = sum(self.operations[node].time * areas[node] for node in nodes)
-            time += (2 + BACKWARD) * once * count[0] * count[1]
-        return Share(tiles, forward, backward, time)
+            times[output.index] = (2 + BACKWARD) * once * count[0] * count[1]
+        return Share(tiles, forward, backward, times)
 
     def whole(self, first: Node | None) -> Share:
         """The nodes after a cut, undivided."""
@@ -254,7 +259,7 @@ class Layers:
         areas = {node: self.area(node) for node in nodes}
         forward, backward = self._at_a_time(nodes, areas, tiled=False)
         time = (1 + BACKWARD) * sum(self.operations[node].time * areas[node] for node in nodes)
-        return Share({}, forward, backward, time)
+        return Share({}, forward, backward, {0: time})
 
     def _at_a_time(self, nodes: list[Node], areas: dict[Node, float], tiled: bool) -> tuple[float, float]:
         """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
@@ -328,16 +333,19 @@ def plan_streaming(
     loss: Callable[[object], object] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    base: float | None = None,
 ) -> Plan:
     """The fastest way to train `model` on an image of `shape` that keeps a rank's process below `memory` bytes.
 
-    `loss` is called with the model's output if that is an image, and must make a number of it. To be called where
-    the model will run: under the same autocast, after whatever else the process holds was made. All ranks of the mesh
-    call it together. Raises ValueError, with what would do, if no plan fits.
+    `loss` is called with the model's output if that is an image, and must make a number of it. `base` is what the
+    process will hold beside the image, in bytes; by default what it has now, and gradients. To be called under the
+    autocast that the step will have. All ranks of the mesh call it together. Raises ValueError, with what would do, if
+    no plan fits.
     """
     mesh = mesh or Mesh()
     layers = Layers(trace(model, shape, mesh, loss, dtype, device), mesh)
-    base = _resident() + sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
+    if base is None:
+        base = resident_memory() + sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
     if mesh.size > 1:  # ranks plan alike, for the one that holds most
         held = torch.zeros(mesh.size, dtype=torch.float64)
         held[mesh.rank] = base
@@ -359,6 +367,7 @@ def plan_streaming(
         whole_from=after if best.whole else None,
         peak=base + best.peak,
         time=best.time / undivided,
+        shares={index: time / best.time for share in best.shares for index, time in share.times.items()},
         lines=tuple(_described(layers, best, base, best.time / undivided)),
     )
 
@@ -378,7 +387,7 @@ def _before(ends: list[Node | None], end: Node | None) -> Node | None:
     return ends[place - 1] if place else None
 
 
-def _resident() -> int:
+def resident_memory() -> int:
     """Bytes of memory that this process has."""
     try:
         text = Path("/proc/self/status").read_text()

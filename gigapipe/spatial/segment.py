@@ -8,11 +8,15 @@ computed again, with its graph, and its gradients are added up: parameters' in o
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
+from gigapipe.spatial.constant import Pixel, constants, interior, keeps_constants, middle
+from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import summing
@@ -22,6 +26,17 @@ from gigapipe.spatial.tile import Tile, looked_at, resized
 from gigapipe.spatial.window import Interval, Rectangle
 
 Rectangles = dict[Node, Rectangle]
+
+
+class Step(NamedTuple):
+    """What is computed of a tile at a time."""
+
+    made: Node
+    """Whose results."""
+    node: Node
+    """By which call."""
+    last_used: list[Ref]
+    """The images that nobody needs after it."""
 
 
 def needed_nodes(output: Node, held: Container[Ref]) -> tuple[list[Node], list[Ref]]:
@@ -49,9 +64,11 @@ class Segment:
     inputs: list[Ref]
     output: Ref
     tile: tuple[int, int]
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Callable[[int, str, int, int], None] | None = None
     done_with: Callable[[], None] = lambda: None
     """Called when the backward pass begins: what was held for the forward pass alone can go."""
+    constant: dict[Rectangle, Pixel] = field(default_factory=dict)
+    """The tiles that one pixel stands for, found in the forward pass."""
     _known: dict[tuple[int, Interval], dict[Node, Interval]] = field(default_factory=dict)
 
     @property
@@ -61,7 +78,7 @@ class Segment:
 
     def report(self, direction: str, done: int, of: int) -> None:
         if self.progress:
-            self.progress(direction, done, of)
+            self.progress(self.output.node.index, direction, done, of)
 
     def tiles(self) -> list[Rectangle]:
         """What this rank owns of the output, tile by tile: equal ones but for the last of a row or column."""
@@ -95,13 +112,14 @@ class Segment:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
         for node in self.nodes:
             node.refuse_changes()
+        steps = self._steps_with_graph if torch.is_grad_enabled() else self._steps
         tile = Tile(self.mesh)
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
             for ref, local in held.items()
         }
-        for node, last_used in zip(self.nodes, self._last_uses, strict=True):
-            rectangle = rectangles[node]
+        for made, node, last_used in steps:
+            rectangle = rectangles[made]
             copied = False
 
             def given(a, node=node, rectangle=rectangle):
@@ -124,19 +142,27 @@ class Segment:
                 result = node.function(*args, **kwargs)
             del args, kwargs
             for i, value in enumerate([result] if node.single else result):
-                values[Ref(node, i)] = value
+                values[Ref(made, i)] = value
         result = values[self.output]
         return result.local if isinstance(result, SpatialTensor) else result
 
     @functools.cached_property
-    def _last_uses(self) -> list[list[Ref]]:
-        """Of each node, the images that nobody needs after it."""
-        last = {ref: node for node in self.nodes for ref in node.operands}
-        found = {node: [] for node in self.nodes}
-        for ref, node in last.items():
-            if ref != self.output:
-                found[node].append(ref)
-        return list(found.values())
+    def keeps_constants(self) -> bool:
+        return keeps_constants(self.nodes)
+
+    @functools.cached_property
+    def _steps(self) -> list[Step]:
+        return self._with_last_uses(fused(self.nodes, self.output))
+
+    @functools.cached_property
+    def _steps_with_graph(self) -> list[Step]:
+        return self._with_last_uses({node: node for node in self.nodes})
+
+    def _with_last_uses(self, computed: dict[Node, Node]) -> list[Step]:
+        last = {ref: made for made, node in computed.items() for ref in node.operands if ref != self.output}
+        return [
+            Step(made, node, [ref for ref, user in last.items() if user is made]) for made, node in computed.items()
+        ]
 
 
 def _index(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
@@ -195,24 +221,58 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         return _nothing(segment)
     whole = segment.rectangles(owned)
     tiles = segment.tiles()
+    pixels: dict[tuple[bytes, ...], Pixel] = {}
     for done, out in enumerate(tiles):
         needed = segment.rectangles(out)
         parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
-        tile = segment.compute(needed, parts, {})
+        if pixel := _constant(segment, out, needed, parts, pixels):
+            segment.constant[out] = pixel
+        else:
+            tile = segment.compute(needed, parts, {})
+            if segment.output.node.sums:
+                result = _plus(result, tile)
+            elif len(tiles) == 1:
+                result = tile
+            else:
+                if result is None:
+                    result = _like(segment.output.image, tile, owned)
+                result[_index(segment.output.image, out, owned)] = tile
+            del tile
         del parts
+        segment.report("forward", done + 1, len(tiles))
+    # Last, for the others tell the memory format.
+    for out, pixel in segment.constant.items():
         if segment.output.node.sums:
-            wider = tile.to(summing(tile.dtype))
-            result = wider if result is None else result.add_(wider)
-        elif len(tiles) == 1:
-            result = tile
+            result = _plus(result, pixel.result, math.prod(out.shape))
         else:
             if result is None:
-                result = _like(segment.output.image, tile, owned)
-            result[_index(segment.output.image, out, owned)] = tile
-        dtype = tile.dtype
-        del tile
-        segment.report("forward", done + 1, len(tiles))
-    return result.to(dtype)
+                result = _like(segment.output.image, pixel.result, owned)
+            result[_index(segment.output.image, out, owned)] = pixel.result
+    return result.to(segment.output.image.dtype)
+
+
+def _plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.Tensor:
+    """`total` and `times` x, in a dtype that can count them."""
+    x = x.to(summing(x.dtype)) * times
+    return x if total is None else total.add_(x)
+
+
+def _constant(
+    segment: Segment,
+    out: Rectangle,
+    needed: Rectangles,
+    parts: dict[Ref, torch.Tensor],
+    pixels: dict[tuple[bytes, ...], Pixel],
+) -> Pixel | None:
+    """The pixel that stands for a tile, if one can."""
+    if not segment.keeps_constants or not interior(segment.nodes, needed) or (values := constants(parts)) is None:
+        return None
+    if values not in pixels:
+        one = middle(out)
+        rectangles = segment.rectangles(one)
+        few = {ref: x[_index(ref.image, rectangles[ref.node], needed[ref.node])].clone() for ref, x in parts.items()}
+        pixels[values] = Pixel(one, few, segment.compute(rectangles, few, {}))
+    return pixels[values]
 
 
 def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
@@ -246,23 +306,52 @@ def _backward(
     totals = [torch.zeros_like(x) if w and x is not None else None for x, w in zip(held, wanted, strict=False)]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     tiles = [] if owned.empty else segment.tiles()
+    of_pixels: dict[int, tuple[Pixel, torch.Tensor]] = {}
     for done, out in enumerate(tiles):
-        needed = segment.rectangles(out)
-        parts, trained = {}, []
-        for ref, x, total in zip(segment.inputs, held, totals, strict=True):
-            parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
-            if total is not None:
-                trained.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
-        trained += zip(leaves, sums, strict=True)
         of_tile = grad if segment.output.node.sums else grad[_index(segment.output.image, out, owned)]
-        with torch.enable_grad():
-            tile = segment.compute(needed, parts, stand_ins)
-        # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
-        grads = torch.autograd.grad(tile, [x for x, _ in trained], of_tile.to(tile.dtype), allow_unused=True)
-        del tile, parts
-        for (_, total), found in zip(trained, grads, strict=True):
-            if found is not None:
-                total += found
-        del grads, trained
+        wanting = list(zip(leaves, sums, strict=True))
+        if pixel := segment.constant.get(out):
+            summed = _summed(segment, out, of_tile)
+            before = of_pixels.get(id(pixel))
+            of_pixels[id(pixel)] = pixel, summed if before is None else before[1] + summed
+            wanting = []  # of its own
+        needed = segment.rectangles(out)
+        if wanting or any(total is not None for total in totals):
+            parts = {}
+            for ref, x, total in zip(segment.inputs, held, totals, strict=True):
+                parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
+                if total is not None:
+                    wanting.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
+            _add_gradients(segment, needed, parts, stand_ins, wanting, of_tile)
+            del parts
         segment.report("backward", done + 1, len(tiles))
+    for pixel, summed in of_pixels.values() if leaves else ():
+        wanting = list(zip(leaves, sums, strict=True))
+        _add_gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, summed)
     return totals + sums
+
+
+def _summed(segment: Segment, out: Rectangle, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient of the one pixel that stands for a tile, given that of the tile."""
+    if segment.output.node.sums:
+        return grad.to(summing(grad.dtype)) * math.prod(out.shape)
+    return grad.sum(segment.output.image.axes, keepdim=True, dtype=summing(grad.dtype))
+
+
+def _add_gradients(
+    segment: Segment,
+    rectangles: Rectangles,
+    parts: dict[Ref, torch.Tensor],
+    stand_ins: dict[int, torch.Tensor],
+    wanting: list[tuple[torch.Tensor, torch.Tensor]],
+    grad: torch.Tensor,
+) -> None:
+    """Compute a tile again, and of each pair add the gradient of the first to the second, in place."""
+    with torch.enable_grad():
+        tile = segment.compute(rectangles, parts, stand_ins)
+    # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
+    grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.dtype), allow_unused=True)
+    del tile
+    for (_, total), found in zip(wanting, grads, strict=True):
+        if found is not None:
+            total += found

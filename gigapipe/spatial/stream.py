@@ -43,6 +43,8 @@ class Plan:
     """Bytes that a rank is expected to take at most, where it was planned for."""
     time: float | None = None
     """Time that a step is expected to take, in undivided steps."""
+    shares: dict[int, float] = field(default_factory=dict)
+    """What part of that time the segments are expected to take that end with these operations."""
     lines: tuple[str, ...] = ()
     """What `print(plan)` says, where it was planned."""
 
@@ -54,7 +56,7 @@ class Program(Recorder):
     """One pass of a model over one image: what is noted, and what of it has been computed."""
 
     def __init__(
-        self, mesh: Mesh, device: torch.device | str, plan: Plan, progress: Callable[[str, int, int], None] | None
+        self, mesh: Mesh, device: torch.device | str, plan: Plan, progress: Callable[[int, str, int, int], None] | None
     ):
         super().__init__(mesh, device)
         self.plan, self.progress = plan, progress
@@ -124,14 +126,15 @@ def stream(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     beside: Recorded | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[int, str, int, int], None] | None = None,
 ) -> Recorded:
     """The image as a model takes it that is to be computed tile by tile.
 
     `image` is held (a `SpatialTensor`), or a reader of it: a function of a rectangle that returns its pixels (batch,
     channels, rows, columns), of `dtype` on `device`, and needs no gradient. A reader's image has `shape`, over `mesh`.
     An image that another is compared with, such as a mask, is streamed `beside` that one, by its plan. `progress` is
-    called after each tile, with "forward" or "backward", how many are done of a segment and how many it has.
+    called after each tile, with the number of the operation that its segment ends with, "forward" or "backward", how
+    many tiles of the segment are done, and how many it has.
     """
     if isinstance(image, SpatialTensor):
         mesh, shape, dtype, device = image.mesh, tuple(image.shape), image.dtype, image.device

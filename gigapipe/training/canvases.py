@@ -1,5 +1,7 @@
 """Canvases as a rank sees them: its rectangle of each slide, read from the pyramid, flipped and turned alike on all."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,58 +10,101 @@ import torch
 
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.canvas import read_canvas
-from gigapipe.spatial import Mesh, SpatialTensor
+from gigapipe.spatial import Mesh
+from gigapipe.spatial.window import Interval, Rectangle
+from gigapipe.training.streaming import Image, Streaming
+
+Read = Callable[[Rectangle], np.ndarray]
+"""Pixels (channel, row, column), uint8, of a rectangle of an image."""
 
 
 class Canvases:
     """The canvases of the slides of `table` (columns `slide`, `label`), `size` px a side at `mpp` µm per pixel.
 
-    Label `classes[i]` is class i. Raises InputError if a pyramid is missing or lacks the resolution.
+    Label `classes[i]` is class i. `background` white: what lies outside the tissue becomes white. Raises InputError if
+    a pyramid is missing or lacks the resolution.
     """
 
-    def __init__(self, table: pd.DataFrame, folder: Path, mpp: float, size: int, classes: list[str], mesh: Mesh):
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        folder: Path,
+        mpp: float,
+        size: int,
+        classes: list[str],
+        mesh: Mesh,
+        background: str = "keep",
+    ):
         self.slides = list(table["slide"])
         self.labels = torch.tensor([classes.index(label) for label in table["label"]])
         self.pyramids = [Pyramid(Path(folder) / slide) for slide in self.slides]
         for pyramid in self.pyramids:
             pyramid.array(mpp)
-        self.mpp, self.size, self.mesh = mpp, size, mesh
+            if background == "white":
+                pyramid.outline()
+        self.mpp, self.size, self.mesh, self.background = mpp, size, mesh, background
 
     def __len__(self) -> int:
         return len(self.slides)
 
-    def batch(self, indices: list[int], symmetries: list[int] | None = None) -> tuple[SpatialTensor, torch.Tensor]:
+    def identity(self) -> list:
+        """What makes them these canvases and no others."""
+        return [self.slides, self.labels.tolist(), [pyramid.source["md5"] for pyramid in self.pyramids]]
+
+    def batch(
+        self, indices: list[int], symmetries: list[int] | None = None, streaming: Streaming | None = None
+    ) -> tuple[Image, torch.Tensor]:
         """Images (batch, 3, size, size), of which this rank reads only what it owns, and labels (batch,).
 
-        float32 darkness: 0 is white, 1 is black, so that what lies outside the slide, and the zeros that a
-        convolution pads with, are both white glass. `symmetries` picks one of the square's eight symmetries for each.
+        `symmetries` picks one of the square's eight symmetries for each. Streamed images are read when they are used.
         """
-        local = np.stack(
-            [
-                self._rectangle(self.pyramids[i], symmetry)
-                for i, symmetry in zip(indices, symmetries or [0] * len(indices), strict=True)
-            ]
-        )
-        darkness = torch.from_numpy(local).to(torch.float32).neg_().add_(255).div_(255)
-        darkness = darkness.contiguous(memory_format=torch.channels_last)
-        return SpatialTensor(darkness, (self.size, self.size), self.mesh), self.labels[indices]
+        size = self.size, self.size
+        readers = []
+        for i, symmetry in zip(indices, symmetries or [0] * len(indices), strict=True):
+            read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, self.background == "white")
+            readers.append(under_symmetry(read, size, symmetry)[0])
 
-    def _rectangle(self, pyramid: Pyramid, symmetry: int) -> np.ndarray:
-        """This rank's rectangle of the canvas after `symmetry` (0–7: transpose, flip rows, flip columns)."""
-        transpose, flip_rows, flip_columns = symmetry & 4, symmetry & 2, symmetry & 1
-        rows, columns = self.mesh.rectangle((self.size, self.size))
-        # The symmetry is undone on the rectangle's place, and done on its pixels.
+        def read(rectangle: Rectangle) -> torch.Tensor:
+            return darkness(np.stack([reader(rectangle) for reader in readers]))
+
+        streaming = streaming or Streaming(None, self.mesh)
+        return streaming.image(read, (len(indices), 3, *size)), self.labels[indices]
+
+
+def _read_canvas(pyramid: Pyramid, mpp: float, size: int, masked: bool, rectangle: Rectangle) -> np.ndarray:
+    return read_canvas(pyramid, mpp, size, *rectangle, masked=masked)
+
+
+def darkness(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 images (batch, channel, row, column) as a network sees them: float32, 0 is white and 1 is black.
+
+    What lies outside a slide, and the zeros that a convolution pads with, are then both white glass.
+    """
+    dark = torch.from_numpy(pixels).to(torch.float32).neg_().add_(255).div_(255)
+    return dark.contiguous(memory_format=torch.channels_last)
+
+
+def under_symmetry(read: Read, size: tuple[int, int], symmetry: int) -> tuple[Read, tuple[int, int]]:
+    """An image of `size` under one of the square's symmetries (0–7: transpose, flip rows, flip columns), and its size.
+
+    The symmetry is undone on a rectangle's place, and done on its pixels.
+    """
+    transpose, flip_rows, flip_columns = symmetry & 4, symmetry & 2, symmetry & 1
+    turned = (size[1], size[0]) if transpose else size
+
+    def read_turned(rectangle: Rectangle) -> np.ndarray:
+        rows, columns = rectangle
         if flip_rows:
-            rows = (self.size - rows.stop, self.size - rows.start)
+            rows = Interval(turned[0] - rows.stop, turned[0] - rows.start)
         if flip_columns:
-            columns = (self.size - columns.stop, self.size - columns.start)
-        if transpose:
-            rows, columns = columns, rows
-        pixels = read_canvas(pyramid, self.mpp, self.size, tuple(rows), tuple(columns))
+            columns = Interval(turned[1] - columns.stop, turned[1] - columns.start)
+        pixels = read(Rectangle(columns, rows) if transpose else Rectangle(rows, columns))
         if transpose:
             pixels = pixels.transpose(0, 2, 1)
         if flip_rows:
             pixels = pixels[:, ::-1]
         if flip_columns:
             pixels = pixels[:, :, ::-1]
-        return pixels
+        return np.ascontiguousarray(pixels)  # torch knows no negative strides
+
+    return read_turned, turned

@@ -1,5 +1,6 @@
 # Config and sample sheet, checked before anything runs, and the helpers that rules share.
 
+import shlex
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -36,7 +37,7 @@ def sample_sheet():
         if not config.get("slides"):
             slides = phantom.cohort(**config["phantom"], folder="<results>/phantom")
             return pd.DataFrame(map(phantom.sheet_row, slides))
-        sheet = read_sheet(config["slides"], config.get("source"))
+        sheet = read_sheet(config["slides"], config.get("source"), LABELLED)
     except InputError as error:
         raise WorkflowError(str(error))
     slides_schema = validator("slides.schema.yaml")
@@ -47,6 +48,10 @@ def sample_sheet():
             raise WorkflowError(
                 f"{where}: no such file: {row['source']}; correct its source, or remove the row"
             )
+        if row.get("mask") and not Path(row["mask"]).exists():
+            raise WorkflowError(
+                f"{where}: no such file: {row['mask']}; correct its mask, or leave it empty"
+            )
     return sheet
 
 
@@ -55,6 +60,7 @@ def is_url(source):
 
 
 check(config, validator("config.schema.yaml"), "config")
+LABELLED = config["task"] == "classes"
 SHEET = sample_sheet().set_index("slide")
 SHEET_FILE = config.get("slides") or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
@@ -97,6 +103,28 @@ def mesh_of(wildcards):
 def ranks_of(wildcards):
     data, rows, columns = mesh_of(wildcards)
     return data * rows * columns
+
+
+COMMON = [
+    "epochs",
+    "batch",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+    "precision",
+    "memory",
+]
+NETWORK = ["network", "norm", "weights", "background"]
+
+
+def training_options(keys):
+    """Options of `gigapipe train` and its like, of what the config says of these keys."""
+    options = {key: config["training"].get(key) for key in keys}
+    return " ".join(
+        f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
+        for key, value in options.items()
+        if value is not None
+    )
 
 
 def for_each_model(pattern):

@@ -21,9 +21,11 @@ rule predict:
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
+        memory=training_options(["memory"]),
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
-        " --model {input.model} --mesh {params.mesh} --threads {threads} --output {output} > {log} 2>&1"
+        " --model {input.model} --mesh {params.mesh} --threads {threads} {params.memory}"
+        " --output {output} > {log} 2>&1"
 
 
 rule evaluate:

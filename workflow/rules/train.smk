@@ -1,29 +1,6 @@
 # One network for each resolution and held-out fold.
 
 
-rule folds:
-    input:
-        SHEET_FILE,
-    output:
-        "<results>/folds.tsv",
-    log:
-        "<logs>/folds.log",
-    benchmark:
-        "<benchmarks>/folds.tsv"
-    localrule: True
-    conda:
-        "../../envs/gigapipe.yaml"
-    params:
-        folds=config["folds"],
-        # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
-        source=lambda wildcards: (
-            ["--source", config["source"]] if config.get("source") else []
-        ),
-    shell:
-        "gigapipe folds {input:q} {output} --folds {params.folds[number]} --seed {params.folds[seed]} {params.source:q}"
-        " > {log} 2>&1"
-
-
 rule train:
     input:
         folds="<results>/folds.tsv",
@@ -47,10 +24,7 @@ rule train:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
         canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp]["canvas"],
-        settings=" ".join(
-            f"--{key.replace('_', '-')} {value}"
-            for key, value in config["training"].items()
-        ),
+        settings=training_options(NETWORK + COMMON),
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"

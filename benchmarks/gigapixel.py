@@ -1,0 +1,127 @@
+"""Training steps on one gigapixel image, in one process of limited memory, read from a zarr store.
+
+    python benchmarks/gigapixel.py resnet18 22528 22528 --precision bfloat16
+    python benchmarks/gigapixel.py unet 16000 64000 --steps 12
+
+The image is a mosaic of phantom slides at 0.5 µm per pixel, made once in --store; the U-Net's target is where their
+tissue is. ResNet-18 has frozen BatchNorm. Prints the plan, progress, and for each step its loss, its seconds and the
+most memory that the process has had so far, interpreter and libraries included. `--white 0.5` leaves the left half of
+the image white, as masking glass does.
+"""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gigapipe.allocator import return_freed_tensors
+from gigapipe.cli import size_in_bytes
+from gigapipe.progress import Progress
+
+CELL = 1024  # px a side of a phantom in the mosaic
+
+
+def peak() -> int:
+    """Bytes: the most memory that this process has had."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def mosaic(folder: Path, rows: int, columns: int, white: float) -> None:
+    """Image (3, rows, columns) and mask (1, rows, columns), uint8, in zarr arrays of `folder`."""
+    import zarr
+
+    from gigapipe.slides.phantom import MPP, WHITE, cohort, render
+    from gigapipe.slides.tissue import tissue_outline
+
+    tiles = []
+    for phantom in cohort(patients=6):
+        picture = np.full((CELL, CELL, 3), int(WHITE), np.uint8)
+        rendered = render(phantom)[:CELL, :CELL]
+        picture[: rendered.shape[0], : rendered.shape[1]] = rendered
+        tiles.append((picture.transpose(2, 0, 1), tissue_outline(picture, MPP)[None].astype(np.uint8)))
+    rng = np.random.default_rng(0)
+    partial = folder.with_suffix(".partial")
+    group = zarr.open_group(partial, mode="w", zarr_format=3)
+    arrays = [
+        group.create_array(name, shape=(n, rows, columns), chunks=(n, 512, 512), dtype="uint8", fill_value=fill)
+        for name, n, fill in (("image", 3, 255), ("mask", 1, 0))
+    ]
+    for row in Progress(range(0, rows, CELL), what="mosaic", unit="rows of cells"):
+        for column in range(0, columns, CELL):
+            turn, flip = rng.integers(4), rng.integers(2)
+            for array, tile in zip(arrays, tiles[rng.integers(len(tiles))], strict=True):
+                tile = np.rot90(tile, turn, (1, 2))[:, :: 1 - 2 * flip]
+                if column + CELL > white * columns:
+                    array[:, row : row + CELL, column : column + CELL] = tile[:, : rows - row, : columns - column]
+    partial.rename(folder)
+
+
+def main(args: argparse.Namespace) -> None:
+    return_freed_tensors()
+    import torch
+    import torch.nn.functional as F
+    import zarr
+
+    from gigapipe.models import GigapixelUNet, resnet18
+    from gigapipe.spatial import Mesh, decompose
+    from gigapipe.training.canvases import darkness
+    from gigapipe.training.segmentation import dice_and_cross_entropy
+    from gigapipe.training.streaming import Streaming
+
+    folder = args.store / f"{args.rows}x{args.columns}-{args.white:g}"
+    if not folder.exists():
+        mosaic(folder, args.rows, args.columns, args.white)
+    group = zarr.open_group(folder, mode="r")
+    shape = (1, 3, args.rows, args.columns)
+
+    def image(rectangle):
+        return darkness(group["image"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None])
+
+    def mask(rectangle):
+        return torch.from_numpy(group["mask"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None]).float()
+
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    mesh = Mesh()
+    model = resnet18(2, "frozen") if args.network == "resnet18" else GigapixelUNet()
+    decompose(model.to(memory_format=torch.channels_last), mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16")
+    streaming = Streaming(args.memory, mesh)
+    print(f"{args.network}, {args.rows} × {args.columns} px, {args.precision}, {args.threads} threads", flush=True)
+
+    def loss_of(output, pixels):
+        if args.network == "resnet18":
+            return F.cross_entropy(output.float(), torch.tensor([1]))
+        return dice_and_cross_entropy(output, streaming.image(mask, (1, 1, *shape[2:]), pixels))
+
+    for step in range(args.steps):
+        begun = time.perf_counter()
+        with autocast:
+            streaming.prepare(model, shape, loss_of if args.network == "unet" else None)
+            pixels = streaming.image(image, shape)
+            loss = loss_of(model(pixels), pixels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        streaming.done()
+        seconds = time.perf_counter() - begun
+        print(f"step {step + 1}: loss {loss.item():.5f}, {seconds:.1f} s, peak {peak() / 2**30:.2f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=["resnet18", "unet"])
+    parser.add_argument("rows", type=int)
+    parser.add_argument("columns", type=int)
+    parser.add_argument("--memory", type=size_in_bytes, default=8 * 2**30)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--white", type=float, default=0.0)
+    parser.add_argument("--store", type=Path, default=Path("results/gigapixel"))
+    sys.exit(main(parser.parse_args()))

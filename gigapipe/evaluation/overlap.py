@@ -1,0 +1,50 @@
+"""How well found tissue agrees with what it should be: Dice of each slide, and pictures to look at."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import zarr
+from PIL import Image
+from scipy import ndimage
+
+LONGEST = 1600  # px of a picture
+FOUND, MISSED, EXTRA = (0, 150, 60), (255, 140, 0), (200, 0, 200)  # outline, and what should and should not be in it
+
+
+def dice(found: np.ndarray, mask: np.ndarray) -> float:
+    """Overlap of two masks, twice their intersection over the sum of their areas; 1 if both are empty."""
+    total = int(found.sum()) + int(mask.sum())
+    return 2 * int(np.logical_and(found, mask).sum()) / total if total else 1.0
+
+
+def draw_overlay(path: Path, image: zarr.Array, found: np.ndarray, mask: np.ndarray) -> None:
+    """A PNG of a slide (channel, row, column): the outline of `found`, and what it misses of `mask` or adds, tinted."""
+    step = max(1, -(-max(found.shape) // LONGEST))
+    picture = image[:, ::step, ::step].transpose(1, 2, 0).astype(np.float32)
+    found, mask = found[::step, ::step].astype(bool), mask[::step, ::step].astype(bool)
+    for colour, where in ((MISSED, mask & ~found), (EXTRA, found & ~mask)):
+        picture[where] = (picture[where] + np.array(colour)) / 2
+    thick = max(1, max(found.shape) // 400)
+    outline = ndimage.binary_dilation(found, iterations=thick) & ~found
+    picture[outline] = FOUND
+    Image.fromarray(picture.round().astype(np.uint8)).save(path, "PNG")
+
+
+def overlaps(tables: list[Path]) -> pd.DataFrame:
+    """One row a slide and resolution: what `gigapipe segment` wrote for the folds, together."""
+    names = dict.fromkeys(["slide", "patient", "site"], str)
+    found = pd.concat([pd.read_csv(table, sep="\t", dtype=names, keep_default_na=False) for table in tables])
+    return found.sort_values(["mpp", "slide"], ascending=[False, True]).reset_index(drop=True)
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table for people: mean and standard deviation over slides, at each resolution."""
+    lines = ["| µm/px | slides | Dice: mean ± sd | lowest | s a step |", "|---:|---:|:---:|:---|---:|"]
+    for mpp, rows in sorted(table.groupby("mpp"), reverse=True):
+        worst = rows.loc[rows["dice"].idxmin()]
+        lines.append(
+            f"| {mpp:g} | {len(rows)} | {rows['dice'].mean():.4f} ± {rows['dice'].std(ddof=0):.4f} "
+            f"| {worst['dice']:.4f} ({worst['slide']}) | {rows['seconds_per_step'].mean():.2f} |"
+        )
+    return "\n".join(lines) + "\n"

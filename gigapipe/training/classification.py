@@ -1,0 +1,138 @@
+"""Learning the class of a slide from the whole of its canvas."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gigapipe.errors import InputError
+from gigapipe.models import RESNETS
+from gigapipe.spatial import Mesh, decompose
+from gigapipe.training.canvases import Canvases
+from gigapipe.training.loop import Settings
+from gigapipe.training.streaming import Streaming
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings(Settings):
+    canvas: int
+    classes: list[str]
+    network: str = "resnet18"
+    norm: str = "batch"
+    background: str = "keep"
+    weights: str | None = None  # a checkpoint of torchvision's to begin with
+
+    def model(self) -> nn.Module:
+        return RESNETS[self.network](len(self.classes), self.norm).to(memory_format=torch.channels_last)
+
+    def canvases(self, table, pyramids: Path, mesh: Mesh) -> Canvases:
+        return Canvases(table, pyramids, self.mpp, self.canvas, self.classes, mesh, self.background)
+
+
+class Classification:
+    """A `Task` (see loop.py)."""
+
+    def __init__(
+        self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
+    ):
+        if settings.batch == 1 and settings.canvas <= 32 and settings.norm == "batch":
+            raise InputError(
+                f"canvas: {settings.canvas} px end as one pixel, and a batch of one pixel has no variance to normalise "
+                "by; give a batch of 2 or more"
+            )
+        self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
+        self.slides = len(training)
+        torch.manual_seed(settings.seed)
+        self.model = settings.model()
+        if settings.weights:
+            load_torchvision(self.model, Path(settings.weights))
+        decompose(self.model, mesh)
+        self.streaming = Streaming(memory, mesh)
+
+    def identity(self) -> list:
+        return [self.training.identity(), self.validation.identity()]
+
+    def backward(self, indices: list[int], symmetries: list[int]) -> float:
+        self._prepare(len(indices))
+        images, labels = self.training.batch(indices, symmetries, self.streaming)
+        with self.settings.autocast():
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        self.streaming.done()
+        return loss.item()
+
+    def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
+        self._measure_statistics(batches)
+        probabilities = predict(self.model, self.settings, self.validation, self.streaming)
+        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), self.validation.labels).item()
+        return {"loss": loss, "accuracy": (probabilities.argmax(1) == self.validation.labels).double().mean().item()}
+
+    @torch.no_grad()
+    def _measure_statistics(self, batches: Iterator[list[int]]) -> None:
+        """Set every BatchNorm's running statistics to their plain mean over `batches` at the present weights.
+
+        The usual moving average lags behind the weights by some ten steps, and with few steps an epoch the network
+        that is validated is not the one that was trained ("precise BN", Wu and Johnson 2021, arXiv:2105.07576,
+        section 3).
+        """
+        if self.settings.norm != "batch":
+            return
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch: the plain mean over all calls
+        self.model.train()
+        for indices in batches:
+            self._prepare(len(indices))
+            with self.settings.autocast():
+                self.model(self.training.batch(indices, streaming=self.streaming)[0])
+            self.streaming.done()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    def _prepare(self, slides: int) -> None:
+        with self.settings.autocast():
+            self.streaming.prepare(self.model, (slides, 3, self.settings.canvas, self.settings.canvas))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, settings: ClassifierSettings, canvases: Canvases, streaming: Streaming) -> torch.Tensor:
+    """Class probabilities (slides, classes), float64, the same on every rank; data ranks share out the slides."""
+    mesh = canvases.mesh
+    model.eval()
+    with settings.autocast():
+        streaming.prepare(model, (1, 3, settings.canvas, settings.canvas))
+    found = torch.zeros(len(canvases), model.fc.out_features, dtype=torch.float64)
+    for index in range(mesh.data_index, len(canvases), mesh.data):
+        images, _ = canvases.batch([index], streaming=streaming)
+        with settings.autocast():
+            logits = model(images)
+        streaming.done()
+        # The ranks of one image have found the same: their sum must count it once.
+        found[index] = F.softmax(logits.double(), dim=1)[0] / mesh.image_ranks
+    return mesh.everyone.sum_(found)
+
+
+def load_torchvision(model: nn.Module, path: Path) -> None:
+    """Take the weights of a torchvision checkpoint, all but the last layer's, by their names.
+
+    Raises InputError if it cannot be read or is of another network.
+    """
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise InputError(f"weights {path}: cannot be read ({str(error).splitlines()[0]})") from None
+    own = model.state_dict()
+    body = {name: value for name, value in saved.items() if not name.startswith("fc.")}
+    wanted = {name for name in own if not name.startswith("fc.")}
+    strange = sorted(wanted ^ set(body)) or [n for n in body if body[n].shape != own[n].shape]
+    if strange:
+        raise InputError(
+            f"weights {path}: not of this network and norm ({strange[0]} differs); correct network or norm"
+        )
+    model.load_state_dict(body, strict=False)

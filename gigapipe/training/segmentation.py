@@ -1,0 +1,166 @@
+"""Learning where the tissue is, pixel by pixel, from whole slides and their masks."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gigapipe.errors import InputError
+from gigapipe.models import GigapixelUNet
+from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.masks import read_mask
+from gigapipe.spatial import Mesh, decompose, gather
+from gigapipe.spatial.recording import Recorded
+from gigapipe.spatial.window import Rectangle
+from gigapipe.training.canvases import darkness, under_symmetry
+from gigapipe.training.loop import Settings
+from gigapipe.training.streaming import Image, Streaming
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings(Settings):
+    def model(self) -> nn.Module:
+        return GigapixelUNet().to(memory_format=torch.channels_last)
+
+
+class Pairs:
+    """The slides of `table` (column `slide`) and their masks, each of its own size, at `mpp` µm per pixel.
+
+    Raises InputError if a pyramid or a mask is missing, or they differ in size.
+    """
+
+    def __init__(self, table: pd.DataFrame, pyramids: Path, masks: Path, mpp: float, mesh: Mesh):
+        self.slides, self.mesh = list(table["slide"]), mesh
+        self.pyramids = [Pyramid(Path(pyramids) / slide) for slide in self.slides]
+        self.images = [pyramid.array(mpp) for pyramid in self.pyramids]
+        self.masks = [read_mask(Path(masks) / slide) for slide in self.slides]
+        for slide, image, mask in zip(self.slides, self.images, self.masks, strict=True):
+            if image.shape[1:] != mask.shape:
+                raise InputError(
+                    f"slide {slide}: its mask has {mask.shape} pixels at {mpp:g} µm/px, the slide {image.shape[1:]}; "
+                    "make the mask again with `gigapipe mask`"
+                )
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    def identity(self) -> list:
+        return [self.slides, [pyramid.source["md5"] for pyramid in self.pyramids]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.masks[index].shape
+
+    def image(self, index: int, streaming: Streaming, symmetry: int = 0) -> Image:
+        """A slide (1, 3, rows, columns), float32 darkness, under one of the square's symmetries."""
+        read, size = under_symmetry(functools.partial(_of_image, self.images[index]), self.size(index), symmetry)
+        return streaming.image(lambda rectangle: darkness(read(rectangle)[None]), (1, 3, *size))
+
+    def mask(self, index: int, streaming: Streaming, beside: Image, symmetry: int = 0) -> Image:
+        """Its mask (1, 1, rows, columns), float32, turned alike."""
+        read, size = under_symmetry(functools.partial(_of_mask, self.masks[index]), self.size(index), symmetry)
+        as_floats = lambda rectangle: torch.from_numpy(read(rectangle)[None].astype(np.float32))  # noqa: E731
+        return streaming.image(as_floats, (1, 1, *size), beside)
+
+
+def _of_image(image, rectangle: Rectangle) -> np.ndarray:
+    return image[:, slice(*rectangle.rows), slice(*rectangle.columns)]
+
+
+def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
+    return mask[slice(*rectangle.rows), slice(*rectangle.columns)][None]
+
+
+class Segmentation:
+    """A `Task` (see loop.py)."""
+
+    def __init__(self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: int | None):
+        self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
+        self.slides = len(training)
+        torch.manual_seed(settings.seed)
+        self.model = decompose(settings.model(), mesh)
+        self.streaming = Streaming(memory, mesh)
+        self.largest = max((pairs.size(i) for pairs in (training, validation) for i in range(len(pairs))), key=np.prod)
+
+    def identity(self) -> list:
+        return [self.training.identity(), self.validation.identity()]
+
+    def backward(self, indices: list[int], symmetries: list[int]) -> float:
+        self._prepare()
+        total = 0.0
+        for index, symmetry in zip(indices, symmetries, strict=True):  # of different sizes: one after another
+            loss = self._compared(self.training, index, symmetry, dice_and_cross_entropy)[0] / len(indices)
+            loss.backward()
+            self.streaming.done()
+            total += loss.item()
+        return total
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
+        self.model.eval()
+        self._prepare()
+        found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
+        for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
+            both = self._compared(self.validation, index, 0, dice_and_cross_entropy, dice)
+            found[index] = torch.stack(both) / self.mesh.image_ranks
+            self.streaming.done()
+        return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
+
+    def _prepare(self) -> None:
+        def loss(output: Image, beside: Image) -> torch.Tensor:
+            nothing = self.streaming.image(lambda _: None, (1, 1, *self.largest), beside)
+            return dice_and_cross_entropy(output, nothing)
+
+        with self.settings.autocast():
+            self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
+
+    def _compared(self, pairs: Pairs, index: int, symmetry: int, *measures) -> list[torch.Tensor]:
+        """Measures of the model's output and the mask of a slide."""
+        with self.settings.autocast():
+            image = pairs.image(index, self.streaming, symmetry)
+            mask = pairs.mask(index, self.streaming, image, symmetry)
+            logits = self.model(image)
+            return [measure(logits, mask) for measure in measures]
+
+
+def dice_and_cross_entropy(logits: Image, mask: Image) -> torch.Tensor:
+    """Mean binary cross-entropy plus 1 − Dice, of logits and a mask (0 or 1), both (batch, 1, rows, columns).
+
+    Dice is that of probabilities ("soft", Milletari et al., 3DV 2016, arXiv:1606.04797), over the whole batch; it is 1
+    where there is nothing and nothing was found.
+    """
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    each, found = F.binary_cross_entropy_with_logits(logits, mask, reduction="none"), logits.sigmoid()
+    # One sum of all: a streamed image is gone through once.
+    entropy, both, ours, theirs = torch.cat([each, found * mask, found, mask], 1).sum((0, 2, 3), dtype=torch.float64)
+    return entropy / mask.numel() + 1 - (2 * both + 1) / (ours + theirs + 1)
+
+
+def dice(logits: Image, mask: Image) -> torch.Tensor:
+    """The same Dice of what is more likely than not."""
+    found = (logits > 0).to(mask.dtype)
+    both, ours, theirs = torch.cat([found * mask, found, mask], 1).sum((0, 2, 3), dtype=torch.float64)
+    return (2 * both + 1) / (ours + theirs + 1)
+
+
+@torch.no_grad()
+def segment(model: nn.Module, settings: SegmenterSettings, pairs: Pairs, streaming: Streaming) -> Iterator[np.ndarray]:
+    """Where each slide is found to have tissue (rows, columns), bool, one after another; on all ranks alike.
+
+    Every rank of the mesh computes on every slide: `mesh.data` must be 1.
+    """
+    model.eval()
+    largest = max((pairs.size(i) for i in range(len(pairs))), key=np.prod)
+    with settings.autocast():
+        streaming.prepare(model, (1, 3, *largest), lambda output, _: (output > 0).to(torch.uint8))
+    for index in range(len(pairs)):
+        with settings.autocast():
+            found = (model(pairs.image(index, streaming)) > 0).to(torch.uint8)
+        found = found.computed() if isinstance(found, Recorded) else found
+        streaming.done()
+        yield gather(found)[0, 0].numpy().astype(bool)

@@ -1,0 +1,102 @@
+"""Whether a model's images are held or streamed: what fits the memory that a rank may take decides."""
+
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from gigapipe.errors import InputError
+from gigapipe.progress import Progress
+from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
+from gigapipe.spatial.planning import resident_memory
+from gigapipe.spatial.recording import Recorded, without_pixels
+from gigapipe.spatial.window import Rectangle
+
+Image = SpatialTensor | Recorded
+
+
+class Streaming:
+    """Gives a model its images so that no rank's process takes more than `memory` bytes; None: as much as it likes.
+
+    Streaming is planned for `shape`, that of the largest image, once for training and once for prediction, when
+    `prepare` is called with the model in that mode. Images may be smaller then.
+    """
+
+    def __init__(self, memory: int | None, mesh: Mesh):
+        self.memory, self.mesh = memory, mesh
+        self.base: float | None = None
+        self.plans: dict[bool, Plan] = {}
+        self.plan: Plan | None = None
+        self.progress: StepProgress | None = None
+
+    def prepare(self, model: nn.Module, shape: tuple[int, int, int, int], loss: Callable | None = None) -> None:
+        """Decide how what follows is computed, and say so. All ranks call it together.
+
+        `loss` is called with the model's output, twice, if that is an image; what that is compared with is an `image`
+        beside the second. Raises InputError if the memory does not suffice.
+        """
+        if self.memory is None:
+            return
+        if self.base is None:  # later the process has memory that it would use again
+            without_pixels()  # loads what planning needs
+            self.base = resident_memory() + (_training_state(model) if model.training else 0)
+        if model.training not in self.plans:
+            try:
+                compared = loss and (lambda output: loss(output, output))
+                plan = plan_streaming(model, shape, self.memory, self.mesh, compared, base=self.base)
+            except ValueError as error:
+                raise InputError(f"memory: {error}") from None
+            self.plans[model.training] = plan
+            if self.mesh.rank == 0:
+                what = "training" if model.training else "prediction"
+                print(f"{what}, {' × '.join(map(str, shape))}:", *str(plan).split("\n"), sep="\n  ", file=sys.stderr)
+        self.plan = self.plans[model.training]
+
+    def image(
+        self, read: Callable[[Rectangle], torch.Tensor], shape: tuple[int, int, int, int], beside: Image | None = None
+    ) -> Image:
+        """An image of which `read` gives any rectangle; `beside` is the one that it is compared with."""
+        size = shape[-2:]
+        if isinstance(beside, Recorded):
+            return stream(read, mesh=self.mesh, shape=shape, beside=beside)
+        if self.plan is None or self.plan.whole_from == 1:
+            return SpatialTensor(read(self.mesh.rectangle(size)), size, self.mesh)
+        self.progress = StepProgress(self.plan) if self.mesh.rank == 0 else None
+        return stream(read, self.plan, self.mesh, shape, progress=self.progress)
+
+    def done(self) -> None:
+        """The image is no longer needed."""
+        if self.progress:
+            self.progress.close()
+        self.progress = None
+
+
+def _training_state(model: nn.Module) -> int:
+    """Bytes of gradients, AdamW's two moments, and the weights of the best epoch."""
+    return 4 * sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
+
+
+class StepProgress:
+    """How far one image is; shown where it takes long."""
+
+    def __init__(self, plan: Plan):
+        self.shares = plan.shares
+        self.backward = torch.is_grad_enabled()
+        self.done: dict[tuple[int, str], float] = {}
+        self.bar = Progress(what="image", unit="%", total=100, delay=20)
+
+    def __call__(self, segment: int, direction: str, done: int, of: int) -> None:
+        """`done` of the tiles of a segment; `segment` is the number of the operation that it ends with."""
+        self.done[segment, direction] = done / of
+        forward, backward = (self._share(way) for way in ("forward", "backward"))
+        share = 0.25 * forward + 0.75 * backward if self.backward else forward
+        self.bar.set_postfix_str(f"{direction}, tile {done} of {of}", refresh=False)
+        self.bar.update(math.floor(100 * share) - self.bar.n)
+
+    def _share(self, direction: str) -> float:
+        return sum(self.shares.get(s, 0) * part for (s, way), part in self.done.items() if way == direction)
+
+    def close(self) -> None:
+        self.bar.close()

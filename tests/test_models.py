@@ -1,0 +1,62 @@
+"""The ResNets: torchvision's names and sizes, its checkpoints, and what normalises."""
+
+import pytest
+import torch
+
+from gigapipe.errors import InputError
+from gigapipe.models import NORMS, RESNETS, resnet18, resnet50
+from gigapipe.training.classification import load_torchvision
+
+
+@pytest.mark.parametrize(
+    "network, parameters", [("resnet18", 11689512), ("resnet34", 21797672), ("resnet50", 25557032)]
+)
+def test_networks_have_torchvision_s_parameters(network, parameters):
+    model = RESNETS[network]()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    names = set(model.state_dict())
+    assert {
+        "conv1.weight",
+        "bn1.running_var",
+        "layer2.0.downsample.1.bias",
+        "layer4.1.conv2.weight",
+        "fc.bias",
+    } <= names
+    assert ("layer1.0.conv3.weight" in names) == (network == "resnet50")
+
+
+def test_a_torchvision_checkpoint_is_taken_by_name_but_for_the_last_layer(tmp_path):
+    theirs, ours = resnet18(1000), resnet18(2, "frozen")
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    head = ours.fc.weight.clone()
+    load_torchvision(ours, tmp_path / "weights.pth")
+    assert torch.equal(ours.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
+    assert torch.equal(ours.fc.weight, head)
+    for model in (resnet50(2), resnet18(2, "group")):
+        with pytest.raises(InputError, match="not of this network and norm"):
+            load_torchvision(model, tmp_path / "weights.pth")
+    (tmp_path / "torn.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="torn.pth: cannot be read"):
+        load_torchvision(ours, tmp_path / "torn.pth")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_network_with_any_norm_learns_a_batch_by_heart(norm):
+    torch.manual_seed(0)
+    model, images, labels = resnet18(2, norm).train(), torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4 if norm == "frozen" else 1e-3)
+    losses = []
+    for _ in range(15):
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0], losses
+
+
+def test_frozen_statistics_stay():
+    model = resnet18(2, "frozen").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,92 @@
+"""The tissue task: masks, learning them on whole slides, and what is found, as a user runs it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+import zarr
+from conftest import gigapipe
+from PIL import Image
+from test_workflow import fresh_copy, snakemake
+
+from gigapipe.evaluation.overlap import dice
+from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.build import build_pyramid
+from gigapipe.pyramids.masks import read_mask
+from gigapipe.slides import phantom
+from gigapipe.slides.tissue import tissue_outline
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tissue")
+    phantom.write_slide(folder / "p.svs", phantom.render(phantom.cohort(patients=6)[0]))
+    build_pyramid(folder / "p.svs", folder / "p", [2.0, 8.0])
+    return folder / "p"
+
+
+def test_the_outline_is_where_a_phantom_has_tissue():
+    for slide in phantom.cohort(patients=6):
+        rng = np.random.default_rng(slide.seed)
+        tissue = phantom._tissue(rng, *rng.integers(960, 1120, 2)) > 0.5
+        assert dice(tissue_outline(phantom.render(slide), phantom.MPP), tissue) > 0.98
+
+
+def test_a_mask_is_made_by_rule_or_taken_from_a_picture(pyramid, tmp_path):
+    gigapipe("mask", pyramid, tmp_path / "found", "--mpp", 2)
+    found = read_mask(tmp_path / "found")
+    assert found.shape == Pyramid(pyramid).array(2.0).shape[1:] and 0.2 < found[:].mean() < 0.6
+    label = zarr.open_group(tmp_path / "found/image.zarr", mode="r")["labels/tissue"]
+    scale = label.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
+    assert scale == [2.0, 2.0]
+
+    drawn = np.zeros((40, 30), bool)
+    drawn[10:20, 5:25] = True
+    np.save(tmp_path / "drawn.npy", drawn)
+    Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "drawn.png")
+    for name in ("drawn.npy", "drawn.png"):
+        gigapipe("mask", pyramid, tmp_path / name[-3:], "--mpp", 2, "--drawn", tmp_path / name)
+        mask = read_mask(tmp_path / name[-3:])[:]
+        rows, columns = mask.shape
+        assert mask.mean() == pytest.approx(drawn.mean(), rel=0.05)
+        assert mask[rows // 4 + 2 : rows // 2 - 2, columns // 6 + 2 : columns * 5 // 6 - 2].all()
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    done = gigapipe("mask", pyramid, tmp_path / "x", "--mpp", 2, "--drawn", tmp_path / "torn.png", check=False)
+    assert done.returncode == 1 and "torn.png: cannot be read" in done.stdout and "Traceback" not in done.stdout
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_real_slide_s_mask_lies_where_its_rule_finds_tissue(shared, tmp_path):
+    build_pyramid(shared / "data/slides/CMU-1-Small-Region.svs", tmp_path / "p", [8.0])
+    drawn = shared / "data/masks/tissue-mask-cmu-1-small-region.npy"
+    gigapipe("mask", tmp_path / "p", tmp_path / "drawn", "--mpp", 8, "--drawn", drawn)
+    gigapipe("mask", tmp_path / "p", tmp_path / "ours", "--mpp", 8)
+    drawn, ours = (read_mask(tmp_path / name)[:] for name in ("drawn", "ours"))
+    print(dice(ours, drawn), drawn.mean(), ours.mean())
+    assert dice(ours, drawn) > 0.8
+
+
+def test_the_workflow_learns_tissue_on_ranks_that_stream(tmp_path):
+    project = fresh_copy(tmp_path)
+    config = {
+        "phantom": {"patients": 6},
+        "resolutions": [{"mpp": 4, "mesh": [1, 2, 1]}],
+        "folds": {"number": 3},
+        "training": {"epochs": 15, "memory": "2GiB"},
+    }
+    (project / "small.yaml").write_text(yaml.safe_dump(config))
+    snakemake(project, "--cores", 2, "--configfile", "config/tissue.yaml", "small.yaml")
+    results = project / "results/tissue"
+    table = pd.read_csv(results / "dice.tsv", sep="\t")
+    print((results / "dice.md").read_text())
+    assert len(table) == len(phantom.cohort(patients=6))
+    assert table["dice"].mean() > 0.9
+    for row in table.itertuples():
+        folder = results / f"4um/fold-{row.fold}/tissue"
+        found, mask = read_mask(folder / row.slide)[:], read_mask(results / f"masks/4um/{row.slide}")[:]
+        assert dice(found, mask) == pytest.approx(row.dice, abs=1e-5)
+        assert np.asarray(Image.open(folder / f"{row.slide}.png")).shape == (*found.shape, 3)
+    log = (results / "logs/train/4um/fold-0.log").read_text()
+    assert "expected: at most" in log and "validation_dice" in log

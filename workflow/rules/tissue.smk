@@ -1,0 +1,119 @@
+# Task tissue: masks to learn from, one U-Net for each resolution and held-out fold, what it finds, and Dice.
+
+
+def drawn_mask(wildcards):
+    """The mask that the sample sheet has for a slide, if any."""
+    return SHEET.loc[wildcards.slide].get("mask") or []
+
+
+rule mask:
+    input:
+        pyramid="<results>/pyramids/{slide}",
+        drawn=drawn_mask,
+    output:
+        directory("<results>/masks/{mpp}um/{slide}"),
+    log:
+        "<logs>/mask/{mpp}um/{slide}.log",
+    benchmark:
+        "<benchmarks>/mask/{mpp}um/{slide}.tsv"
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        drawn=lambda wildcards, input: ["--drawn", input.drawn] if input.drawn else [],
+    shell:
+        "gigapipe mask {input.pyramid} {output} --mpp {wildcards.mpp} {params.drawn:q} > {log} 2>&1"
+
+
+rule train:
+    input:
+        folds="<results>/folds.tsv",
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET.index),
+    output:
+        # checkpoint.pt lies beside these, as in train.smk.
+        model="<results>/{mpp}um/fold-{fold}/model.pt",
+        record="<results>/{mpp}um/fold-{fold}/training.json",
+    log:
+        "<logs>/train/{mpp}um/fold-{fold}.log",
+    benchmark:
+        "<benchmarks>/train/{mpp}um/fold-{fold}.tsv"
+    conda:
+        "../../envs/gigapipe.yaml"
+    threads: ranks_of
+    resources:
+        mpi="mpiexec",
+        tasks=ranks_of,
+    params:
+        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
+        masks=lambda wildcards, input: Path(input.masks[0]).parent,
+        mesh=mesh_of,
+        settings=training_options(COMMON),
+    shell:
+        "{resources.mpi} -n {resources.tasks} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
+        " --pyramids {params.pyramids} --masks {params.masks} --mpp {wildcards.mpp} --mesh {params.mesh}"
+        " --threads {threads} {params.settings} --output {output.model} > {log} 2>&1"
+
+
+rule trained:
+    input:
+        for_each_model("<results>/{mpp}um/fold-{fold}/model.pt"),
+
+
+rule segment:
+    input:
+        folds="<results>/folds.tsv",
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET.index),
+        model="<results>/{mpp}um/fold-{fold}/model.pt",
+    output:
+        # Of each held-out slide a store with the mask, and a picture; and dice.tsv.
+        directory("<results>/{mpp}um/fold-{fold}/tissue"),
+    log:
+        "<logs>/segment/{mpp}um/fold-{fold}.log",
+    benchmark:
+        "<benchmarks>/segment/{mpp}um/fold-{fold}.tsv"
+    conda:
+        "../../envs/gigapipe.yaml"
+    threads: ranks_of
+    resources:
+        mpi="mpiexec",
+        tasks=ranks_of,
+    params:
+        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
+        masks=lambda wildcards, input: Path(input.masks[0]).parent,
+        mesh=mesh_of,
+        memory=training_options(["memory"]),
+    shell:
+        "{resources.mpi} -n {resources.tasks} gigapipe segment --folds {input.folds} --pyramids {params.pyramids}"
+        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {threads} {params.memory}"
+        " --output {output} > {log} 2>&1"
+
+
+rule dice:
+    input:
+        for_each_model("<results>/{mpp}um/fold-{fold}/tissue"),
+    output:
+        table=report(
+            "<results>/dice.tsv",
+            caption="../report/dice.rst",
+            category="Tissue",
+            labels={"what": "table"},
+        ),
+        text="<results>/dice.md",
+    log:
+        "<logs>/dice.log",
+    benchmark:
+        "<benchmarks>/dice.tsv"
+    localrule: True
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        folder=subpath(output.table, parent=True),
+        tables=lambda wildcards, input: [f"{folder}/dice.tsv" for folder in input],
+    shell:
+        "gigapipe dice {params.tables} --output {params.folder} > {log} 2>&1"
+
+
+rule evaluated:
+    input:
+        rules.dice.output,
