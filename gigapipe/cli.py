@@ -217,9 +217,11 @@ def check(args: argparse.Namespace) -> None:
     shape = args.mesh if len(args.mesh) == 3 else (1, *args.mesh)
     ranks = shape[0] * shape[1] * shape[2]
     place = f"{args.size[0]} × {args.size[1]} px on a mesh of {' × '.join(map(str, shape))}"
+    if args.tile:
+        place += f", by tiles of {args.tile} px"
     print(f"{args.model}: one rank against {ranks}, {place}, in float64 …", file=sys.stderr, flush=True)
     try:
-        differences = compare(args.model, args.size, shape, args.batch)
+        differences = compare(args.model, args.size, shape, args.batch, args.tile)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     for kind in dict.fromkeys(d.kind for d in differences):
@@ -399,6 +401,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("size", type=sizes, help="rows and columns of the image, as 237x191")
     sub.add_argument("mesh", type=sizes, help="rows and columns of ranks, as 2x2; or data, rows and columns, as 2x2x1")
     sub.add_argument("--batch", type=positive, default=2, help="images a data rank")
+    sub.add_argument("--tile", type=positive, help="stream the images, by tiles of so many pixels a side")
     return top
 
 

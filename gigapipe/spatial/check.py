@@ -102,17 +102,20 @@ def load(name: str) -> Callable[[], nn.Module]:
         raise ValueError(f"{name}: {error}; give a model as package.module:function") from error
 
 
-def check(name: str, size: tuple[int, int], shape: tuple[int, int, int], batch: int = 2) -> list[Difference]:
+def check(
+    name: str, size: tuple[int, int], shape: tuple[int, int, int], batch: int = 2, tile: int | None = None
+) -> list[Difference]:
     """`compare` the model that the function `name` makes on random images of `size`, on ranks started here.
 
-    `shape` is the mesh's data, rows and columns; `batch` images a data rank. Raises ValueError if `name` names no
+    `shape` is the mesh's data, rows and columns; `batch` images a data rank. With a `tile` the ranks stream their
+    images, by tiles of so many pixels a side. Raises ValueError if `name` names no
     model, and RuntimeError with the first rank's message if a rank fails.
     """
     sys.path.insert(0, "")
     load(name)
     ranks = shape[0] * shape[1] * shape[2]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (folder, name, size, shape, batch)
+        arguments = (folder, name, size, shape, batch, tile)
         context = torch.multiprocessing.spawn(_rank, arguments, nprocs=ranks, join=False)
         try:
             while not context.join():
@@ -123,7 +126,7 @@ def check(name: str, size: tuple[int, int], shape: tuple[int, int, int], batch: 
         return [Difference(*row) for row in torch.load(Path(folder, "differences"), weights_only=True)]
 
 
-def _rank(rank: int, folder: str, name: str, size, shape, batch: int) -> None:
+def _rank(rank: int, folder: str, name: str, size, shape, batch: int, tile: int | None) -> None:
     ranks = shape[0] * shape[1] * shape[2]
     store = dist.FileStore(str(Path(folder, "store")), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=5))
@@ -134,7 +137,7 @@ def _rank(rank: int, folder: str, name: str, size, shape, batch: int) -> None:
         model = load(name)()
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         images = torch.rand(batch * shape[0], first.in_channels if first else 3, *size, dtype=torch.float64)
-        differences = compare(model, images, Mesh(*shape))
+        differences = compare(model, images, Mesh(*shape), Plan(tile) if tile else None)
     except Exception as error:
         Path(folder, f"failed-{rank}").write_text(
             str(error) if isinstance(error, NotImplementedError | ValueError) else traceback.format_exc()

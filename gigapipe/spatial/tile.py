@@ -6,7 +6,6 @@ an operator serves both: in space, over ranks, and in time, tile after tile (see
 """
 
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gigapipe.spatial.mesh import Mesh
@@ -111,7 +110,25 @@ def _with_margins(x: torch.Tensor, margins: tuple[int, int, int, int], fill: flo
     x = x[..., max(0, -above) : x.shape[-2] + min(0, below), max(0, -left) : x.shape[-1] + min(0, right)]
     if max(margins) <= 0:
         return x
-    return F.pad(x, [max(0, margin) for margin in margins], value=fill)
+    left, right, above, below = (max(0, margin) for margin in margins)
+    rows, columns = x.shape[-2:]
+    channels_last = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1  # of a view, too
+    padded = torch.empty(
+        (*x.shape[:-2], above + rows + below, left + columns + right),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    # F.pad would write all of it twice.
+    padded[..., above : above + rows, left : left + columns] = x
+    for margin in (
+        padded[..., :above, :],
+        padded[..., above + rows :, :],
+        padded[..., :left],
+        padded[..., left + columns :],
+    ):
+        margin.fill_(fill)
+    return padded
 
 
 def resized(x: torch.Tensor, margins: tuple[int, int, int, int], fill: float = 0.0) -> torch.Tensor:

@@ -137,14 +137,14 @@ def dice_and_cross_entropy(logits: Image, mask: Image) -> torch.Tensor:
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     each, found = F.binary_cross_entropy_with_logits(logits, mask, reduction="none"), logits.sigmoid()
     # One sum of all: a streamed image is gone through once.
-    entropy, both, ours, theirs = torch.cat([each, found * mask, found, mask], 1).sum((0, 2, 3), dtype=torch.float64)
+    entropy, both, ours, theirs = torch.cat([each, found * mask, found, mask], 1).sum((0, 2, 3))
     return entropy / mask.numel() + 1 - (2 * both + 1) / (ours + theirs + 1)
 
 
 def dice(logits: Image, mask: Image) -> torch.Tensor:
     """The same Dice of what is more likely than not."""
     found = (logits > 0).to(mask.dtype)
-    both, ours, theirs = torch.cat([found * mask, found, mask], 1).sum((0, 2, 3), dtype=torch.float64)
+    both, ours, theirs = torch.cat([found * mask, found, mask], 1).sum((0, 2, 3))
     return (2 * both + 1) / (ours + theirs + 1)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.halo import gather_halo, layout
 from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, windowed
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
@@ -80,6 +80,42 @@ def _positions(
         return found.flatten().double()
 
 
+class _Grown(torch.autograd.Function):
+    """F.interpolate by whole factors. torch's own gradient of it uses one thread for each channel, and most wait."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, factors: tuple[int, int], mode: str) -> torch.Tensor:
+        ctx.factors, ctx.mode = factors, mode
+        return F.interpolate(x, scale_factor=tuple(map(float, factors)), mode=mode)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        rows, columns = ctx.factors
+        # Along rows first or last is the same; columns first, for they lie together and most is gone then.
+        grad = _shrunk(grad.contiguous(), columns, ctx.mode)
+        return _shrunk(grad.mT.contiguous(), rows, ctx.mode).mT.contiguous(memory_format=layout(grad)), None, None
+
+
+def _shrunk(grad: torch.Tensor, factor: int, mode: str) -> torch.Tensor:
+    """The adjoint of interpolating the last axis of (…, n) to (…, n · factor)."""
+    if factor == 1:
+        return grad
+    grad = grad.unflatten(-1, (-1, factor))
+    if mode != "bilinear":
+        return grad.sum(-1)
+    # Each stretch of `factor` outputs looks at the pixel that it grew from, the one before and the one after.
+    place = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5
+    weights = torch.stack([(-place).clamp_min(0), 1 - place.abs(), place.clamp_min(0)], 1)
+    before, own, after = (grad @ weights.to(grad)).unbind(-1)
+    own = own.contiguous()
+    own[..., :-1] += before[..., 1:]
+    own[..., 1:] += after[..., :-1]
+    own[..., 0] += before[..., 0]  # past its ends an image goes on as it ends
+    own[..., -1] += after[..., -1]
+    return own
+
+
 @decomposes(F.interpolate, F.upsample)
 def interpolate(
     x,
@@ -116,7 +152,7 @@ def interpolate(
     def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
         if by_factors:
             # By whole factors a stretch of the image is interpolated as the image is: torch's own kernel, then a crop.
-            grown = F.interpolate(shard, scale_factor=tuple(map(float, factors)), mode=mode)
+            grown = _Grown.apply(shard, tuple(factors), mode)
             return crop(grown, out, scaled(needed, factors))
         for axis, (low, high, position, n, o) in enumerate(zip(lows, highs, positions, needed, out, strict=True)):
             mine = slice(o.start, o.stop)
