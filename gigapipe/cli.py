@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
 
-    with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
+    with started(*args.mesh, **launching(args)) as mesh:
         table = read_folds(args.folds)
         parts = roles(table, args.fold)
         settings = ClassifierSettings(
@@ -87,6 +87,14 @@ def train(args: argparse.Namespace) -> None:
         train(Classification(settings, training, validation, mesh, args.memory), args.output)
 
 
+def launching(args: argparse.Namespace) -> dict:
+    """What `started` is told beside the mesh."""
+    from gigapipe.training.ranks import LONG_SILENCE, SILENCE
+
+    silence = LONG_SILENCE if args.memory else SILENCE
+    return {"threads": args.threads, "transport": args.transport, "silence": silence}
+
+
 def training_settings(args: argparse.Namespace) -> dict:
     """What all kinds of training are told."""
     names = ("mpp", "fold", "epochs", "batch", "learning_rate", "weight_decay", "seed", "precision")
@@ -97,13 +105,13 @@ def predict(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.evaluation.folds import read_folds, roles
     from gigapipe.spatial import decompose
-    from gigapipe.training.classification import ClassifierSettings, predict
+    from gigapipe.training.classification import Classification, ClassifierSettings, predict
     from gigapipe.training.loop import saved_model
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
 
-    with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
-        saved = saved_model(args.model)
+    with started(*args.mesh, **launching(args)) as mesh:
+        saved = saved_model(args.model, Classification.name)
         settings = ClassifierSettings(**saved["settings"])
         model = settings.model()
         model.load_state_dict(saved["model"])
@@ -133,7 +141,7 @@ def train_tissue(args: argparse.Namespace) -> None:
     from gigapipe.training.ranks import started
     from gigapipe.training.segmentation import Pairs, Segmentation, SegmenterSettings
 
-    with started(*args.mesh, threads=args.threads, transport=args.transport) as mesh:
+    with started(*args.mesh, **launching(args)) as mesh:
         parts = roles(read_folds(args.folds), args.fold)
         settings = SegmenterSettings(**training_settings(args))
         training, validation = (
@@ -144,8 +152,6 @@ def train_tissue(args: argparse.Namespace) -> None:
 
 def segment(args: argparse.Namespace) -> None:
     return_freed_tensors()
-    import json
-
     from gigapipe.aside import folder_aside
     from gigapipe.evaluation.folds import read_folds, roles
     from gigapipe.evaluation.overlap import dice, draw_overlay
@@ -153,12 +159,12 @@ def segment(args: argparse.Namespace) -> None:
     from gigapipe.spatial import decompose
     from gigapipe.training.loop import saved_model
     from gigapipe.training.ranks import started
-    from gigapipe.training.segmentation import Pairs, SegmenterSettings, segment
+    from gigapipe.training.segmentation import Pairs, Segmentation, SegmenterSettings, segment
     from gigapipe.training.streaming import Streaming
 
     data, rows, columns = args.mesh
-    with started(1, data * rows, columns, threads=args.threads, transport=args.transport) as mesh:
-        saved = saved_model(args.model)
+    with started(1, data * rows, columns, **launching(args)) as mesh:
+        saved = saved_model(args.model, Segmentation.name)
         settings = SegmenterSettings(**saved["settings"])
         model = settings.model()
         model.load_state_dict(saved["model"])
@@ -170,18 +176,16 @@ def segment(args: argparse.Namespace) -> None:
             for _ in found:
                 pass
             return
-        record = json.loads(args.model.with_name("training.json").read_text())
         scores = []
         with folder_aside(args.output) as partial:
             partial.mkdir(parents=True)
             for i, tissue in enumerate(found):
                 write_mask(partial / pairs.slides[i], tissue, settings.mpp, tuple(pairs.pyramids[i].source["mpp"]))
-                draw_overlay(partial / f"{pairs.slides[i]}.png", pairs.images[i], tissue, pairs.masks[i][:])
-                scores.append(dice(tissue, pairs.masks[i][:]))
+                mask = pairs.masks[i][:]
+                draw_overlay(partial / f"{pairs.slides[i]}.png", pairs.images[i], tissue, mask)
+                scores.append(dice(tissue, mask))
                 print(f"slide {pairs.slides[i]}: Dice {scores[-1]:.4f}", file=sys.stderr, flush=True)
-            table = table[["slide", "patient", "site", "fold"]].assign(
-                mpp=settings.mpp, dice=scores, seconds_per_step=record["seconds_per_step"]
-            )
+            table = table[["slide", "patient", "site", "fold"]].assign(mpp=settings.mpp, dice=scores)
             table.to_csv(partial / "dice.tsv", sep="\t", index=False)
 
 
@@ -192,7 +196,7 @@ def dice(args: argparse.Namespace) -> None:
     with written_aside(args.output / "dice.tsv") as partial:
         table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
     with written_aside(args.output / "dice.md") as partial:
-        partial.write_text(as_markdown(table))
+        partial.write_text(as_markdown(table, args.trainings))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -388,7 +392,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     sub = verb(dice, "Dice of all held-out slides, and its mean and standard deviation.")
-    sub.add_argument("tables", type=Path, nargs="+", help="the dice.tsv that `gigapipe segment` wrote")
+    sub.add_argument("--tables", type=Path, nargs="+", required=True, help="the dice.tsv that `gigapipe segment` wrote")
+    sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
     sub.add_argument("--output", type=Path, required=True, help="folder for dice.tsv and dice.md")
 
     sub = verb(evaluate, "Compare resolutions: AUC with intervals, and cost, as table and figure.")

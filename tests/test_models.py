@@ -5,7 +5,7 @@ import torch
 
 from gigapipe.errors import InputError
 from gigapipe.models import NORMS, RESNETS, resnet18, resnet50
-from gigapipe.training.classification import load_torchvision
+from gigapipe.training.classification import IMAGENET_DEVIATION, IMAGENET_MEAN, load_torchvision
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,16 @@ def test_networks_have_torchvision_s_parameters(network, parameters):
 
 def test_a_torchvision_checkpoint_is_taken_by_name_but_for_the_last_layer(tmp_path):
     theirs, ours = resnet18(1000), resnet18(2, "frozen")
+    theirs.bn1.running_mean.normal_()
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     head = ours.fc.weight.clone()
     load_torchvision(ours, tmp_path / "weights.pth")
+    # What it makes of darkness is what torchvision's makes of normalised colours, but for what lies beyond the border.
+    rgb = torch.rand(1, 3, 40, 40)
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    theirs.eval()
+    expected = theirs.bn1(theirs.conv1((rgb - mean) / deviation))[..., 2:-2, 2:-2]
+    torch.testing.assert_close(ours.bn1(ours.conv1(1 - rgb))[..., 2:-2, 2:-2], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(ours.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
     assert torch.equal(ours.fc.weight, head)
     for model in (resnet50(2), resnet18(2, "group")):

@@ -103,7 +103,8 @@ def test_what_is_constant_is_computed_once_with_the_same_gradients(kept):
         asked.append(rectangle)
         return pixels[..., slice(*rectangle.rows), slice(*rectangle.columns)]
 
-    streaming = decompose(small_network(), Mesh())
+    streaming = decompose(small_network().to(memory_format=torch.channels_last), Mesh())
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     image = stream(read, Plan(tile=24, kept=frozenset(kept)), Mesh(), pixels.shape, torch.float64)
     F.cross_entropy(streaming(image), label).backward()
     for found, grad in zip(streaming.parameters(), expected, strict=True):
@@ -143,6 +144,52 @@ def test_a_dense_loss_is_summed_over_tiles_of_image_and_mask():
     for ours, theirs in zip(streaming.parameters(), gradients, strict=True):
         torch.testing.assert_close(ours.grad, theirs, rtol=1e-10, atol=1e-13)
     assert tiles == [("forward", i + 1, 12) for i in range(12)] + [("backward", i + 1, 12) for i in range(12)]
+
+
+@pytest.mark.parametrize("whole_from", [1, 4, 15, 40])
+def test_an_image_that_is_read_meets_one_that_is_no_longer_streamed(whole_from):
+    torch.manual_seed(0)
+    model, mesh = GigapixelUNet().double(), Mesh()
+    pixels, mask = torch.rand(1, 3, 130, 90, dtype=torch.float64), torch.rand(1, 1, 130, 90, dtype=torch.float64)
+    F.mse_loss(model(pixels), mask).backward()
+
+    def reader(whole):
+        return lambda r: whole[..., slice(*r.rows), slice(*r.columns)]
+
+    streaming = decompose(copy.deepcopy(model), mesh)
+    streaming.zero_grad()
+    plan = Plan(tile=50, kept=frozenset({whole_from - 1}), whole_from=whole_from)
+    image = stream(reader(pixels), plan, mesh, pixels.shape, torch.float64)
+    target = stream(reader(mask), None, mesh, mask.shape, torch.float64, beside=image)
+    F.mse_loss(streaming(image), target).backward()
+    for ours, theirs in zip(streaming.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-13)
+
+
+def fused_around_a_change(x, convolution, norm):
+    y = convolution(x)
+    x = F.relu_(x)
+    return norm(y) + x
+
+
+def fused_without_arguments(x, convolution, norm):
+    return norm(F.conv2d(x, convolution.weight))
+
+
+def fused_half(x, convolution, norm):
+    return norm(F.conv2d(x.bfloat16(), convolution.weight.bfloat16())).float()
+
+
+@pytest.mark.parametrize("function", [fused_around_a_change, fused_without_arguments, fused_half])
+def test_a_convolution_and_its_frozen_norm_are_one_and_what_they_were(function):
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(3, 3, 1), awakened(FrozenBatchNorm2d(3)).float()
+    pixels = torch.randn(1, 3, 40, 30)
+    with torch.no_grad():
+        expected = function(pixels.clone(), convolution, norm)
+        found = function(stream(shard(pixels, Mesh()), Plan(tile=9)) * 1, convolution, norm).computed().local
+    tolerance = {"rtol": 0.02, "atol": 0.05} if function is fused_half else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found, expected, **tolerance)
 
 
 def test_trainable_batch_norm_between_kept_images_is_exact():

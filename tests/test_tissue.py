@@ -12,7 +12,7 @@ from test_workflow import fresh_copy, snakemake
 from gigapipe.evaluation.overlap import dice
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.build import build_pyramid
-from gigapipe.pyramids.masks import read_mask
+from gigapipe.pyramids.masks import make_mask, read_mask
 from gigapipe.slides import phantom
 from gigapipe.slides.tissue import tissue_outline
 
@@ -66,6 +66,40 @@ def test_a_real_slide_s_mask_lies_where_its_rule_finds_tissue(shared, tmp_path):
     drawn, ours = (read_mask(tmp_path / name)[:] for name in ("drawn", "ours"))
     print(dice(ours, drawn), drawn.mean(), ours.mean())
     assert dice(ours, drawn) > 0.8
+
+
+def test_a_mask_of_another_shape_is_refused_and_one_of_any_mode_read(pyramid, tmp_path):
+    np.save(tmp_path / "turned.npy", np.ones((30, 90)))
+    done = gigapipe("mask", pyramid, tmp_path / "x", "--mpp", 2, "--drawn", tmp_path / "turned.npy", check=False)
+    assert done.returncode == 1 and "is 30 × 90, another shape than the slide's" in done.stdout
+    rows, columns = Pyramid(pyramid).array(8.0).shape[1:]
+    grey = np.zeros((rows, columns, 2), np.uint8)
+    grey[: rows // 2, :, 0] = 255
+    grey[..., 1] = 255  # opacity
+    for mode in ("LA", "RGBA", "P", "L", "1"):
+        Image.fromarray(grey, "LA").convert("L" if mode in "P1" else mode).convert(mode).save(tmp_path / f"{mode}.png")
+        make_mask(Pyramid(pyramid), 8.0, tmp_path / mode, tmp_path / f"{mode}.png")
+        assert read_mask(tmp_path / mode)[:].mean() == pytest.approx(0.5, abs=0.02), mode
+
+
+def test_a_sheet_may_name_masks_for_some_slides_and_no_labels(tmp_path):
+    project = fresh_copy(tmp_path)
+    np.save(project / "drawn.npy", np.ones((40, 40)))
+    rows = [
+        {"slide": f"s{i}", "patient": f"p{i}", "source": f"s{i}.svs", "mask": "drawn.npy" if i == 0 else ""}
+        for i in range(3)
+    ]
+    for row in rows:
+        (project / row["source"]).write_bytes(b"")
+    pd.DataFrame(rows).to_csv(project / "sheet.tsv", sep="\t", index=False)
+    (project / "own.yaml").write_text(yaml.safe_dump({"slides": "sheet.tsv", "folds": {"number": 3}}))
+    both = ["--configfile", "config/tissue.yaml", "own.yaml"]
+    _, output = snakemake(project, "-n", "--printshellcmds", *both)
+    assert output.count("--drawn drawn.npy") == 1 and output.count("gigapipe mask") == 3
+    assert output.count("gigapipe train-tissue") == 3 and "--unlabelled" in output
+    (project / "drawn.npy").unlink()
+    status, output = snakemake(project, "-n", *both, check=False)
+    assert status and "no such file: drawn.npy" in output
 
 
 def test_the_workflow_learns_tissue_on_ranks_that_stream(tmp_path):

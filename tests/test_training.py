@@ -200,6 +200,19 @@ def test_what_cannot_be_trained_is_said_once(small_cohort, tmp_path):
     done = gigapipe(*arguments, ranks=2, check=False)
     assert done.returncode != 0
     assert done.stdout.count("holds 8 µm/px, not 4") == 1 and "Traceback" not in done.stdout
+    common = [
+        "--folds",
+        small_cohort / "folds.tsv",
+        "--pyramids",
+        small_cohort / "pyramids",
+        "--output",
+        tmp_path / "p",
+    ]
+    torch.save({"task": "tissue"}, tmp_path / "tissue.pt")
+    (tmp_path / "torn.pt").write_bytes(b"torn")
+    for name, message in (("tissue", "has not learnt classes"), ("torn", "is torn"), ("none", "no such file")):
+        done = gigapipe("predict", *common, "--model", tmp_path / f"{name}.pt", check=False)
+        assert done.returncode == 1 and message in done.stdout and "Traceback" not in done.stdout, done.stdout
     arguments = training(small_cohort, tmp_path / "model.pt")
     arguments[arguments.index("--batch") + 1] = "1000"
     done = gigapipe(*arguments, check=False)

@@ -14,6 +14,8 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
         raise InputError(
             f"folds: {folds} is too few; one tests, one chooses the epoch, and at least one trains: give 3 or more"
         )
+    if sheet.empty:
+        raise InputError("sample sheet: has no slides")
     patients = sheet.drop_duplicates("patient").groupby("label").size()
     if patients.min() < folds:
         raise InputError(

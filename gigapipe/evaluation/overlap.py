@@ -1,5 +1,6 @@
 """How well found tissue agrees with what it should be: Dice of each slide, and pictures to look at."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pandas as pd
 import zarr
 from PIL import Image
 from scipy import ndimage
+
+from gigapipe.errors import InputError
 
 LONGEST = 1600  # px of a picture
 FOUND, MISSED, EXTRA = (0, 150, 60), (255, 140, 0), (200, 0, 200)  # outline, and what should and should not be in it
@@ -34,17 +37,26 @@ def draw_overlay(path: Path, image: zarr.Array, found: np.ndarray, mask: np.ndar
 def overlaps(tables: list[Path]) -> pd.DataFrame:
     """One row a slide and resolution: what `gigapipe segment` wrote for the folds, together."""
     names = dict.fromkeys(["slide", "patient", "site"], str)
-    found = pd.concat([pd.read_csv(table, sep="\t", dtype=names, keep_default_na=False) for table in tables])
+    try:
+        found = pd.concat([pd.read_csv(table, sep="\t", dtype=names, keep_default_na=False) for table in tables])
+    except (OSError, ValueError) as error:
+        raise InputError(f"dice: cannot be read ({error}); make it with `gigapipe segment`") from None
     return found.sort_values(["mpp", "slide"], ascending=[False, True]).reset_index(drop=True)
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """The table for people: mean and standard deviation over slides, at each resolution."""
-    lines = ["| µm/px | slides | Dice: mean ± sd | lowest | s a step |", "|---:|---:|:---:|:---|---:|"]
+def as_markdown(table: pd.DataFrame, trainings: list[Path]) -> str:
+    """The table for people: mean and standard deviation over slides, at each resolution, and what training cost."""
+    costs = pd.DataFrame([json.loads(Path(path).read_text()) for path in trainings])
+    costs["mpp"] = [settings["mpp"] for settings in costs["settings"]]
+    lines = [
+        "| µm/px | slides | Dice: mean ± sd | lowest | s a step | peak memory a rank, MB |",
+        "|---:|---:|:---:|:---|---:|---:|",
+    ]
     for mpp, rows in sorted(table.groupby("mpp"), reverse=True):
-        worst = rows.loc[rows["dice"].idxmin()]
+        worst, cost = rows.loc[rows["dice"].idxmin()], costs[costs["mpp"] == mpp]
         lines.append(
             f"| {mpp:g} | {len(rows)} | {rows['dice'].mean():.4f} ± {rows['dice'].std(ddof=0):.4f} "
-            f"| {worst['dice']:.4f} ({worst['slide']}) | {rows['seconds_per_step'].mean():.2f} |"
+            f"| {worst['dice']:.4f} ({worst['slide']}) | {cost['seconds_per_step'].mean():.2f} "
+            f"| {cost['peak_memory_per_rank_mb'].max():.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -27,6 +27,12 @@ def make_mask(pyramid: Pyramid, mpp: float, folder: Path, drawn: Path | None = N
         mask = tissue_outline(array[:].transpose(1, 2, 0), mpp)
     else:
         picture = _read(drawn)
+        stretch = picture.shape[0] / picture.shape[1] * array.shape[2] / array.shape[1]
+        if not 0.95 < stretch < 1.05:
+            raise InputError(
+                f"mask {drawn}: is {picture.shape[0]} × {picture.shape[1]}, another shape than the slide's "
+                f"{array.shape[1]} × {array.shape[2]}; it must show the whole slide, unturned"
+            )
         rows, columns = (
             ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(array.shape[1:], picture.shape, strict=True)
         )
@@ -36,11 +42,16 @@ def make_mask(pyramid: Pyramid, mpp: float, folder: Path, drawn: Path | None = N
 
 def _read(path: Path) -> np.ndarray:
     try:
-        picture = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+        if path.suffix == ".npy":
+            picture = np.load(path)
+        else:
+            Image.MAX_IMAGE_PIXELS = None  # slides are larger than what Pillow takes for an attack
+            image = Image.open(path)
+            picture = np.asarray(image.convert("RGB") if image.mode in ("P", "PA", "LA", "RGBA") else image)
     except (OSError, ValueError) as error:
         raise InputError(f"mask {path}: cannot be read ({error}); correct `mask` in the sample sheet") from None
-    if picture.ndim == 3:  # colours; a fourth channel is opacity
-        picture = picture[..., :3].any(2)
+    if picture.ndim == 3:
+        picture = picture.any(2)
     if picture.ndim != 2:
         raise InputError(f"mask {path}: has {picture.ndim} axes, not rows and columns")
     return picture != 0

@@ -1,5 +1,6 @@
 """The store of one slide: OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5/), one array a resolution."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ def create(
     colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
     group.attrs["ome"] = {
         "version": "0.5",
-        "multiscales": [_multiscale(attributes["source"]["name"], [(m, m) for m in resolutions], slide_mpp, ["c"])],
+        "multiscales": [
+            _multiscale(attributes["source"]["name"], [(m, m) for m in resolutions], slide_mpp, ["c"])
+            | {"type": "area mean"}
+        ],
         "omero": {
             "channels": [
                 {
@@ -105,7 +109,7 @@ def _multiscale(
     ]
     axes = [{"name": axis, "type": "channel"} for axis in leading]
     axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
-    return {"name": name, "axes": axes, "datasets": datasets, "type": "area mean"}
+    return {"name": name, "axes": axes, "datasets": datasets}
 
 
 class Pyramid:
@@ -150,13 +154,14 @@ class Pyramid:
             )
         return self._group[self._paths[mpp]]
 
-    def outline(self) -> zarr.Array:
-        """The tissue with all that it encloses and a margin (row, column), of the whole slide at a coarse resolution.
+    @functools.cached_property
+    def outline(self) -> np.ndarray:
+        """The tissue with all that it encloses and a margin of the whole slide: (row, column), bool, coarse.
 
         InputError if it is not stored.
         """
         try:
-            return read_label(self.folder, "tissue")
+            return read_label(self.folder, "tissue")[:].astype(bool)
         except KeyError:
             raise InputError(
                 f"pyramid {self.folder}: holds no outline of the tissue; make it again with `gigapipe pyramid`"
@@ -164,11 +169,9 @@ class Pyramid:
 
     def outline_at(self, mpp: float, rows: slice, columns: slice) -> np.ndarray:
         """Whether each pixel of a rectangle of the slide at `mpp` lies within the outline: (rows, columns), bool."""
-        outline, shape = self.outline(), self.array(mpp).shape[1:]
+        outline, shape = self.outline, self.array(mpp).shape[1:]
         places = [
             (np.arange(part.start, part.stop) + 0.5) * n // full
             for part, n, full in zip((rows, columns), outline.shape, shape, strict=True)
         ]
-        (r0, r1), (c0, c1) = ((int(p[0]), int(p[-1]) + 1) for p in places)
-        near = outline[r0:r1, c0:c1].astype(bool)
-        return near[np.ix_(*(p.astype(int) - start for p, start in zip(places, (r0, c0), strict=True)))]
+        return outline[np.ix_(*(p.astype(int) for p in places))]

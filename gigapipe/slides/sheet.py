@@ -17,7 +17,7 @@ def read_sheet(path: str | Path, source: str | None = None, labelled: bool = Tru
 
     Tab-separated, or comma-separated if its name ends in `.csv`. `source` (`"slides/{slide}.svs"`) stands in for a
     missing `source` column; a missing `site` column means that the site is unknown, and is filled with `unknown`, and
-    so is a missing `label` unless the slides must be `labelled`. Other columns are left out.
+    so is `label`, there or not, unless the slides must be `labelled`. Other columns are left out.
 
     Raises InputError, naming the slide where there is one: a column or cell is missing, a name is not usable as a
     file name, a slide or a file is listed twice, a patient has two labels, or there are not exactly two labels; labels

@@ -10,7 +10,8 @@ from gigapipe.slides.reader import Slide
 # Difference between a pixel's largest and smallest channel, in grey levels. Glass stays below the first even with
 # JPEG noise; the palest stain is above the second. Otsu's threshold is looked for in between.
 CHROMA_OF_GLASS, CHROMA_OF_STAIN = 12, 40
-SMOOTHING, SPECK, MARGIN = 8.0, 50.0, 16.0  # µm
+CHROMA_OF_TISSUE = 20  # of an outline; the same for all slides
+SMOOTHING, SPECK, MARGIN = 2.0, 50.0, 16.0  # µm
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
@@ -20,34 +21,27 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
     kept within bounds so that a picture without tissue has none.
     """
     chroma = np.ptp(rgb, axis=2)
-    return ndimage.binary_opening(chroma > _threshold(chroma), structure=np.ones((3, 3)))
-
-
-def tissue_outline(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    """Mask (rows, columns), bool, of tissue with all that it encloses; `rgb` is as above, at `mpp` µm per pixel.
-
-    Stained is what is, by the same threshold, on the mean over some `SMOOTHING` µm; pieces and holes smaller than
-    `SPECK` µm across go.
-    """
-    chroma = ndimage.gaussian_filter(np.ptp(rgb, axis=2), SMOOTHING / mpp)
-    mask = chroma > _threshold(chroma)
-    smallest = (SPECK / mpp) ** 2
-    for kind in (True, False):
-        pieces, _ = ndimage.label(mask == kind)
-        small = np.bincount(pieces.ravel()) < smallest
-        small[0] = False  # the other kind
-        mask[small[pieces]] = not kind
-    return mask
-
-
-def _threshold(chroma: np.ndarray) -> float:
-    """Otsu's, of uint8, within bounds."""
     counts = np.bincount(chroma.ravel(), minlength=256).astype(float)
     below = counts.cumsum()
     weighted = (counts * np.arange(256)).cumsum()
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (weighted[-1] * below - weighted * below[-1]) ** 2 / (below * (below[-1] - below))
-    return np.clip(np.nanargmax(np.where(np.isfinite(between), between, -1)), CHROMA_OF_GLASS, CHROMA_OF_STAIN)
+    threshold = np.clip(np.nanargmax(np.where(np.isfinite(between), between, -1)), CHROMA_OF_GLASS, CHROMA_OF_STAIN)
+    return ndimage.binary_opening(chroma > threshold, structure=np.ones((3, 3)))
+
+
+def tissue_outline(rgb: np.ndarray, mpp: float) -> np.ndarray:
+    """Mask (rows, columns), bool, of tissue with all that it encloses; `rgb` is as above, at `mpp` µm per pixel.
+
+    Tissue is what has more chroma than glass, on the mean over some `SMOOTHING` µm; specks smaller than `SPECK` µm
+    across are none. The threshold is the same for all slides, so that what is tissue can be seen from the place itself.
+    """
+    chroma = ndimage.gaussian_filter(np.ptp(rgb, axis=2).astype(np.float32), SMOOTHING / mpp)
+    mask = ndimage.binary_fill_holes(chroma > CHROMA_OF_TISSUE)
+    pieces, _ = ndimage.label(mask)
+    small = np.bincount(pieces.ravel()) < (SPECK / mpp) ** 2
+    small[0] = False  # glass
+    return mask & ~small[pieces]
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Tissue:
     fraction: float
     """Its share of the slide's area."""
     outline: np.ndarray
-    """A picture (rows, columns), bool, of the whole slide: tissue, all that it encloses, and `MARGIN` µm around it."""
+    """The tissue's outline on the whole slide (rows, columns), bool, and `MARGIN` µm or a pixel around it."""
     outline_mpp: tuple[float, float]
     """µm per row and column of that picture."""
 
@@ -70,7 +64,7 @@ def find_tissue(slide: Slide) -> Tissue:
     extent = np.array([n * mpp for n, mpp in zip(slide.shape, slide.mpp, strict=True)])
     mpp = tuple(float(length / n) for length, n in zip(extent, mask.shape, strict=True))
     distance = ndimage.distance_transform_edt(~tissue_outline(picture, max(mpp)), sampling=mpp)
-    outline = distance <= MARGIN
+    outline = distance <= max(MARGIN, 1.5 * max(mpp))
     if not mask.any():
         return Tissue([0.0, 0.0, *map(float, extent)], 0.0, outline, mpp)
     ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0)]

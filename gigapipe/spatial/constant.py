@@ -6,10 +6,11 @@ parameters' are those of that pixel, given the sum of the gradients of all pixel
 the same function of the parameters. Tiles that begin with the same constants share one such pixel.
 """
 
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.window import Bins, Interval, Rectangle, Taps, Window
@@ -38,12 +39,14 @@ def keeps_constants(nodes: list[Node]) -> bool:
 
 def _varies(tensor: torch.Tensor, node: Node) -> bool:
     """Whether a plain tensor has a value for each row or column; their last dimensions meet."""
+    if node.function is F.batch_norm:  # whose tensors belong to channels
+        return False
     image = node.operands[0].image
     from_behind = [axis - image.dim() for axis in image.axes]
     return any(tensor.dim() >= -axis and tensor.shape[axis] == image.shape[axis] != 1 for axis in from_behind)
 
 
-def interior(nodes: Container[Node], rectangles: dict[Node, Rectangle]) -> bool:
+def interior(nodes: Iterable[Node], rectangles: dict[Node, Rectangle]) -> bool:
     """Whether nodes that make these rectangles look at nothing past the image."""
     for node in nodes:
         for access, out, n in zip(node.accesses or (), rectangles[node], _size(node), strict=False):
@@ -69,7 +72,7 @@ def constants(parts: dict[Ref, torch.Tensor]) -> tuple[bytes, ...] | None:
             few = few[(slice(None),) * axis + (slice(None, None, 61),)]
         if not ((few == first).all() and (part == first).all()):
             return None
-        found.append(first.contiguous().view(torch.uint8).numpy(force=True).tobytes())
+        found.append(first.flatten().view(torch.uint8).numpy(force=True).tobytes())
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Where no backward pass follows, a frozen BatchNorm is part of the convolution before it: one image less is made."""
+"""Where no graph is made, a frozen BatchNorm is part of the convolution before it: one image less is made."""
 
 from collections import Counter
 
@@ -12,30 +12,35 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     """What to compute in place of `nodes`, in order: of each that is still made, the node that makes it."""
     uses = Counter(ref for node in nodes for ref in node.operands)
     made_by = {Ref(node): node for node in nodes}
-    computed = {node: node for node in nodes}
+    norm_of = {}
     for norm in nodes:
-        if norm.function is not F.batch_norm or norm.kwargs:
-            continue
-        convolution = made_by.get(norm.args[0])
-        if convolution is None or convolution.function is not torch.conv2d or convolution.kwargs:
-            continue
-        if uses[norm.args[0]] > 1 or norm.args[0] == output:
-            continue
-        both = Node(norm.index)
-        both.function = _convolved_and_normalised
-        both.args = convolution.args[0], convolution.args[1:], norm.args[1:]
-        both.accesses, both.layer, both.autocast = convolution.accesses, convolution.layer, convolution.autocast
-        both.results, both.versions = norm.results, convolution.versions + norm.versions
-        computed[norm] = both
-        del computed[convolution]
+        before = made_by.get(norm.args[0]) if norm.function is F.batch_norm and not norm.kwargs else None
+        plain = before is not None and before.function is torch.conv2d and not before.kwargs
+        if plain and uses[norm.args[0]] == 1 and norm.args[0] != output:
+            norm_of[before] = norm
+    computed = {}
+    for node in nodes:
+        if node in norm_of:  # here, not where the norm is: what it looks at may be changed in place before that
+            computed[norm_of[node]] = _both(node, norm_of[node])
+        elif node not in norm_of.values():
+            computed[node] = node
     return computed
+
+
+def _both(convolution: Node, norm: Node) -> Node:
+    both = Node(norm.index)
+    both.function = _convolved_and_normalised
+    both.args = convolution.args[0], convolution.args[1:], norm.args[1:]
+    both.accesses, both.layer, both.autocast = convolution.accesses, convolution.layer, convolution.autocast
+    both.results = norm.results
+    return both
 
 
 def _convolved_and_normalised(x, convolution: tuple, norm: tuple):
     """torch.conv2d and F.batch_norm of these arguments, by the weights that do both."""
-    weight, bias, *options = convolution
+    weight, bias, *options = convolution if len(convolution) > 1 else (*convolution, None)
     mean, variance, gain, shift, _, _, eps = norm
     scale = (variance + eps).rsqrt() if gain is None else gain * (variance + eps).rsqrt()
     offset = -mean * scale if bias is None else (bias - mean) * scale
     offset = offset if shift is None else offset + shift
-    return torch.conv2d(x, weight * scale[:, None, None, None], offset, *options)
+    return torch.conv2d(x, (weight * scale[:, None, None, None]).to(weight.dtype), offset.to(weight.dtype), *options)

@@ -303,6 +303,7 @@ class Candidate(NamedTuple):
 
 def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
     """Every way through the cuts that keeps at most three images, each with the largest tiles that fit."""
+    training = torch.is_grad_enabled()
     for number in range(min(3, len(layers.cuts)) + 1):
         for stored in itertools.combinations(layers.cuts, number):
             for whole in (False, True):
@@ -314,7 +315,8 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
                     both_gradients = kept + (layers.held(first) if first else 0.0)
 
                     def needs(share, before=before, held=held, gradients=both_gradients):
-                        return max(held + share.forward, before + gradients + share.backward)
+                        forward = held + share.forward
+                        return max(forward, before + gradients + share.backward) if training else forward
 
                     of_grids = (layers.streamed(first, last, grid) for grid in GRIDS)
                     share = next((s for s in of_grids if needs(s) <= available), None)
@@ -324,7 +326,8 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
                 if whole:
                     share = layers.whole(stored[-1] if stored else None)
                     shares.append(share)
-                    peak = max(peak, held + (layers.held(stored[-1]) if stored else 0.0) + share.backward)
+                    gradient = layers.held(stored[-1]) if stored else 0.0
+                    peak = max(peak, held + (gradient + share.backward if training else share.forward))
                 yield Candidate(sum(s.time for s in shares), peak, stored, tuple(shares), whole)
 
 
@@ -342,8 +345,8 @@ def plan_streaming(
 
     `loss` is called with the model's output if that is an image, and must make a number of it. `base` is what the
     process will hold beside the image, in bytes; by default what it has now, and gradients. To be called under the
-    autocast that the step will have. All ranks of the mesh call it together. Raises ValueError, with what would do, if
-    no plan fits.
+    autocast that the step will have, and under no_grad if it is a prediction. All ranks of the mesh call it together.
+    Raises ValueError, with what would do, if no plan fits.
     """
     mesh = mesh or Mesh()
     layers = Layers(trace(model, shape, mesh, loss, dtype, device), mesh)

@@ -65,6 +65,9 @@ class Program(Recorder):
         return self.plan.whole_from is not None and index >= self.plan.whole_from
 
     def whole(self, ref: Ref) -> SpatialTensor:
+        if ref.node.read:
+            size = ref.image.image_size
+            return SpatialTensor(ref.node.read(self.mesh.rectangle(size)), size, self.mesh)
         if ref not in self.held:
             local, image = self._compute(ref), ref.image
             self.held[ref] = SpatialTensor(local, image.image_size, self.mesh, image.axes)

@@ -41,7 +41,7 @@ class Canvases:
         for pyramid in self.pyramids:
             pyramid.array(mpp)
             if background == "white":
-                pyramid.outline()
+                pyramid.outline  # noqa: B018  is there
         self.mpp, self.size, self.mesh, self.background = mpp, size, mesh, background
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """Learning the class of a slide from the whole of its canvas."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.loop import Settings
 from gigapipe.training.streaming import Streaming
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class ClassifierSettings(Settings):
 class Classification:
     """A `Task` (see loop.py)."""
 
+    name = "classes"
+
     def __init__(
         self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
     ):
@@ -50,10 +55,11 @@ class Classification:
         if settings.weights:
             load_torchvision(self.model, Path(settings.weights))
         decompose(self.model, mesh)
-        self.streaming = Streaming(memory, mesh)
+        self.streaming = Streaming(memory, mesh, self.model)
 
     def identity(self) -> list:
-        return [self.training.identity(), self.validation.identity()]
+        weights = Path(self.settings.weights).read_bytes() if self.settings.weights else b""
+        return [self.training.identity(), self.validation.identity(), hashlib.sha256(weights).hexdigest()]
 
     def backward(self, indices: list[int], symmetries: list[int]) -> float:
         self._prepare(len(indices))
@@ -121,18 +127,26 @@ def predict(model: nn.Module, settings: ClassifierSettings, canvases: Canvases, 
 def load_torchvision(model: nn.Module, path: Path) -> None:
     """Take the weights of a torchvision checkpoint, all but the last layer's, by their names.
 
-    Raises InputError if it cannot be read or is of another network.
+    Those were learnt of RGB normalised by ImageNet's mean and deviation; here a network sees darkness (see `darkness`).
+    The difference is linear, and goes into the first convolution and the statistics after it. Raises InputError if the
+    file cannot be read or is of another network.
     """
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved = dict(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:
         raise InputError(f"weights {path}: cannot be read ({str(error).splitlines()[0]})") from None
-    own = model.state_dict()
-    body = {name: value for name, value in saved.items() if not name.startswith("fc.")}
-    wanted = {name for name in own if not name.startswith("fc.")}
-    strange = sorted(wanted ^ set(body)) or [n for n in body if body[n].shape != own[n].shape]
+
+    def body(names: dict) -> dict:  # older checkpoints count no batches
+        return {n: v for n, v in names.items() if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
+
+    own, theirs = body(model.state_dict()), body(saved)
+    strange = sorted(set(own) ^ set(theirs)) or [n for n in theirs if theirs[n].shape != own[n].shape]
     if strange:
         raise InputError(
             f"weights {path}: not of this network and norm ({strange[0]} differs); correct network or norm"
         )
-    model.load_state_dict(body, strict=False)
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    kernel = theirs["conv1.weight"]
+    theirs["conv1.weight"] = -kernel / deviation
+    theirs["bn1.running_mean"] = theirs["bn1.running_mean"] - (kernel * (1 - mean) / deviation).sum((1, 2, 3))
+    model.load_state_dict(theirs, strict=False)

@@ -47,6 +47,7 @@ class Settings:
 class Task(Protocol):
     """What is learnt, and from which slides. All ranks of the mesh call its methods together."""
 
+    name: str
     settings: Settings
     mesh: Mesh
     model: nn.Module
@@ -86,19 +87,21 @@ def train(task: Task, output: Path) -> None:
     shape = [mesh.data, mesh.rows, mesh.columns]
     cost = {"mesh": shape, "memory": task.streaming.memory, "seconds": [], "peak_memory_mb": 0.0}
     state = {"epoch": 0, "step": 0, "losses": [], "history": [], "best": {"loss": math.inf}, **cost}
+    steps = task.slides // settings.batch
     saved = _load(checkpoint)
     if saved and saved["identity"] == identity:
         state = {key: saved[key] for key in state}
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         as_before = all(state[key] == cost[key] for key in ("mesh", "memory"))
-        if not as_before and state["epoch"] < settings.epochs:  # another mesh, another cost
-            state |= cost
+        if not as_before and state["epoch"] * steps + state["step"] < settings.epochs * steps:
+            state |= cost  # another mesh, another cost
         if speak:
             within = f" and {state['step']} steps" if state["step"] else ""
             print(f"resumed after epoch {state['epoch']} of {settings.epochs}{within}", file=sys.stderr)
     elif checkpoint.exists() and speak:
         print(f"{checkpoint} is torn, or of other settings or slides: starting afresh", file=sys.stderr)
+    del saved  # its weights are in the model now
     place = torch.tensor([float(state["epoch"]), float(state["step"])])
     if not torch.equal(mesh.everyone.sum_(place.clone()), mesh.size * place):
         raise InputError(f"{checkpoint}: ranks see different files; give the file system time, and run it again")
@@ -108,7 +111,6 @@ def train(task: Task, output: Path) -> None:
         with written_aside(checkpoint) as partial:
             torch.save(whole, partial)
 
-    steps = task.slides // settings.batch
     for epoch in range(state["epoch"], settings.epochs):
         model.train()
         first, saved_at = state["step"], time.perf_counter()
@@ -147,7 +149,7 @@ def train(task: Task, output: Path) -> None:
 
     if speak:
         with written_aside(output) as partial:
-            torch.save({"model": state["best"]["model"], "settings": asdict(settings)}, partial)
+            torch.save({"task": task.name, "model": state["best"]["model"], "settings": asdict(settings)}, partial)
         record = {
             "settings": asdict(settings),
             "best_epoch": state["best"]["epoch"],
@@ -165,12 +167,17 @@ def train(task: Task, output: Path) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def saved_model(path: Path) -> dict:
-    """What `train` wrote: `model`, a state_dict, and `settings`. InputError if there is no such file."""
+def saved_model(path: Path, task: str) -> dict:
+    """What `train` wrote: `model`, a state_dict, and `settings`. InputError if there is no model of that task."""
     try:
-        return torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"model {path}: no such file; make it with `gigapipe train`") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        raise InputError(f"model {path}: is torn, or no model; make it again with `gigapipe train`") from None
+    if not isinstance(saved, dict) or saved.get("task") != task:
+        raise InputError(f"model {path}: has not learnt {task}; give one that has")
+    return saved
 
 
 def _batches(task: Task, epoch: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -17,15 +17,19 @@ from gigapipe.spatial import Mesh
 from gigapipe.spatial.transports import Transport
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
 
-SILENCE = timedelta(minutes=10)  # a rank that waits longer than this for another gives up
+SILENCE = timedelta(minutes=10)
+LONG_SILENCE = timedelta(hours=2)  # where shards are streamed: one on tissue takes long, and one on glass no time
 
 
 @contextlib.contextmanager
-def started(data: int, rows: int, columns: int, threads: int, transport: str = "mpi") -> Iterator[Mesh]:
+def started(
+    data: int, rows: int, columns: int, threads: int, transport: str = "mpi", silence: timedelta = SILENCE
+) -> Iterator[Mesh]:
     """The mesh of this run's ranks, `threads` of the job shared out among them. The launcher has started the ranks.
 
-    An error on any rank ends them all. Raises InputError if the launcher started another number of ranks than the
-    mesh has: a launcher that does not match the MPI library starts as many single ranks, silently.
+    A rank that waits for another for longer than `silence` gives up. An error on any rank ends them all. Raises
+    InputError if the launcher started another number of ranks than the mesh has: a launcher that does not match the MPI
+    library starts as many single ranks, silently.
     """
     from mpi4py import MPI  # initialises MPI, which only a process that a launcher has started may do
 
@@ -43,9 +47,9 @@ def started(data: int, rows: int, columns: int, threads: int, transport: str = "
         elif transport == "mpi":
             from gigapipe.spatial.transports.mpi import MpiTransport
 
-            yield Mesh(data, rows, columns, MpiTransport(world, SILENCE.total_seconds()))
+            yield Mesh(data, rows, columns, MpiTransport(world, silence.total_seconds()))
         else:
-            yield Mesh(data, rows, columns, torch_transport(world))
+            yield Mesh(data, rows, columns, torch_transport(world, silence))
         world.Barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -65,7 +69,7 @@ def started(data: int, rows: int, columns: int, threads: int, transport: str = "
         os._exit(1)  # Abort may return before the launcher has ended this process
 
 
-def torch_transport(world) -> Transport:
+def torch_transport(world, silence: timedelta = SILENCE) -> Transport:
     """torch.distributed (gloo) between the ranks of an MPI communicator, meeting at a free port of rank 0's host."""
     from mpi4py import MPI
 
@@ -75,9 +79,9 @@ def torch_transport(world) -> Transport:
     host = "127.0.0.1" if on_one_host else world.bcast(socket.gethostname())
     store = None
     if world.rank == 0:
-        store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=SILENCE, wait_for_workers=False)
+        store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=silence, wait_for_workers=False)
     port = world.bcast(store.port if store else None)
     if store is None:
-        store = dist.TCPStore(host, port, world.size, is_master=False, timeout=SILENCE)
-    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=SILENCE)
+        store = dist.TCPStore(host, port, world.size, is_master=False, timeout=silence)
+    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=silence)
     return TorchTransport()

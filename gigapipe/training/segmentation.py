@@ -1,6 +1,7 @@
 """Learning where the tissue is, pixel by pixel, from whole slides and their masks."""
 
 import functools
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Pairs:
         return len(self.slides)
 
     def identity(self) -> list:
-        return [self.slides, [pyramid.source["md5"] for pyramid in self.pyramids]]
+        masks = [hashlib.sha256(mask[:].tobytes()).hexdigest() for mask in self.masks]
+        return [self.slides, [pyramid.source["md5"] for pyramid in self.pyramids], masks]
 
     def size(self, index: int) -> tuple[int, int]:
         return self.masks[index].shape
@@ -79,12 +81,14 @@ def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
 class Segmentation:
     """A `Task` (see loop.py)."""
 
+    name = "tissue"
+
     def __init__(self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: int | None):
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
         self.slides = len(training)
         torch.manual_seed(settings.seed)
         self.model = decompose(settings.model(), mesh)
-        self.streaming = Streaming(memory, mesh)
+        self.streaming = Streaming(memory, mesh, self.model)
         self.largest = max((pairs.size(i) for pairs in (training, validation) for i in range(len(pairs))), key=np.prod)
 
     def identity(self) -> list:

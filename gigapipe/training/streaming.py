@@ -20,28 +20,28 @@ Image = SpatialTensor | Recorded
 class Streaming:
     """Gives a model its images so that no rank's process takes more than `memory` bytes; None: as much as it likes.
 
-    Streaming is planned for `shape`, that of the largest image, once for training and once for prediction, when
-    `prepare` is called with the model in that mode. Images may be smaller then.
+    Streaming is planned once for training and once for prediction, when `prepare` is called with the model in that
+    mode. The process may grow by what a `trained` model needs beside images.
     """
 
-    def __init__(self, memory: int | None, mesh: Mesh):
+    def __init__(self, memory: int | None, mesh: Mesh, trained: nn.Module | None = None):
         self.memory, self.mesh = memory, mesh
-        self.base: float | None = None
         self.plans: dict[bool, Plan] = {}
         self.plan: Plan | None = None
         self.progress: StepProgress | None = None
+        if memory is not None:
+            without_pixels()  # loads what planning needs
+            # Now: later the process has memory that it would use again.
+            self.base = resident_memory() + (_training_state(trained) if trained else 0)
 
     def prepare(self, model: nn.Module, shape: tuple[int, int, int, int], loss: Callable | None = None) -> None:
-        """Decide how what follows is computed, and say so. All ranks call it together.
+        """Decide how what follows is computed, for images up to `shape`, and say so. All ranks call it together.
 
         `loss` is called with the model's output, twice, if that is an image; what that is compared with is an `image`
         beside the second. Raises InputError if the memory does not suffice.
         """
         if self.memory is None:
             return
-        if self.base is None:  # later the process has memory that it would use again
-            without_pixels()  # loads what planning needs
-            self.base = resident_memory() + (_training_state(model) if model.training else 0)
         if model.training not in self.plans:
             try:
                 compared = loss and (lambda output: loss(output, output))
@@ -82,7 +82,8 @@ class StepProgress:
     """How far one image is; shown where it takes long."""
 
     def __init__(self, plan: Plan):
-        self.shares = plan.shares
+        tiled = {segment: share for segment, share in plan.shares.items() if segment in plan.tiles}
+        self.shares = {segment: share / sum(tiled.values()) for segment, share in tiled.items()}
         self.backward = torch.is_grad_enabled()
         self.done: dict[tuple[int, str], float] = {}
         self.bar = Progress(what="image", unit="%", total=100, delay=20)

@@ -48,7 +48,7 @@ def sample_sheet():
             raise WorkflowError(
                 f"{where}: no such file: {row['source']}; correct its source, or remove the row"
             )
-        if row.get("mask") and not Path(row["mask"]).exists():
+        if not LABELLED and row.get("mask") and not Path(row["mask"]).exists():
             raise WorkflowError(
                 f"{where}: no such file: {row['mask']}; correct its mask, or leave it empty"
             )
@@ -67,6 +67,9 @@ RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
 FOLDS = range(config["folds"]["number"])
 if len(RESOLUTIONS) < len(config["resolutions"]):
     raise WorkflowError("config: resolutions: an mpp is given twice; remove one")
+if weights := config["training"].get("weights"):
+    if not Path(weights).exists():
+        raise WorkflowError(f"config: training.weights: no such file: {weights}")
 for resolution in config["resolutions"]:
     if config["training"]["batch"] % resolution["mesh"][0]:
         raise WorkflowError(
@@ -112,7 +115,6 @@ COMMON = [
     "weight_decay",
     "seed",
     "precision",
-    "memory",
 ]
 NETWORK = ["network", "norm", "weights", "background"]
 

@@ -18,13 +18,13 @@ rule predict:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
+        memory=training_options(["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
-        memory=training_options(["memory"]),
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
-        " --model {input.model} --mesh {params.mesh} --threads {threads} {params.memory}"
+        " --model {input.model} --mesh {params.mesh} --threads {threads} {resources.memory}"
         " --output {output} > {log} 2>&1"
 
 

@@ -43,6 +43,7 @@ rule train:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
+        memory=training_options(["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
@@ -51,7 +52,7 @@ rule train:
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --masks {params.masks} --mpp {wildcards.mpp} --mesh {params.mesh}"
-        " --threads {threads} {params.settings} --output {output.model} > {log} 2>&1"
+        " --threads {threads} {params.settings} {resources.memory} --output {output.model} > {log} 2>&1"
 
 
 rule trained:
@@ -78,20 +79,21 @@ rule segment:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
+        memory=training_options(["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
-        memory=training_options(["memory"]),
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe segment --folds {input.folds} --pyramids {params.pyramids}"
-        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {threads} {params.memory}"
+        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {threads} {resources.memory}"
         " --output {output} > {log} 2>&1"
 
 
 rule dice:
     input:
-        for_each_model("<results>/{mpp}um/fold-{fold}/tissue"),
+        found=for_each_model("<results>/{mpp}um/fold-{fold}/tissue"),
+        trainings=for_each_model("<results>/{mpp}um/fold-{fold}/training.json"),
     output:
         table=report(
             "<results>/dice.tsv",
@@ -109,9 +111,9 @@ rule dice:
         "../../envs/gigapipe.yaml"
     params:
         folder=subpath(output.table, parent=True),
-        tables=lambda wildcards, input: [f"{folder}/dice.tsv" for folder in input],
+        tables=lambda wildcards, input: [f"{folder}/dice.tsv" for folder in input.found],
     shell:
-        "gigapipe dice {params.tables} --output {params.folder} > {log} 2>&1"
+        "gigapipe dice --tables {params.tables} --trainings {input.trainings} --output {params.folder} > {log} 2>&1"
 
 
 rule evaluated:

@@ -5,6 +5,7 @@ rule train:
     input:
         folds="<results>/folds.tsv",
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        weights=config["training"].get("weights") or [],
     output:
         # checkpoint.pt, from which a killed training goes on, lies beside these and is no output:
         # Snakemake deletes outputs before it tries again.
@@ -20,6 +21,7 @@ rule train:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
+        memory=training_options(["memory"]),  # a resource: another changes no weight, and repeats no training
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
@@ -28,7 +30,7 @@ rule train:
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"
-        " --threads {threads} {params.settings} --output {output.model} > {log} 2>&1"
+        " --threads {threads} {params.settings} {resources.memory} --output {output.model} > {log} 2>&1"
 
 
 rule trained:
