@@ -42,7 +42,7 @@ def test_a_mask_is_made_by_rule_or_taken_from_a_picture(pyramid, tmp_path):
     scale = label.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
     assert scale == [2.0, 2.0]
 
-    drawn = np.zeros((40, 30), bool)
+    drawn = np.zeros((31, 30), bool)
     drawn[10:20, 5:25] = True
     np.save(tmp_path / "drawn.npy", drawn)
     Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "drawn.png")
@@ -51,7 +51,7 @@ def test_a_mask_is_made_by_rule_or_taken_from_a_picture(pyramid, tmp_path):
         mask = read_mask(tmp_path / name[-3:])[:]
         rows, columns = mask.shape
         assert mask.mean() == pytest.approx(drawn.mean(), rel=0.05)
-        assert mask[rows // 4 + 2 : rows // 2 - 2, columns // 6 + 2 : columns * 5 // 6 - 2].all()
+        assert mask[rows * 10 // 31 + 2 : rows * 20 // 31 - 2, columns // 6 + 2 : columns * 5 // 6 - 2].all()
     (tmp_path / "torn.png").write_bytes(b"no picture")
     done = gigapipe("mask", pyramid, tmp_path / "x", "--mpp", 2, "--drawn", tmp_path / "torn.png", check=False)
     assert done.returncode == 1 and "torn.png: cannot be read" in done.stdout and "Traceback" not in done.stdout

@@ -156,7 +156,7 @@ class Pyramid:
 
     @functools.cached_property
     def outline(self) -> np.ndarray:
-        """The tissue with all that it encloses and a margin of the whole slide: (row, column), bool, coarse.
+        """The outline of the tissue, and a margin, on the whole slide: (row, column), bool, coarse.
 
         InputError if it is not stored.
         """

@@ -11,7 +11,7 @@ from gigapipe.slides.reader import Slide
 # JPEG noise; the palest stain is above the second. Otsu's threshold is looked for in between.
 CHROMA_OF_GLASS, CHROMA_OF_STAIN = 12, 40
 CHROMA_OF_TISSUE = 20  # of an outline; the same for all slides
-SMOOTHING, SPECK, MARGIN = 2.0, 50.0, 16.0  # µm
+SMOOTHING, GAP, SPECK, MARGIN = 2.0, 200.0, 50.0, 16.0  # µm
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
@@ -31,13 +31,19 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
 
 
 def tissue_outline(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    """Mask (rows, columns), bool, of tissue with all that it encloses; `rgb` is as above, at `mpp` µm per pixel.
+    """Mask (rows, columns), bool, of tissue and its narrow gaps; `rgb` is as above, at `mpp` µm per pixel.
 
-    Tissue is what has more chroma than glass, on the mean over some `SMOOTHING` µm; specks smaller than `SPECK` µm
-    across are none. The threshold is the same for all slides, so that what is tissue can be seen from the place itself.
+    Tissue is what has more chroma than glass, on the mean over some `SMOOTHING` µm, and what lies in between where that
+    is narrower than `GAP` µm; specks smaller than `SPECK` µm across are none. The threshold is the same for all slides:
+    what is tissue can be told from its surroundings.
     """
     chroma = ndimage.gaussian_filter(np.ptp(rgb, axis=2).astype(np.float32), SMOOTHING / mpp)
-    mask = ndimage.binary_fill_holes(chroma > CHROMA_OF_TISSUE)
+    reach = GAP / 2 / mpp
+    mask = np.pad(chroma > CHROMA_OF_TISSUE, int(reach) + 2)
+    if mask.any():
+        near = ndimage.distance_transform_edt(~mask) <= reach
+        mask = ndimage.distance_transform_edt(near) > reach
+    mask = mask[int(reach) + 2 : -int(reach) - 2, int(reach) + 2 : -int(reach) - 2]
     pieces, _ = ndimage.label(mask)
     small = np.bincount(pieces.ravel()) < (SPECK / mpp) ** 2
     small[0] = False  # glass
