@@ -38,7 +38,7 @@ GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
 
 ROOM = 0.95
-"""The share of the memory that plans are made with: shapes do not tell all."""
+"""The share of the memory for images that plans are made with: shapes do not tell all."""
 
 GRIDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
 """Into how many tiles an axis may be cut."""
@@ -356,11 +356,11 @@ def plan_streaming(
         held = torch.zeros(mesh.size, dtype=torch.float64)
         held[mesh.rank] = base
         base = mesh.everyone.sum_(held.to(device)).max().item()
-    available = ROOM * memory - base
+    available = ROOM * (memory - base)
     found = list(candidates(layers, available))
     fitting = [c for c in found if c.peak <= available]
     if not fitting:
-        least = (base + min(c.peak for c in found)) / ROOM
+        least = base + min(c.peak for c in found) / ROOM
         raise ValueError(
             f"{memory / 1e9:.1f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.1f} GB "
             "are needed; give more, or share the image among more ranks"
