@@ -92,6 +92,7 @@ class StepProgress:
         """`done` of the tiles of a segment; `segment` is the number of the operation that it ends with."""
         self.done[segment, direction] = done / of
         forward, backward = (self._share(way) for way in ("forward", "backward"))
+        # Backward, a tile is computed again, and its gradients cost twice that.
         share = 0.25 * forward + 0.75 * backward if self.backward else forward
         self.bar.set_postfix_str(f"{direction}, tile {done} of {of}", refresh=False)
         self.bar.update(math.floor(100 * share) - self.bar.n)
