@@ -1,11 +1,13 @@
 """Where an image is constant, one pixel of a segment's output stands for all.
 
-Half of a slide is glass, and glass that was masked is exactly white. A tile whose input is constant, and which looks
-nowhere past the image, is constant in every layer, so it is computed as a tile of one pixel. Of its gradients the
-parameters' are those of that pixel, given the sum of the gradients of all pixels: exact, because every pixel of it is
-the same function of the parameters. Tiles that begin with the same constants share one such pixel.
+Half of a slide is glass, and glass that was masked is exactly white. Each tile is divided into cells. A cell whose
+input is constant, and which looks nowhere past the image, is constant in every layer, so one pixel of it is computed.
+Of its gradients the parameters' are those of that pixel, given the sum of the gradients of all pixels: exact, because
+every pixel of it is the same function of the parameters. Cells that begin with the same constants share one such pixel.
 """
 
+import functools
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,18 +15,48 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.recording import Node, Ref
-from gigapipe.spatial.window import Bins, Interval, Rectangle, Taps, Window
+from gigapipe.spatial.window import Bins, Interval, Rectangle, Taps, Window, split
 
 
 @dataclass
 class Pixel:
-    """One pixel that stands for all tiles that begin with the same constants."""
+    """One pixel that stands for all cells that begin with the same constants."""
 
     out: Rectangle
     parts: dict[Ref, torch.Tensor]
     """What it needs of each input."""
     result: torch.Tensor
     """What the segment makes of it: its value, or its share of a sum."""
+
+
+@dataclass
+class Division:
+    """Of a tile, what is computed, if anything, and the cells beside it that pixels stand for."""
+
+    computed: Rectangle | None
+    cells: list[tuple[Rectangle, Pixel]]
+
+
+CELLS, SMALLEST = 4, 4  # of a tile, along each axis; pixels of a cell
+
+
+def cells_of(out: Rectangle) -> list[Rectangle]:
+    cuts = []
+    for axis in out:
+        count = max(1, min(CELLS, axis.size // SMALLEST))
+        parts = [split(axis.size, count, i) for i in range(count)]
+        cuts.append([Interval(axis.start + part.start, axis.start + part.stop) for part in parts])
+    return [Rectangle(*pair) for pair in itertools.product(*cuts)]
+
+
+def divided(out: Rectangle, found: dict[Rectangle, Pixel]) -> Division:
+    """A tile of whose cells some were `found` constant: what is computed is one rectangle about the others."""
+    others = [cell for cell in cells_of(out) if cell not in found]
+    if not others:
+        return Division(None, list(found.items()))
+    rows, columns = (functools.reduce(Interval.hull, axis) for axis in zip(*others, strict=True))
+    computed = Rectangle(rows, columns)
+    return Division(computed, [(cell, pixel) for cell, pixel in found.items() if cell.intersect(computed).empty])
 
 
 def keeps_constants(nodes: list[Node]) -> bool:
@@ -72,10 +104,10 @@ def constants(parts: dict[Ref, torch.Tensor]) -> tuple[bytes, ...] | None:
             few = few[(slice(None),) * axis + (slice(None, None, 61),)]
         if not ((few == first).all() and (part == first).all()):
             return None
-        found.append(first.flatten().view(torch.uint8).numpy(force=True).tobytes())
+        found.append(first.double().numpy(force=True).tobytes())
     return tuple(found)
 
 
 def middle(out: Rectangle) -> Rectangle:
-    """The pixel in the middle of a tile."""
+    """The pixel in the middle of a cell."""
     return Rectangle(*(Interval(i.start + i.size // 2, i.start + i.size // 2 + 1) for i in out))

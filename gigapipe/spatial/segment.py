@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from gigapipe.spatial.constant import Pixel, constants, interior, keeps_constants, middle
+from gigapipe.spatial.constant import Division, Pixel, cells_of, constants, divided, interior, keeps_constants, middle
 from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
@@ -67,8 +67,8 @@ class Segment:
     progress: Callable[[int, str, int, int], None] | None = None
     done_with: Callable[[], None] = lambda: None
     """Called when the backward pass begins: what was held for the forward pass alone can go."""
-    constant: dict[Rectangle, Pixel] = field(default_factory=dict)
-    """The tiles that one pixel stands for, found in the forward pass."""
+    divisions: dict[Rectangle, Division] = field(default_factory=dict)
+    """Of each tile, found in the forward pass."""
     _known: dict[tuple[int, Interval], dict[Node, Interval]] = field(default_factory=dict)
 
     @property
@@ -225,29 +225,30 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     for done, out in enumerate(tiles):
         needed = segment.rectangles(out)
         parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
-        if pixel := _constant(segment, out, needed, parts, pixels):
-            segment.constant[out] = pixel
-        else:
-            tile = segment.compute(needed, parts, {})
+        division = segment.divisions[out] = _divide(segment, out, needed, parts, pixels)
+        if computed := division.computed:
+            inner = segment.rectangles(computed)
+            parts = {ref: x[_index(ref.image, inner[ref.node], needed[ref.node])] for ref, x in parts.items()}
+            tile = segment.compute(inner, parts, {})
             if segment.output.node.sums:
                 result = _plus(result, tile)
-            elif len(tiles) == 1:
+            elif computed == owned:
                 result = tile
             else:
                 if result is None:
                     result = _like(segment.output.image, tile, owned)
-                result[_index(segment.output.image, out, owned)] = tile
+                result[_index(segment.output.image, computed, owned)] = tile
             del tile
         del parts
         segment.report("forward", done + 1, len(tiles))
     # Last, for the others tell the memory format.
-    for out, pixel in segment.constant.items():
+    for cell, pixel in (pair for division in segment.divisions.values() for pair in division.cells):
         if segment.output.node.sums:
-            result = _plus(result, pixel.result, math.prod(out.shape))
+            result = _plus(result, pixel.result, math.prod(cell.shape))
         else:
             if result is None:
                 result = _like(segment.output.image, pixel.result, owned)
-            result[_index(segment.output.image, out, owned)] = pixel.result
+            result[_index(segment.output.image, cell, owned)] = pixel.result
     return result.to(segment.output.image.dtype)
 
 
@@ -257,22 +258,31 @@ def _plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.
     return x if total is None else total.add_(x)
 
 
-def _constant(
+def _divide(
     segment: Segment,
     out: Rectangle,
     needed: Rectangles,
     parts: dict[Ref, torch.Tensor],
     pixels: dict[tuple[bytes, ...], Pixel],
-) -> Pixel | None:
-    """The pixel that stands for a tile, if one can."""
-    if not segment.keeps_constants or not interior(segment.nodes, needed) or (values := constants(parts)) is None:
-        return None
-    if values not in pixels:
-        one = middle(out)
-        rectangles = segment.rectangles(one)
-        few = {ref: x[_index(ref.image, rectangles[ref.node], needed[ref.node])].clone() for ref, x in parts.items()}
-        pixels[values] = Pixel(one, few, segment.compute(rectangles, few, {}))
-    return pixels[values]
+) -> Division:
+    """A tile whose inputs are `parts`, and the cells of it that a pixel stands for; `pixels` are those so far."""
+    if not segment.keeps_constants:
+        return Division(out, [])
+
+    def cut(rectangles: Rectangles) -> dict[Ref, torch.Tensor]:
+        return {ref: x[_index(ref.image, rectangles[ref.node], needed[ref.node])] for ref, x in parts.items()}
+
+    found = {}
+    for cell in cells_of(out):
+        rectangles = segment.rectangles(cell)
+        if not interior(segment.nodes, rectangles) or (values := constants(cut(rectangles))) is None:
+            continue
+        if values not in pixels:
+            rectangles = segment.rectangles(middle(cell))
+            few = {ref: x.clone() for ref, x in cut(rectangles).items()}
+            pixels[values] = Pixel(middle(cell), few, segment.compute(rectangles, few, {}))
+        found[cell] = pixels[values]
+    return divided(out, found)
 
 
 def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
@@ -308,21 +318,22 @@ def _backward(
     tiles = [] if owned.empty else segment.tiles()
     of_pixels: dict[int, tuple[Pixel, torch.Tensor]] = {}
     for done, out in enumerate(tiles):
-        of_tile = grad if segment.output.node.sums else grad[_index(segment.output.image, out, owned)]
-        wanting = list(zip(leaves, sums, strict=True))
-        if pixel := segment.constant.get(out):
-            summed = _summed(segment, out, of_tile)
-            before = of_pixels.get(id(pixel))
-            of_pixels[id(pixel)] = pixel, summed if before is None else before[1] + summed
-            wanting = []  # of its own
-        needed = segment.rectangles(out)
-        if wanting or any(total is not None for total in totals):
-            parts = {}
+        division = segment.divisions[out]
+        if any(total is not None for total in totals):  # which is of all pixels
+            division = Division(out, [])
+        for cell, pixel in division.cells:
+            before = of_pixels[id(pixel)][1] if id(pixel) in of_pixels else 0
+            of_pixels[id(pixel)] = pixel, before + _summed(segment, cell, _of_rectangle(segment, grad, cell, owned))
+        if computed := division.computed:
+            needed = segment.rectangles(computed)
+            parts, wanting = {}, list(zip(leaves, sums, strict=True))
             for ref, x, total in zip(segment.inputs, held, totals, strict=True):
                 parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
                 if total is not None:
                     wanting.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
-            _add_gradients(segment, needed, parts, stand_ins, wanting, of_tile)
+            if wanting:
+                of_tile = _of_rectangle(segment, grad, computed, owned)
+                _add_gradients(segment, needed, parts, stand_ins, wanting, of_tile)
             del parts
         segment.report("backward", done + 1, len(tiles))
     for pixel, summed in of_pixels.values() if leaves else ():
@@ -331,8 +342,13 @@ def _backward(
     return totals + sums
 
 
+def _of_rectangle(segment: Segment, grad: torch.Tensor, out: Rectangle, owned: Rectangle) -> torch.Tensor:
+    """The gradient of a rectangle of the output, given that of all that is owned; of a sum it is the same."""
+    return grad if segment.output.node.sums else grad[_index(segment.output.image, out, owned)]
+
+
 def _summed(segment: Segment, out: Rectangle, grad: torch.Tensor) -> torch.Tensor:
-    """The gradient of the one pixel that stands for a tile, given that of the tile."""
+    """The gradient of the one pixel that stands for a cell, given that of the cell."""
     if segment.output.node.sums:
         return grad.to(summing(grad.dtype)) * math.prod(out.shape)
     return grad.sum(segment.output.image.axes, keepdim=True, dtype=summing(grad.dtype))
