@@ -16,6 +16,8 @@ from gigapipe.models import GigapixelUNet, resnet18, resnet50
 from gigapipe.models.resnet import FrozenBatchNorm2d, Gain
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
+from gigapipe.spatial.constant import cells_of, divided
+from gigapipe.spatial.window import Interval, Rectangle
 
 TOLERANCE = 1e-10
 
@@ -114,6 +116,19 @@ def test_what_is_constant_is_computed_once_with_the_same_gradients(kept, tile):
     tiles = -(-150 // tile) * -(-400 // tile)
     forward, backward = (sum(r.shape[0] * r.shape[1] for r in part) for part in (asked[:tiles], asked[tiles:]))
     assert backward < 0.75 * forward
+
+
+@pytest.mark.parametrize("constant", ["none", "two", "scattered", "all"])
+def test_what_is_computed_of_a_tile_and_its_constant_cells_cover_it_once(constant):
+    cells = cells_of(Rectangle(Interval(3, 26), Interval(100, 131)))
+    flat = [cell for row in cells for cell in row]
+    chosen = {"none": [], "two": flat[8:10], "scattered": flat[::5], "all": flat}[constant]
+    division = divided(cells, dict.fromkeys(chosen))
+    covered = torch.zeros(26, 131)
+    for rows, columns in [*division.computed, *division.cells]:
+        covered[slice(*rows), slice(*columns)] += 1
+    assert (covered[3:, 100:] == 1).all() and covered.sum() == 23 * 31
+    assert len(division.computed) == {"none": 1, "two": 4, "all": 0}.get(constant, len(division.computed))
 
 
 @pytest.mark.parametrize("size", [(237, 191), (128, 192)])

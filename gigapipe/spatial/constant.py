@@ -31,32 +31,38 @@ class Pixel:
 
 @dataclass
 class Division:
-    """Of a tile, what is computed, if anything, and the cells beside it that pixels stand for."""
+    """Of a tile, the rectangles that are computed, and the cells that pixels stand for."""
 
-    computed: Rectangle | None
-    cells: list[tuple[Rectangle, Pixel]]
-
-
-CELLS, SMALLEST = 4, 4  # of a tile, along each axis; pixels of a cell
+    computed: list[Rectangle]
+    cells: dict[Rectangle, Pixel]
 
 
-def cells_of(out: Rectangle) -> list[Rectangle]:
-    cuts = []
-    for axis in out:
-        count = max(1, min(CELLS, axis.size // SMALLEST))
-        parts = [split(axis.size, count, i) for i in range(count)]
-        cuts.append([Interval(axis.start + part.start, axis.start + part.stop) for part in parts])
-    return [Rectangle(*pair) for pair in itertools.product(*cuts)]
+CELLS, SMALLEST = 8, 4  # of a tile, along each axis; pixels of a cell
 
 
-def divided(out: Rectangle, found: dict[Rectangle, Pixel]) -> Division:
-    """A tile of whose cells some were `found` constant: what is computed is one rectangle about the others."""
-    others = [cell for cell in cells_of(out) if cell not in found]
-    if not others:
-        return Division(None, list(found.items()))
-    rows, columns = (functools.reduce(Interval.hull, axis) for axis in zip(*others, strict=True))
-    computed = Rectangle(rows, columns)
-    return Division(computed, [(cell, pixel) for cell, pixel in found.items() if cell.intersect(computed).empty])
+def cells_of(out: Rectangle) -> list[list[Rectangle]]:
+    """A tile's cells, row by row."""
+    rows, columns = (
+        [Interval(axis.start + part.start, axis.start + part.stop) for part in parts]
+        for axis in out
+        for count in [max(1, min(CELLS, axis.size // SMALLEST))]
+        for parts in [[split(axis.size, count, i) for i in range(count)]]
+    )
+    return [[Rectangle(row, column) for column in columns] for row in rows]
+
+
+def divided(cells: list[list[Rectangle]], constant: dict[Rectangle, Pixel]) -> Division:
+    """What is computed is as few rectangles as cover the other cells: of runs in a row, and of rows with equal runs."""
+    computed, above = [], {}
+    for row in cells:
+        runs = {}
+        for is_constant, run in itertools.groupby(row, key=lambda cell: cell in constant):
+            if not is_constant:
+                columns = functools.reduce(Interval.hull, (cell.columns for cell in run))
+                runs[columns] = Rectangle(above.get(columns, row[0]).rows.hull(row[0].rows), columns)
+        computed += [rectangle for columns, rectangle in above.items() if columns not in runs]
+        above = runs
+    return Division([*computed, *above.values()], constant)
 
 
 def keeps_constants(nodes: list[Node]) -> bool:

@@ -226,10 +226,11 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         needed = segment.rectangles(out)
         parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
         division = segment.divisions[out] = _divide(segment, out, needed, parts, pixels)
-        if computed := division.computed:
+        for computed in division.computed:
             inner = segment.rectangles(computed)
-            parts = {ref: x[_index(ref.image, inner[ref.node], needed[ref.node])] for ref, x in parts.items()}
-            tile = segment.compute(inner, parts, {})
+            few = {ref: x[_index(ref.image, inner[ref.node], needed[ref.node])] for ref, x in parts.items()}
+            tile = segment.compute(inner, few, {})
+            del few
             if segment.output.node.sums:
                 result = _plus(result, tile)
             elif computed == owned:
@@ -242,7 +243,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         del parts
         segment.report("forward", done + 1, len(tiles))
     # Last, for the others tell the memory format.
-    for cell, pixel in (pair for division in segment.divisions.values() for pair in division.cells):
+    for cell, pixel in (pair for division in segment.divisions.values() for pair in division.cells.items()):
         if segment.output.node.sums:
             result = _plus(result, pixel.result, math.prod(cell.shape))
         else:
@@ -267,13 +268,14 @@ def _divide(
 ) -> Division:
     """A tile whose inputs are `parts`, and the cells of it that a pixel stands for; `pixels` are those so far."""
     if not segment.keeps_constants:
-        return Division(out, [])
+        return Division([out], {})
 
     def cut(rectangles: Rectangles) -> dict[Ref, torch.Tensor]:
         return {ref: x[_index(ref.image, rectangles[ref.node], needed[ref.node])] for ref, x in parts.items()}
 
     found = {}
-    for cell in cells_of(out):
+    cells = cells_of(out)
+    for cell in itertools.chain(*cells):
         rectangles = segment.rectangles(cell)
         if not interior(segment.nodes, rectangles) or (values := constants(cut(rectangles))) is None:
             continue
@@ -282,7 +284,7 @@ def _divide(
             few = {ref: x.clone() for ref, x in cut(rectangles).items()}
             pixels[values] = Pixel(middle(cell), few, segment.compute(rectangles, few, {}))
         found[cell] = pixels[values]
-    return divided(out, found)
+    return divided(cells, found)
 
 
 def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
@@ -320,11 +322,11 @@ def _backward(
     for done, out in enumerate(tiles):
         division = segment.divisions[out]
         if any(total is not None for total in totals):  # which is of all pixels
-            division = Division(out, [])
-        for cell, pixel in division.cells:
+            division = Division([out], {})
+        for cell, pixel in division.cells.items():
             before = of_pixels[id(pixel)][1] if id(pixel) in of_pixels else 0
             of_pixels[id(pixel)] = pixel, before + _summed(segment, cell, _of_rectangle(segment, grad, cell, owned))
-        if computed := division.computed:
+        for computed in division.computed:
             needed = segment.rectangles(computed)
             parts, wanting = {}, list(zip(leaves, sums, strict=True))
             for ref, x, total in zip(segment.inputs, held, totals, strict=True):
