@@ -350,8 +350,11 @@ def plan_streaming(
     """
     mesh = mesh or Mesh()
     layers = Layers(trace(model, shape, mesh, loss, dtype, device), mesh)
+    weights = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
     if base is None:
-        base = resident_memory() + sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
+        base = resident_memory() + weights
+    if torch.is_autocast_enabled(torch.device(device).type):
+        base += weights  # in 16 bits, and their gradients
     if mesh.size > 1:  # ranks plan alike, for the one that holds most
         held = torch.zeros(mesh.size, dtype=torch.float64)
         held[mesh.rank] = base
