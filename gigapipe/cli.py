@@ -358,7 +358,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--weights", metavar="FILE", help="checkpoint of torchvision's network to begin with")
     sub.add_argument(
-        "--background", choices=["keep", "white"], default="keep", help="white: glass becomes white, and costs nothing"
+        "--background", choices=["keep", "white"], default="keep", help="white: glass becomes white, and costs less"
     )
 
     sub = verb(predict, "Score the held-out slides of a trained model. Start it with mpiexec.")
