@@ -11,12 +11,11 @@ from mpi4py import MPI
 from torch import nn
 
 from gigapipe.spatial import SpatialTensor, decompose
-from gigapipe.training import ranks
+from gigapipe.training.ranks import SILENCE, started
 
-if "hang" in sys.argv:
-    ranks.SILENCE = timedelta(seconds=3)
+silence = timedelta(seconds=3) if "hang" in sys.argv else SILENCE
 
-with ranks.started(1, MPI.COMM_WORLD.size, 1, threads=1, transport=sys.argv[1]) as mesh:
+with started(1, MPI.COMM_WORLD.size, 1, threads=1, transport=sys.argv[1], silence=silence) as mesh:
     model = decompose(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)), mesh)
     rows, columns = mesh.rectangle((60, 20))
     for step in range(10**9):
