@@ -10,23 +10,18 @@ the image white, as masking glass does.
 """
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from streaming import memory
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.cli import size_in_bytes
 from gigapipe.progress import Progress
 
 CELL = 1024  # px a side of a phantom in the mosaic
-
-
-def peak() -> int:
-    """Bytes: the most memory that this process has had."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def mosaic(folder: Path, rows: int, columns: int, white: float) -> None:
@@ -90,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     decompose(model.to(memory_format=torch.channels_last), mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16")
-    streaming = Streaming(args.memory, mesh)
+    streaming = Streaming(args.memory, mesh, model)
     print(f"{args.network}, {args.rows} × {args.columns} px, {args.precision}, {args.threads} threads", flush=True)
 
     def loss_of(output, pixels):
@@ -109,7 +104,8 @@ def main(args: argparse.Namespace) -> None:
         optimizer.step()
         streaming.done()
         seconds = time.perf_counter() - begun
-        print(f"step {step + 1}: loss {loss.item():.5f}, {seconds:.1f} s, peak {peak() / 2**30:.2f} GiB", flush=True)
+        peak = memory("VmHWM") / 2**30
+        print(f"step {step + 1}: loss {loss.item():.5f}, {seconds:.1f} s, peak {peak:.2f} GiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -104,18 +104,13 @@ def training_settings(args: argparse.Namespace) -> dict:
 def predict(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.evaluation.folds import read_folds, roles
-    from gigapipe.spatial import decompose
-    from gigapipe.training.classification import Classification, ClassifierSettings, predict
-    from gigapipe.training.loop import saved_model
+    from gigapipe.training.classification import ClassifierSettings, predict
+    from gigapipe.training.loop import trained_model
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
 
     with started(*args.mesh, **launching(args)) as mesh:
-        saved = saved_model(args.model, Classification.name)
-        settings = ClassifierSettings(**saved["settings"])
-        model = settings.model()
-        model.load_state_dict(saved["model"])
-        decompose(model, mesh)
+        model, settings = trained_model(args.model, ClassifierSettings, mesh)
         table = roles(read_folds(args.folds), settings.fold)["test"]
         canvases = settings.canvases(table, args.pyramids, mesh)
         probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
@@ -156,19 +151,14 @@ def segment(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.folds import read_folds, roles
     from gigapipe.evaluation.overlap import dice, draw_overlay
     from gigapipe.pyramids.masks import write_mask
-    from gigapipe.spatial import decompose
-    from gigapipe.training.loop import saved_model
+    from gigapipe.training.loop import trained_model
     from gigapipe.training.ranks import started
-    from gigapipe.training.segmentation import Pairs, Segmentation, SegmenterSettings, segment
+    from gigapipe.training.segmentation import Pairs, SegmenterSettings, segment
     from gigapipe.training.streaming import Streaming
 
     data, rows, columns = args.mesh
     with started(1, data * rows, columns, **launching(args)) as mesh:
-        saved = saved_model(args.model, Segmentation.name)
-        settings = SegmenterSettings(**saved["settings"])
-        model = settings.model()
-        model.load_state_dict(saved["model"])
-        decompose(model, mesh)
+        model, settings = trained_model(args.model, SegmenterSettings, mesh)
         table = roles(read_folds(args.folds), settings.fold)["test"]
         pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh)
         found = segment(model, settings, pairs, Streaming(args.memory, mesh))

@@ -108,8 +108,8 @@ def check(
     """`compare` the model that the function `name` makes on random images of `size`, on ranks started here.
 
     `shape` is the mesh's data, rows and columns; `batch` images a data rank. With a `tile` the ranks stream their
-    images, by tiles of so many pixels a side. Raises ValueError if `name` names no
-    model, and RuntimeError with the first rank's message if a rank fails.
+    images, by tiles of so many pixels a side. Raises ValueError if `name` names no model, and RuntimeError with the
+    first rank's message if a rank fails.
     """
     sys.path.insert(0, "")
     load(name)

@@ -42,13 +42,13 @@ CELLS, SMALLEST = 8, 4  # of a tile, along each axis; pixels of a cell
 
 def cells_of(out: Rectangle) -> list[list[Rectangle]]:
     """A tile's cells, row by row."""
-    rows, columns = (
-        [Interval(axis.start + part.start, axis.start + part.stop) for part in parts]
-        for axis in out
-        for count in [max(1, min(CELLS, axis.size // SMALLEST))]
-        for parts in [[split(axis.size, count, i) for i in range(count)]]
-    )
-    return [[Rectangle(row, column) for column in columns] for row in rows]
+
+    def along(axis: Interval) -> list[Interval]:
+        count = max(1, min(CELLS, axis.size // SMALLEST))
+        parts = (split(axis.size, count, i) for i in range(count))
+        return [Interval(axis.start + part.start, axis.start + part.stop) for part in parts]
+
+    return [[Rectangle(rows, columns) for columns in along(out.columns)] for rows in along(out.rows)]
 
 
 def divided(cells: list[list[Rectangle]], constant: dict[Rectangle, Pixel]) -> Division:

@@ -21,6 +21,10 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings(Settings):
+    """A ResNet (`network`, see models) on canvases of `canvas` px a side; what `background` is, `Canvases` says."""
+
+    task = "classes"
+
     canvas: int
     classes: list[str]
     network: str = "resnet18"
@@ -37,8 +41,6 @@ class ClassifierSettings(Settings):
 
 class Classification:
     """A `Task` (see loop.py)."""
-
-    name = "classes"
 
     def __init__(
         self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
-from gigapipe.spatial import Mesh
+from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.streaming import Streaming
 
 CHECKPOINT_EVERY = 300.0
@@ -29,6 +29,9 @@ CHECKPOINT_EVERY = 300.0
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What determines the trained weights, beside the slides. Written into the model and its checkpoint."""
+
+    task: ClassVar[str]
+    """What is learnt, in a word."""
 
     mpp: float
     fold: int
@@ -42,11 +45,14 @@ class Settings:
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    def model(self) -> nn.Module:
+        """An untrained network."""
+        raise NotImplementedError
+
 
 class Task(Protocol):
     """What is learnt, and from which slides. All ranks of the mesh call its methods together."""
 
-    name: str
     settings: Settings
     mesh: Mesh
     model: nn.Module
@@ -70,6 +76,8 @@ def train(task: Task, output: Path) -> None:
 
     After every epoch, and within long ones, the state is written to `checkpoint.pt` beside `output`; a run that finds
     one made with the same settings and slides goes on from there. It is removed when the model is whole.
+
+    Raises InputError if the slides do not make whole batches, the loss is no number, or ranks see different files.
     """
     settings, mesh, model = task.settings, task.mesh, task.model
     if settings.batch % mesh.data:
@@ -148,7 +156,7 @@ def train(task: Task, output: Path) -> None:
 
     if speak:
         with written_aside(output) as partial:
-            torch.save({"task": task.name, "model": state["best"]["model"], "settings": asdict(settings)}, partial)
+            torch.save({"task": settings.task, "model": state["best"]["model"], "settings": asdict(settings)}, partial)
         record = {
             "settings": asdict(settings),
             "best_epoch": state["best"]["epoch"],
@@ -166,17 +174,26 @@ def train(task: Task, output: Path) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def saved_model(path: Path, task: str) -> dict:
-    """What `train` wrote: `model`, a state_dict, and `settings`. InputError if there is no model of that task."""
+S = TypeVar("S", bound=Settings)
+
+
+def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
+    """The network that `train` wrote, decomposed over `mesh`, and its settings.
+
+    Raises InputError if there is no model, or it has learnt something else.
+    """
     try:
         saved = torch.load(path, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"model {path}: no such file; make it with `gigapipe train`") from None
     except Exception:  # torn bytes make torch's reader raise anything, IndexError too
         raise InputError(f"model {path}: is torn, or no model; make it again with `gigapipe train`") from None
-    if not isinstance(saved, dict) or saved.get("task") != task:
-        raise InputError(f"model {path}: has not learnt {task}; give one that has")
-    return saved
+    if not isinstance(saved, dict) or saved.get("task") != kind.task:
+        raise InputError(f"model {path}: has not learnt {kind.task}; give one that has")
+    settings = kind(**saved["settings"])
+    model = settings.model()
+    model.load_state_dict(saved["model"])
+    return decompose(model, mesh), settings
 
 
 def _batches(task: Task, epoch: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -204,7 +221,7 @@ def _load(checkpoint: Path) -> dict | None:
     """The state in `checkpoint`; None where there is none, or none that can be read."""
     try:
         return torch.load(checkpoint, weights_only=True)
-    except Exception:  # as in `saved_model`
+    except Exception:  # as in `trained_model`
         return None
 
 

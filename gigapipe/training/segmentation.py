@@ -26,6 +26,10 @@ from gigapipe.training.streaming import Image, Streaming
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterSettings(Settings):
+    """The gigapixel U-Net on slides of any size."""
+
+    task = "tissue"
+
     def model(self) -> nn.Module:
         return GigapixelUNet().to(memory_format=torch.channels_last)
 
@@ -52,6 +56,7 @@ class Pairs:
         return len(self.slides)
 
     def identity(self) -> list:
+        """What says, in JSON, which slides and masks these are."""
         masks = [hashlib.sha256(mask[:].tobytes()).hexdigest() for mask in self.masks]
         return [self.slides, [pyramid.source["md5"] for pyramid in self.pyramids], masks]
 
@@ -66,7 +71,10 @@ class Pairs:
     def mask(self, index: int, streaming: Streaming, beside: Image, symmetry: int = 0) -> Image:
         """Its mask (1, 1, rows, columns), float32, turned alike."""
         read, size = under_symmetry(functools.partial(_of_mask, self.masks[index]), self.size(index), symmetry)
-        as_floats = lambda rectangle: torch.from_numpy(read(rectangle)[None].astype(np.float32))  # noqa: E731
+
+        def as_floats(rectangle: Rectangle) -> torch.Tensor:
+            return torch.from_numpy(read(rectangle)[None].astype(np.float32))
+
         return streaming.image(as_floats, (1, 1, *size), beside)
 
 
@@ -80,8 +88,6 @@ def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
 
 class Segmentation:
     """A `Task` (see loop.py)."""
-
-    name = "tissue"
 
     def __init__(self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: int | None):
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
