@@ -1,12 +1,12 @@
-"""A training step of ResNet-18, batch 1, frozen BatchNorm, in one process: plain torch against streamed.
+"""A training step of ResNet-18, batch 1, in one process: plain torch against streamed.
 
-    python benchmarks/streaming.py [--sizes 2048 4096] [--precisions float32 bfloat16] [--share 0.25] [--rounds 2]
+    python benchmarks/streaming.py [--sizes 2048 4096] [--precisions float32 bfloat16] [--norm frozen] [--rounds 2]
 
 Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py). Ours may hold, beside
-what the process has before the first step, the given share of what plain held. They take turns, each in new processes;
-medians of the steps' seconds, and the peak of memory above what the process had before the first step. Plain torch runs
-in the memory format that it is faster in: contiguous for float32 from 3000 px on, where its channels_last stem has no
-fast gradient, and channels_last elsewhere.
+what the process has before the first step, a share of what plain held, a quarter unless told by --share. They take
+turns, each in new processes; medians of the steps' seconds, and the peak of memory above what the process had before
+the first step. Plain torch runs in the memory format that it is faster in: contiguous for float32 from 3000 px on,
+where its channels_last stem has no fast gradient, and channels_last elsewhere.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def memory(key: str) -> int:
     return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def worker(size: int, precision: str, limit: int, steps: int) -> None:
+def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None:
     """One process; prints the seconds of each step, and bytes. `limit` 0 is plain torch."""
     return_freed_tensors()
     import torch
@@ -40,7 +40,7 @@ def worker(size: int, precision: str, limit: int, steps: int) -> None:
     torch.manual_seed(0)
     contiguous = limit == 0 and precision == "float32" and size > 3000
     layout = torch.contiguous_format if contiguous else torch.channels_last
-    model = resnet18(2).to(memory_format=layout).eval()
+    model = resnet18(2, norm).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     image = torch.rand(1, 3, size, size).contiguous(memory_format=layout)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
@@ -65,9 +65,11 @@ def worker(size: int, precision: str, limit: int, steps: int) -> None:
     print(json.dumps({**found, "expected": plan.peak - before if plan else None, "plan": str(plan)}))
 
 
-def measure(size: int, precision: str, limit: int, steps: int) -> dict:
+def measure(size: int, precision: str, norm: str, limit: int, steps: int) -> dict:
     command = [sys.executable, __file__, "--worker", str(limit), "--sizes", str(size), "--precisions", precision]
-    done = subprocess.run([*command, "--steps", str(steps)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--norm", norm, "--steps", str(steps)], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -75,23 +77,24 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--norm", choices=["frozen", "batch", "group", "none"], default="frozen")
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
-        worker(args.sizes[0], args.precisions[0], args.worker, args.steps)
+        worker(args.sizes[0], args.precisions[0], args.norm, args.worker, args.steps)
         sys.exit()
-    print(f"ResNet-18, batch 1, frozen BatchNorm; {len(os.sched_getaffinity(0))} cores\n")
+    print(f"ResNet-18, batch 1, norm {args.norm}; {len(os.sched_getaffinity(0))} cores\n")
     print("  size  precision   plain, s  streamed, s   ratio   plain, MB  streamed, MB   ratio   expected, MB")
     for size in args.sizes:
         for precision in args.precisions:
             found = {"plain": [], "streamed": []}
             for _ in range(args.rounds):
-                found["plain"].append(measure(size, precision, 0, args.steps))
+                found["plain"].append(measure(size, precision, args.norm, 0, args.steps))
                 limit = args.share * max(run["peak"] for run in found["plain"])
-                found["streamed"].append(measure(size, precision, int(limit), args.steps))
+                found["streamed"].append(measure(size, precision, args.norm, int(limit), args.steps))
             seconds = {kind: statistics.median(s for r in runs for s in r["seconds"]) for kind, runs in found.items()}
             peak = {kind: max(run["peak"] for run in runs) / 1e6 for kind, runs in found.items()}
             expected = found["streamed"][-1]["expected"] / 1e6
