@@ -36,4 +36,5 @@ else:
 rule all:
     default_target: True
     input:
+        rules.survey.output,
         rules.evaluated.input,

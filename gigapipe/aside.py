@@ -38,3 +38,23 @@ def folder_aside(folder: str | Path) -> Iterator[Path]:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
+    """The same, but a run that is killed leaves what it has: the next with the same `identity` finds it and goes on."""
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    mark = partial / "identity"
+    if not mark.exists() or mark.read_text() != identity:
+        shutil.rmtree(partial, ignore_errors=True)
+        with written_aside(mark) as new:
+            new.write_text(identity)
+    try:
+        yield partial
+    except Exception:  # but not what interrupts
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    (folder / mark.name).unlink()

@@ -38,9 +38,60 @@ def download(args: argparse.Namespace) -> None:
 
 
 def pyramid(args: argparse.Namespace) -> None:
-    from gigapipe.pyramids.build import build_pyramid
+    from dataclasses import fields
 
-    build_pyramid(args.slide, args.folder, args.mpp, threads=args.threads)
+    from gigapipe.pyramids.build import Settings, build_pyramid
+    from gigapipe.pyramids.store import leave_out
+
+    settings = Settings(**{f.name: getattr(args, "slide_mpp" if f.name == "mpp" else f.name) for f in fields(Settings)})
+    try:
+        build_pyramid(args.slide, args.folder, args.mpp, settings, args.threads, args.scheduler)
+    except InputError as error:
+        if not args.leave_out:
+            raise
+        print(f"gigapipe: {error}\nleft out", file=sys.stderr)
+        leave_out(args.folder, str(error))
+
+
+def verify(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.verify import verify_chunks, verify_pixels
+    from gigapipe.slides.reader import Slide
+
+    pyramid = Pyramid(args.pyramid)
+    print(f"{args.pyramid}: {verify_chunks(pyramid) / 1e6:.0f} MB of pixels, every chunk there and whole")
+    if args.slide:
+        with Slide(args.slide, pyramid.settings["mpp"], pyramid.settings["assume_mpp"]) as slide:
+            print(f"{args.slide}: {verify_pixels(pyramid, slide)} rectangles made again, every pixel the same")
+
+
+def canvas(args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.canvas import corner, lost_tissue, read_canvas
+
+    pyramid = Pyramid(args.pyramid)
+    row, column = corner(pyramid, args.mpp, args.canvas)
+    picture = Image.fromarray(read_canvas(pyramid, args.mpp, args.canvas).transpose(1, 2, 0))
+    picture.thumbnail((2048, 2048))
+    with written_aside(args.output) as partial:
+        picture.save(partial, "PNG")
+    print(
+        f"canvas of {args.canvas} px at {args.mpp:g} µm/px, from row {row}, column {column} of the slide; "
+        f"{lost_tissue(pyramid, args.mpp, args.canvas):.0%} of the tissue's box lies outside; see {args.output}"
+    )
+
+
+def survey(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids.survey import contact_sheet, table
+
+    slides = [folder.name for folder in args.pyramids]
+    folder = args.pyramids[0].parent
+    with written_aside(args.output / "slides.tsv") as partial:
+        table(slides, folder).to_csv(partial, sep="\t", index=False)
+    with written_aside(args.output / "slides.png") as partial:
+        contact_sheet(slides, folder).save(partial, "PNG")
 
 
 def folds(args: argparse.Namespace) -> None:
@@ -54,14 +105,14 @@ def folds(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     return_freed_tensors()
-    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.evaluation.folds import roles
     from gigapipe.pyramids.canvas import lost_tissue
     from gigapipe.training.classification import Classification, ClassifierSettings
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
 
     with started(*args.mesh, **launching(args)) as mesh:
-        table = read_folds(args.folds)
+        table = slides_of(args)
         parts = roles(table, args.fold)
         settings = ClassifierSettings(
             **training_settings(args),
@@ -87,6 +138,15 @@ def train(args: argparse.Namespace) -> None:
         train(Classification(settings, training, validation, mesh, args.memory), args.output)
 
 
+def slides_of(args: argparse.Namespace):
+    """The table of folds, without the slides that were left out when their pyramids were made."""
+    from gigapipe.evaluation.folds import read_folds
+    from gigapipe.pyramids.store import left_out
+
+    table = read_folds(args.folds)
+    return table[[left_out(args.pyramids / slide) is None for slide in table["slide"]]]
+
+
 def launching(args: argparse.Namespace) -> dict:
     """What `started` is told beside the mesh."""
     from gigapipe.training.ranks import LONG_SILENCE, SILENCE
@@ -103,7 +163,7 @@ def training_settings(args: argparse.Namespace) -> dict:
 
 def predict(args: argparse.Namespace) -> None:
     return_freed_tensors()
-    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.evaluation.folds import roles
     from gigapipe.training.classification import ClassifierSettings, predict
     from gigapipe.training.loop import trained_model
     from gigapipe.training.ranks import started
@@ -111,7 +171,7 @@ def predict(args: argparse.Namespace) -> None:
 
     with started(*args.mesh, **launching(args)) as mesh:
         model, settings = trained_model(args.model, ClassifierSettings, mesh)
-        table = roles(read_folds(args.folds), settings.fold)["test"]
+        table = roles(slides_of(args), settings.fold)["test"]
         canvases = settings.canvases(table, args.pyramids, mesh)
         probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
@@ -125,19 +185,23 @@ def predict(args: argparse.Namespace) -> None:
 def mask(args: argparse.Namespace) -> None:
     from gigapipe.pyramids import Pyramid
     from gigapipe.pyramids.masks import make_mask
+    from gigapipe.pyramids.store import leave_out, left_out
 
-    make_mask(Pyramid(args.pyramid), args.mpp, args.folder, args.drawn)
+    if reason := left_out(args.pyramid):
+        leave_out(args.folder, reason)
+    else:
+        make_mask(Pyramid(args.pyramid), args.mpp, args.folder, args.drawn)
 
 
 def train_tissue(args: argparse.Namespace) -> None:
     return_freed_tensors()
-    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.evaluation.folds import roles
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
     from gigapipe.training.segmentation import Pairs, Segmentation, SegmenterSettings
 
     with started(*args.mesh, **launching(args)) as mesh:
-        parts = roles(read_folds(args.folds), args.fold)
+        parts = roles(slides_of(args), args.fold)
         settings = SegmenterSettings(**training_settings(args))
         training, validation = (
             Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh) for role in ("training", "validation")
@@ -148,7 +212,7 @@ def train_tissue(args: argparse.Namespace) -> None:
 def segment(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.aside import folder_aside
-    from gigapipe.evaluation.folds import read_folds, roles
+    from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.overlap import dice, draw_overlay
     from gigapipe.pyramids.masks import write_mask
     from gigapipe.training.loop import trained_model
@@ -159,7 +223,7 @@ def segment(args: argparse.Namespace) -> None:
     data, rows, columns = args.mesh
     with started(1, data * rows, columns, **launching(args)) as mesh:
         model, settings = trained_model(args.model, SegmenterSettings, mesh)
-        table = roles(read_folds(args.folds), settings.fold)["test"]
+        table = roles(slides_of(args), settings.fold)["test"]
         pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh)
         found = segment(model, settings, pairs, Streaming(args.memory, mesh))
         if mesh.rank:
@@ -323,7 +387,47 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads")
     sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
     sub.add_argument("--mpp", type=float, nargs="+", required=True, help="resolutions, in µm per pixel")
-    sub.add_argument("--threads", type=positive, default=2, help="Dask threads")
+    sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
+    sub.add_argument(
+        "--source-level",
+        choices=["exact", "fast"],
+        default="exact",
+        help="exact: from level 0; fast: from the nearest finer level of the file, which was compressed once more",
+    )
+    sub.add_argument("--slide-mpp", type=float, metavar="MPP", help="µm per pixel of the slide, against what it says")
+    sub.add_argument(
+        "--assume-mpp", action="store_true", help="if the slide says no µm per pixel, take it from the objective"
+    )
+    sub.add_argument(
+        "--damaged", choices=["refuse", "white"], default="refuse", help="what becomes of a tile that cannot be decoded"
+    )
+    sub.add_argument("--clean-background", action="store_true", help="make what lies outside the tissue exactly white")
+    sub.add_argument(
+        "--colours", choices=["scanner", "srgb"], default="scanner", help="srgb: by the scanner's ICC profile"
+    )
+    sub.add_argument("--chunk", type=positive, default=512, help="pixels a side that are read at a time")
+    sub.add_argument("--shard", type=positive, help="pixels a side of a file of chunks; by default a chunk is a file")
+    sub.add_argument("--ome-zarr", choices=["0.5", "0.4"], default="0.5", help="0.4 for QuPath and other old readers")
+    sub.add_argument(
+        "--scheduler", default="threads", help="Dask's: threads, processes, or the address of a distributed one"
+    )
+    sub.add_argument(
+        "--leave-out", action="store_true", help="write why a slide cannot be used in place of its store, and succeed"
+    )
+
+    sub = verb(verify, "Check a pyramid against its checksums, and against its slide.")
+    sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
+    sub.add_argument("--slide", type=Path, help="the slide that it was made from: some rectangles are made again")
+
+    sub = verb(canvas, "Show the canvas of a slide: what a network sees.")
+    sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
+    sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+    sub.add_argument("--canvas", type=positive, required=True, help="pixels a side")
+    sub.add_argument("--output", type=Path, default=Path("canvas.png"), help="the picture to write")
+
+    sub = verb(survey, "What became of every slide, as a table and a contact sheet.")
+    sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders, all in one folder")
+    sub.add_argument("--output", type=Path, required=True, help="folder for slides.tsv and slides.png")
 
     sub = verb(folds, "Divide a sample sheet into folds that share no patient.")
     sub.add_argument("sheet", type=Path, help="the sample sheet")

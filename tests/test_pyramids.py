@@ -1,17 +1,25 @@
 """Pyramids against a float64 area mean written in ten lines, and canvases against the pyramid they are cut from."""
 
+import hashlib
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from conftest import gigapipe
+from PIL import Image, ImageCms
 
 from gigapipe.errors import InputError
-from gigapipe.pyramids import Pyramid
-from gigapipe.pyramids.build import build_pyramid
+from gigapipe.pyramids import Pyramid, blocks
+from gigapipe.pyramids.build import Settings, build_pyramid
 from gigapipe.pyramids.canvas import corner, lost_tissue, read_canvas
+from gigapipe.slides.levels import OpenSlideLevel, TiffLevel, open_level
 from gigapipe.slides.phantom import cohort, render, write_slide
 from gigapipe.slides.reader import Slide
 
@@ -48,9 +56,31 @@ def phantom_path(tmp_path_factory):
 def test_a_phantom_is_downsampled_exactly_at_any_ratio(phantom_path, tmp_path):
     # Chunks of 128 px, so that seams are crossed; ratios 1, 1.5, 1.9763, 2, 7.9 and one larger than the slide.
     resolutions = [0.5, 0.75, 0.98815, 1.0, 3.95, 2000.0]
-    build_pyramid(phantom_path, tmp_path / "p", resolutions, chunk=128)
+    build_pyramid(phantom_path, tmp_path / "p", resolutions, Settings(chunk=128))
     with Slide(phantom_path) as slide:
         assert_exact(Pyramid(tmp_path / "p"), slide)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_blocks_leave_no_seam_and_depend_on_nobody(phantom_path, tmp_path, monkeypatch, scheduler):
+    """Blocks that hold whole chunks of the finest resolution, and pieces of the others'; in threads and processes."""
+    monkeypatch.setattr(blocks, "BLOCK", (100, 230))
+    resolutions = [0.75, 0.98815, 1.5, 7.3, 300.0]
+    build_pyramid(phantom_path, tmp_path / "p", resolutions, Settings(chunk=64), scheduler=scheduler)
+    with Slide(phantom_path) as slide:
+        assert_exact(Pyramid(tmp_path / "p"), slide)
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["image.zarr", "overview.png"]
+
+
+def test_shards_hold_the_same_pixels(phantom_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", (300, 300))
+    build_pyramid(phantom_path, tmp_path / "p", [0.5, 1.5], Settings(chunk=64, shard=128))
+    with Slide(phantom_path) as slide:
+        assert_exact(Pyramid(tmp_path / "p"), slide)
+    array = Pyramid(tmp_path / "p").array(0.5)
+    assert array.shards == (3, 128, 128) and array.chunks == (3, 64, 64)
+    files = [p for p in (tmp_path / "p/image.zarr/0/c").rglob("*") if p.is_file()]
+    assert len(files) == (-(-array.shape[1] // 128)) * (-(-array.shape[2] // 128))
 
 
 def test_a_real_slide_is_downsampled_exactly_and_keeps_its_mean(shared, tmp_path):
@@ -64,6 +94,36 @@ def test_a_real_slide_is_downsampled_exactly_and_keeps_its_mean(shared, tmp_path
         mean = pyramid.array(mpp)[:].mean(axis=(1, 2))
         print(mpp, "µm/px, mean per channel:", mean, "level 0:", level0)
         assert abs(mean - level0).max() < 1
+
+
+def test_the_same_region_as_dicom_differs_as_its_jpeg_does(shared, tmp_path):
+    """Its frames were compressed again, as YCbCr, and its metadata calls them RGB."""
+    paths = {
+        "svs": shared / "data/slides/CMU-1-Small-Region.svs",
+        "dicom": shared / "data/slides/cmu-1-dicom/level-0-frames-0-30.dcm",
+    }
+    level0 = []
+    for name, path in paths.items():
+        build_pyramid(path, tmp_path / name, [1, 4])
+        with Slide(path) as slide:
+            assert_exact(Pyramid(tmp_path / name), slide)
+            level0.append(slide.read(0, 0, *slide.shape).astype(int))
+    jpeg = abs(level0[0] - level0[1]).mean()
+    for mpp in (1, 4):
+        ours, theirs = (Pyramid(tmp_path / name).array(mpp)[:].astype(int) for name in paths)
+        difference = abs(ours - theirs).mean()
+        print(f"{mpp} µm/px: {difference:.2f} grey levels, level 0: {jpeg:.2f}")
+        assert difference < jpeg < 5
+        assert abs(ours.mean((1, 2)) - theirs.mean((1, 2))).max() < 1
+
+
+def test_composed_lung_slides_are_downsampled_exactly(shared, tmp_path):
+    script = shared / "tools/make_lung_slides.py"
+    subprocess.run([sys.executable, script, tmp_path / "lung", "--per-class", "1"], check=True)
+    path = sorted((tmp_path / "lung").glob("*.svs"))[0]
+    build_pyramid(path, tmp_path / "p", [1, 1.9763, 3.9526, 7.9])
+    with Slide(path) as slide:
+        assert_exact(Pyramid(tmp_path / "p"), slide)
 
 
 def test_the_store_is_ome_zarr_with_physical_scale(phantom_path, tmp_path):
@@ -168,3 +228,228 @@ def test_a_missing_pyramid_or_resolution_is_named(phantom_path, tmp_path):
     shutil.rmtree(tmp_path / "p" / "image.zarr")
     with pytest.raises(InputError, match="no pyramid"):
         Pyramid(tmp_path / "p")
+
+
+def written(path, rgb, description="MPP = 0.25|AppMag = 40", **options):
+    """A slide as Aperio's, of one level."""
+    rows, columns = rgb.shape[:2]
+    header = f"Aperio Image Library v12.0.0\r\n{columns}x{rows} [0,0 {columns}x{rows}] (128x128) |"
+    options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 90}} | options
+    tifffile.imwrite(
+        path, rgb, tile=(128, 128), description=header + description, metadata=None, software=False, **options
+    )
+    return path
+
+
+JPEG2000 = {"photometric": "rgb", "compressionargs": {"level": 0, "reversible": True}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"photometric": "ycbcr", "subsampling": (2, 1)},
+        {"photometric": "ycbcr", "subsampling": (2, 2)},
+        {"compression": "APERIO_JP2000_RGB", **JPEG2000},
+    ],
+    ids=["RGB JPEG", "4:2:2", "4:2:0", "JPEG 2000"],
+)
+def test_tiles_are_decoded_directly_where_they_are_as_openslide_reads_them(tmp_path, options):
+    pixels = render(cohort(patients=6)[1])[:301, :397]
+    with Slide(written(tmp_path / "s.svs", pixels, **options)) as slide:
+        level = open_level(slide)
+        assert isinstance(level, TiffLevel)
+        assert (level.read(0, 0, *slide.shape) == slide.read(0, 0, *slide.shape)).all()
+        assert (level.read(100, 30, 77, 300) == slide.read(100, 30, 77, 300)).all()
+        if "JP2000" in str(options):  # without loss
+            assert (level.read(0, 0, *slide.shape) == pixels).all()
+
+
+def test_tiles_that_decode_otherwise_are_left_to_openslide(tmp_path):
+    """33003 says that the samples are YCbCr: OpenSlide converts them, tifffile does not."""
+    pixels = render(cohort(patients=6)[1])[:301, :397]
+    with Slide(written(tmp_path / "s.svs", pixels, compression="APERIO_JP2000_YCBC", **JPEG2000)) as slide:
+        assert not (TiffLevel(slide).read(0, 0, *slide.shape) == slide.read(0, 0, *slide.shape)).all()
+        assert isinstance(open_level(slide), OpenSlideLevel)
+    build_pyramid(tmp_path / "s.svs", tmp_path / "p", [0.5])
+    with Slide(tmp_path / "s.svs") as slide:
+        assert_exact(Pyramid(tmp_path / "p"), slide)
+
+
+def test_a_coarse_level_of_the_file_is_used_on_request(tmp_path):
+    rgb = np.tile(render(cohort(patients=6)[0]), (3, 3, 1))[:1203, :1190]  # not multiples of 4
+    write_slide(tmp_path / "s.svs", rgb)
+    for source_level in ("exact", "fast"):
+        build_pyramid(tmp_path / "s.svs", tmp_path / source_level, [1, 4], Settings(source_level=source_level))
+    exact, fast = (Pyramid(tmp_path / name) for name in ("exact", "fast"))
+    assert (exact.array(1)[:] == fast.array(1)[:]).all()  # from level 0, both
+    difference = abs(exact.array(4)[:].astype(int) - fast.array(4)[:])
+    print("fast against exact, 4 µm/px: mean", difference.mean(), "largest", difference.max())
+    assert exact.array(4).shape == fast.array(4).shape and 0 < difference.mean() < 3
+
+
+def test_mpp_is_taken_from_the_file_the_objective_or_the_user(tmp_path):
+    pixels = np.full((300, 300, 3), 200, np.uint8)
+    silent = written(tmp_path / "silent.svs", pixels, "AppMag = 40")
+    with pytest.raises(InputError, match="silent.svs.*does not say"):
+        Slide(silent)
+    assert Slide(silent, assume_mpp=True).mpp == (0.25, 0.25)
+    assert Slide(silent, mpp=0.3).mpp == (0.3, 0.3)
+    for absurd in ("0.005", "350"):
+        path = written(tmp_path / f"{absurd}.svs", pixels, f"MPP = {absurd}|AppMag = 40")
+        with pytest.raises(InputError, match=f"{absurd}.svs.*cannot be"):
+            Slide(path, assume_mpp=True)
+        assert Slide(path, mpp=0.25).mpp == (0.25, 0.25)
+    done = gigapipe("pyramid", silent, tmp_path / "p", "--mpp", 1, "--slide-mpp", 0.5)
+    assert done.returncode == 0 and Pyramid(tmp_path / "p").array(1).shape == (3, 150, 150)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "APERIO_JP2000_YCBC"], ids=["direct", "OpenSlide"])
+def test_a_damaged_tile_is_refused_with_its_place_or_white_and_counted(tmp_path, codec):
+    pixels = render(cohort(patients=6)[1])[:390, :390]
+    options = {"compression": codec} if codec == "jpeg" else {"compression": codec, **JPEG2000}
+    path = written(tmp_path / "s.svs", pixels, **options)
+    build_pyramid(path, tmp_path / "whole", [0.5])
+    with tifffile.TiffFile(path) as file:
+        start, length = file.pages[0].dataoffsets[6], file.pages[0].databytecounts[6]  # second row, third column
+    data = bytearray(path.read_bytes())
+    data[start : start + length] = bytes(length)
+    path.write_bytes(data)
+    done = gigapipe("pyramid", path, tmp_path / "p", "--mpp", 0.5, check=False)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("gigapipe:")]
+    assert done.returncode == 1 and "s.svs" in line and "damaged near row" in line
+    assert "Traceback" not in done.stdout and not (tmp_path / "p").exists()
+    build_pyramid(path, tmp_path / "p", [0.5], Settings(damaged="white"))
+    pyramid = Pyramid(tmp_path / "p")
+    assert pyramid.source["damaged_tiles"] == [[128, 256]]
+    expected = Pyramid(tmp_path / "whole").array(0.5)[:]
+    expected[:, 64:128, 128:192] = 255
+    assert (pyramid.array(0.5)[:] == expected).all()
+
+
+def test_the_background_becomes_white_on_request(phantom_path, tmp_path):
+    for clean in (False, True):
+        build_pyramid(phantom_path, tmp_path / str(clean), [1, 4], Settings(clean_background=clean))
+    dirty, cleaned = (Pyramid(tmp_path / str(clean)) for clean in (False, True))
+    for mpp in (1, 4):
+        before, after = dirty.array(mpp)[:], cleaned.array(mpp)[:]
+        inside = dirty.outline_at(mpp, slice(0, before.shape[1]), slice(0, before.shape[2]))
+        assert (after[:, inside] == before[:, inside]).all()
+        assert (after[:, ~inside] == 255).all() and (before[:, ~inside] != 255).any()
+
+
+def test_colours_follow_the_scanners_profile_on_request(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # Red and blue exchanged: a profile that nobody can overlook.
+    swapped = profile.replace(b"rXYZ", b"tmp!").replace(b"bXYZ", b"rXYZ").replace(b"tmp!", b"bXYZ")
+    pixels = np.full((300, 300, 3), (250, 120, 40), np.uint8)
+    path = written(tmp_path / "s.svs", pixels, iccprofile=swapped)
+    build_pyramid(path, tmp_path / "scanner", [1])
+    build_pyramid(path, tmp_path / "srgb", [1], Settings(colours="srgb"))
+    scanner, srgb = (Pyramid(tmp_path / name) for name in ("scanner", "srgb"))
+    assert "sRGB" in scanner.source["icc_profile"] and srgb.settings["colours"] == "srgb"
+    red, _, blue = scanner.array(1)[:].mean(axis=(1, 2))
+    assert red > 240 and blue < 50
+    red, _, blue = srgb.array(1)[:].mean(axis=(1, 2))
+    assert blue > 240 and red < 50
+
+
+def test_version_0_4_is_written_for_old_readers(phantom_path, tmp_path):
+    build_pyramid(phantom_path, tmp_path / "new", [1, 4], Settings(chunk=128))
+    build_pyramid(phantom_path, tmp_path / "old", [1, 4], Settings(chunk=128, ome_zarr="0.4"))
+    group = json.loads((tmp_path / "old/image.zarr/.zattrs").read_text())
+    assert group["multiscales"][0]["version"] == "0.4" and len(group["omero"]["channels"]) == 3
+    array = json.loads((tmp_path / "old/image.zarr/0/.zarray").read_text())
+    assert array["zarr_format"] == 2 and array["dimension_separator"] == "/" and array["compressor"]["id"] == "blosc"
+    new, old = (Pyramid(tmp_path / name) for name in ("new", "old"))
+    for mpp in (1, 4):
+        assert (new.array(mpp)[:] == old.array(mpp)[:]).all()
+    assert (new.outline == old.outline).all()
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
+    rgb = np.tile(render(cohort(patients=6)[0]), (6, 6, 1))
+    write_slide(tmp_path / "s.svs", rgb)
+    program = (
+        "import sys; from gigapipe.pyramids import blocks, build; blocks.BLOCK = (256, 256);"
+        "build.build_pyramid(sys.argv[1], sys.argv[2], [0.5, 1.3, 4], build.Settings(chunk=128))"
+    )
+
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", program, tmp_path / "s.svs", folder], stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    partial, marks = tmp_path / ".p.partial" / "work" / "done", {}
+    random.seed(0)
+    for _ in range(10):
+        process = start(tmp_path / "p")
+        before = len(marks)
+        while process.poll() is None and len(list(partial.glob("[bc]*"))) <= before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
+        process.kill()
+        if process.wait() == 0:
+            break
+        found = {path.name: path.stat().st_mtime_ns for path in partial.glob("[bc]*")}
+        assert marks.items() <= found.items()  # what was done is not done again
+        marks = found
+        assert not (tmp_path / "p").exists()
+    print(len(marks), "tasks were done when it was killed last")
+    assert start(tmp_path / "p").wait() == 0
+    assert contents(tmp_path / "p") == contents(tmp_path / "whole")
+
+
+def test_verify_finds_what_is_missing_damaged_or_another(phantom_path, tmp_path):
+    build_pyramid(phantom_path, tmp_path / "p", [0.5, 1.3, 4], Settings(chunk=128))
+    done = gigapipe("verify", tmp_path / "p", "--slide", phantom_path)
+    assert "every chunk there and whole" in done.stdout and "every pixel the same" in done.stdout
+
+    def spoilt(change):
+        shutil.rmtree(tmp_path / "q", ignore_errors=True)
+        shutil.copytree(tmp_path / "p", tmp_path / "q")
+        change(tmp_path / "q/image.zarr/0/c/0/1/1")
+        done = gigapipe("verify", tmp_path / "q", "--slide", phantom_path, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stdout
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("gigapipe:")]
+        return line
+
+    def flip(path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def replace(path):
+        shutil.copy(path.parent.parent / "0" / "0", path)
+
+    assert "1 of" in spoilt(lambda path: path.unlink())
+    assert "damaged at 0.5 µm/px" in spoilt(flip)
+    assert "not what slide" in spoilt(replace)
+
+
+def test_a_canvas_is_shown(phantom_path, tmp_path):
+    build_pyramid(phantom_path, tmp_path / "p", [4])
+    done = gigapipe("canvas", tmp_path / "p", "--mpp", 4, "--canvas", 64, "--output", tmp_path / "c.png")
+    shown = np.asarray(Image.open(tmp_path / "c.png"))
+    assert (shown == read_canvas(Pyramid(tmp_path / "p"), 4, 64).transpose(1, 2, 0)).all()
+    lost = lost_tissue(Pyramid(tmp_path / "p"), 4, 64)
+    assert f"{lost:.0%} of the tissue" in done.stdout and lost > 0
+
+
+def test_a_survey_tells_every_slides_fate(phantom_path, tmp_path, shared):
+    broken = shared / "data/slides/broken/cmu-truncated-50pct.svs"
+    gigapipe("pyramid", phantom_path, tmp_path / "pyramids/good", "--mpp", 4)
+    gigapipe("pyramid", broken, tmp_path / "pyramids/bad", "--mpp", 4, "--leave-out")
+    gigapipe("survey", tmp_path / "pyramids/good", tmp_path / "pyramids/bad", "--output", tmp_path)
+    good, bad = (line.split("\t") for line in (tmp_path / "slides.tsv").read_text().splitlines()[1:])
+    assert good[:2] == ["good", "whole"] and bad[0] == "bad" and "cmu-truncated" in bad[1]
+    assert Image.open(tmp_path / "slides.png").size[0] == 2 * 192
+    with pytest.raises(InputError, match="left out"):
+        Pyramid(tmp_path / "pyramids/bad")

@@ -1,51 +1,132 @@
-"""The exact area mean: downsampling by any ratio, integer or not, piece by piece without a seam."""
+"""The exact area mean: downsampling by any ratio, integer or not, in rows as they come and pieces without a seam.
 
+An output pixel is the mean of the source pixels that it covers, each by the share that it covers. Ratios are fractions,
+shares and sums are integers: what is computed depends on the image alone, not on how it is cut.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numba
 import numpy as np
-from scipy import sparse
+
+ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
+LARGEST = 8_000_000  # numerator of a ratio: times a grey level it must fit 32 bits
 
 
-def output_size(size: int, ratio: float) -> int:
-    """Pixels of an axis of `size` pixels after downsampling by `ratio` source pixels to one; at least one."""
-    return max(1, round(size / ratio))
+@dataclass(frozen=True)
+class Axis:
+    """Downsampling of an axis of `source` pixels to `size`, by `ratio` source pixels to one."""
+
+    source: int
+    ratio: Fraction
+    size: int
+
+    @classmethod
+    def of(cls, source: int, ratio: float, size: int | None = None) -> "Axis":
+        """`ratio` becomes the fraction that a quotient of two numbers of few decimals was, or one that is as good.
+
+        `size` is rounded from it, and at least one, unless it is given.
+        """
+        fraction = Fraction(ratio).limit_denominator(min(10**6, max(1, int(LARGEST / ratio))))
+        return cls(source, fraction, size or max(1, round(source / fraction)))
+
+    def edges(self, start: int, stop: int) -> np.ndarray:
+        """Where output pixels `[start, stop)` begin, and where the last ends, in `ratio.denominator`ths of a pixel."""
+        edges = np.arange(start, stop + 1, dtype=np.int64)
+        # The last pixel ends with the source, and each has some of it.
+        return np.minimum(edges * self.ratio.numerator, self.source * self.ratio.denominator - (self.size - edges))
+
+    def covered(self, start: int, stop: int) -> tuple[int, int]:
+        """The source pixels `[first, last)` that the output pixels `[start, stop)` cover."""
+        first, last = self.edges(start, stop)[[0, -1]]
+        return int(first // self.ratio.denominator), int(-(-last // self.ratio.denominator))
+
+    def begins(self, source: Fraction) -> int:
+        """The first output pixel that begins at `source` in the source or after it."""
+        return min(self.size, math.ceil(source / self.ratio))
 
 
-def source_range(start: int, stop: int, ratio: float, size: int) -> tuple[int, int]:
-    """The source pixels `[first, last)` of an axis of `size` that the output pixels `[start, stop)` cover."""
-    # The tolerance keeps a ratio such as 2 / 0.4 = 5.000000000000001 from reaching for a pixel more.
-    return int(np.floor(start * ratio + 1e-6)), min(size, int(np.ceil(stop * ratio - 1e-6)))
+class AreaMean:
+    """The output pixels `rows` × `columns` (half-open ranges) of an image, from its rows, fed from top to bottom.
 
-
-def _weights(start: int, stop: int, ratio: float, size: int) -> sparse.csr_array:
-    """Matrix (output, source) of the share that each source pixel has in each output pixel; rows sum to one."""
-    first, last = source_range(start, stop, ratio, size)
-    edges = np.minimum(np.arange(start, stop + 1) * ratio, size)
-    span = int(np.ceil(ratio)) + 1
-    pixels = np.floor(edges[:-1, None]).astype(int) + np.arange(span)
-    covered = np.minimum(pixels + 1, edges[1:, None]) - np.maximum(pixels, edges[:-1, None])
-    covered[(covered < 1e-6) | (pixels < first) | (pixels >= last)] = 0
-    covered /= covered.sum(axis=1, keepdims=True)
-    rows = np.repeat(np.arange(stop - start), span)
-    columns = np.clip(pixels.ravel() - first, 0, last - first - 1)
-    return sparse.coo_array((covered.ravel().astype(np.float32), (rows, columns)), (stop - start, last - first)).tocsr()
-
-
-def area_mean(
-    source: np.ndarray,
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-    ratio: tuple[float, float],
-    shape: tuple[int, int],
-) -> np.ndarray:
-    """Output pixels `rows` × `columns` (half-open ranges) of an image of `shape` downsampled by `ratio`.
-
-    `source` holds, as (rows, columns, 3) uint8, exactly the pixels that `source_range` names on both axes. Returns
-    the same layout and type, means rounded half up. Independent of how the output is cut into pieces.
+    `mean` is (channel, row, column), uint8 RGB, rounded half up; its first `finished` rows are whole.
     """
-    down = _weights(*rows, ratio[0], shape[0])
-    across = _weights(*columns, ratio[1], shape[1])
-    channels = source.shape[2]
-    tall = down @ source.reshape(len(source), -1).astype(np.float32)
-    tall = tall.reshape(len(tall), -1, channels).transpose(1, 0, 2)
-    wide = across @ np.ascontiguousarray(tall).reshape(len(tall), -1)
-    mean = wide.reshape(len(wide), -1, channels).transpose(1, 0, 2)
-    return np.floor(mean + np.float32(0.5)).astype(np.uint8)
+
+    def __init__(self, down: Axis, across: Axis, rows: tuple[int, int], columns: tuple[int, int]):
+        self.rows, self.columns = down.covered(*rows), across.covered(*columns)
+        self.mean = np.empty((3, rows[1] - rows[0], columns[1] - columns[0]), np.uint8)
+        self.finished = 0
+        self._unit, self._down = down.ratio.denominator, down.edges(*rows)
+        self._first, self._shares = _shares(across.edges(*columns), across.ratio.denominator, self.columns[0])
+        # Behind the last pixel zeros, for there are more shares than it has source pixels.
+        self._sums = np.zeros((self.columns[1] - self.columns[0] + self._shares.shape[1]) * 3, np.int32)
+
+    def feed(self, band: np.ndarray, row: int, column: int) -> None:
+        """Take in source pixels (rows, columns, 3), uint8, the first of which is at `row`, `column`.
+
+        A band begins where the one before ended, and holds all source columns that are needed; what is above the source
+        rows that are needed, below or beside, is passed over.
+        """
+        first, last = max(row, self.rows[0]), min(row + len(band), self.rows[1])
+        if first >= last or not self.mean.size:
+            return
+        part = band[first - row : last - row, self.columns[0] - column : self.columns[1] - column]
+        rows, across = np.ascontiguousarray(part).reshape(len(part), -1), (self._first, self._shares)
+        self.finished = _feed(rows, first, self._unit, self._down, *across, self._sums, self.finished, self.mean)
+
+
+def _shares(edges: np.ndarray, unit: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each output pixel where in the sums (from the source pixel `start`, three to a pixel) its first source pixel
+    is, and (output pixel, source pixel from there on, at least three) what share it has of its mean."""
+    left, right = edges[:-1, None], edges[1:, None]
+    first = left // unit
+    most = int(((right - 1) // unit - first).max(initial=2)) + 1
+    pixels = first + np.arange(most)
+    covered = np.minimum((pixels + 1) * unit, right) - np.maximum(pixels * unit, left)
+    # Unsigned: numba then does not ask whether an index counts from the end.
+    return (3 * (first[:, 0] - start)).astype(np.uint64), np.maximum(covered, 0) / (right - left)
+
+
+@numba.njit(nogil=True, cache=True)
+def _feed(band, row, unit, down, first, shares, sums, at, mean):
+    """Add source rows to the sums of the output row `at`; write it to `mean` and go on to the next when it is whole."""
+    floats, line = np.empty(len(sums)), np.empty((3, len(first)))
+    for y in range(len(band)):
+        top, bottom, pixels = (row + y) * unit, (row + y + 1) * unit, band[y]
+        while at < mean.shape[1] and down[at] < bottom:
+            share = np.int32(min(bottom, down[at + 1]) - max(top, down[at]))
+            for x in range(len(pixels)):
+                sums[x] += share * pixels[x]
+            if down[at + 1] > bottom:
+                break
+            for x in range(len(sums)):
+                floats[x] = sums[x]
+                sums[x] = 0
+            _across(floats, first, shares, line)
+            per_height = 1.0 / (down[at + 1] - down[at])
+            for channel in range(3):
+                for j in range(len(first)):
+                    # What is halfway goes up, though the last digits are not exact.
+                    mean[channel, at, j] = np.uint8(line[channel, j] * per_height + (0.5 + 1e-7))
+            at += 1
+    return at
+
+
+@numba.njit(nogil=True, cache=True)
+def _across(sums, first, shares, line):
+    """Means (channel, output pixel) along a row of sums. Three source pixels at once, for that is mostly all."""
+    for j in range(len(first)):
+        x = first[j]
+        y, z = x + THREE, x + THREE + THREE
+        of_x, of_y, of_z = shares[j, 0], shares[j, 1], shares[j, 2]
+        red = of_x * sums[x] + of_y * sums[y] + of_z * sums[z]
+        green = of_x * sums[x + ONE] + of_y * sums[y + ONE] + of_z * sums[z + ONE]
+        blue = of_x * sums[x + TWO] + of_y * sums[y + TWO] + of_z * sums[z + TWO]
+        for k in range(3, shares.shape[1]):
+            z += THREE
+            red += shares[j, k] * sums[z]
+            green += shares[j, k] * sums[z + ONE]
+            blue += shares[j, k] * sums[z + TWO]
+        line[0, j], line[1, j], line[2, j] = red, green, blue

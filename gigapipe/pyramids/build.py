@@ -1,101 +1,329 @@
-"""From a slide to its pyramid: every resolution from level 0 by exact area mean, with Dask."""
+"""From a slide to its pyramid: every resolution by exact area mean, in one pass over the slide's pixels, with Dask.
 
+A task is a block of the slide: its tiles are decoded once, band by band, for all resolutions. What a block makes of
+the finest is whole chunks, which it writes; of coarser ones it is pieces of chunks, left aside until their last
+neighbour is there. A task that is done leaves a mark, so that a run that was killed goes on from there.
+"""
+
+import contextlib
 import functools
 import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import dask
-import dask.array as da
 import numpy as np
+import zarr
+from PIL import Image, ImageCms
 from tqdm.dask import TqdmCallback
 
-from gigapipe.aside import folder_aside
+import gigapipe
+from gigapipe.aside import resumable_folder_aside, written_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.pyramids import store
-from gigapipe.pyramids.area import area_mean, output_size, source_range
+from gigapipe.pyramids.area import AreaMean, Axis
+from gigapipe.pyramids.blocks import Blocks
+from gigapipe.slides.levels import Level, Mended, open_level
 from gigapipe.slides.reader import Slide
-from gigapipe.slides.tissue import find_tissue
+from gigapipe.slides.tissue import Tissue, at_pixels, find_tissue
 
-SOURCE_EDGE = 2048  # level-0 pixels a side that one thread holds at a time
+OVERVIEW = 1024  # px of the longest side, at most, of the picture in which tissue is found
+# What a build needs until it ends, in the folder of the store.
+WORK = Path("work")
+DONE, PIECES, TISSUE = WORK / "done", WORK / "pieces", WORK / "tissue.npz"
 
 
-def build_pyramid(slide_path: Path, folder: Path, resolutions: list[float], threads: int = 2, chunk: int = 512) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """How a pyramid is made, beside its resolutions."""
+
+    chunk: int = 512
+    shard: int | None = None
+    """Pixels a side of the files that chunks are gathered in; None: each chunk is a file."""
+    source_level: str = "exact"
+    """`exact`: from level 0. `fast`: from the nearest finer level of the file, which was compressed once more."""
+    clean_background: bool = False
+    """What lies outside the tissue's outline becomes exactly white."""
+    colours: str = "scanner"
+    """`scanner`: as they are in the file. `srgb`: by the scanner's ICC profile, where the file has one."""
+    damaged: str = "refuse"
+    """A slide with a damaged tile is refused, or the tile is made `white` and counted."""
+    ome_zarr: str = "0.5"
+    """Or 0.4, on version 2 of zarr, for readers that know no newer one."""
+    mpp: float | None = None
+    """µm per pixel of the slide, against what its file says."""
+    assume_mpp: bool = False
+    """Take that from the objective's power where the file does not say it."""
+
+
+def build_pyramid(
+    slide_path: str | Path,
+    folder: str | Path,
+    resolutions: list[float],
+    settings: Settings = Settings(),
+    threads: int = 2,
+    scheduler: str = "threads",
+) -> None:
     """Write the slide at each of `resolutions` (µm per pixel) into a new store in `folder`.
 
-    Level 0 is the source of every resolution, at the ratio that the slide's own µm per pixel gives. The store is
-    written aside and renamed when whole; what was in `folder` before is replaced only then.
+    The store is written aside and renamed when whole; what was in `folder` before is replaced only then. A build that
+    was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's: `threads`,
+    `processes`, or the address of a distributed one.
 
     Raises InputError, naming the slide, if it cannot be read or is coarser than one of `resolutions`.
     """
     slide_path, folder, resolutions = Path(slide_path), Path(folder), sorted(resolutions)
-    with Slide(slide_path) as slide:
-        own = max(slide.mpp)
-        if resolutions[0] < own * (1 - 1e-6):
-            raise InputError(
-                f"slide {slide_path}: has {own:g} µm per pixel, coarser than the {resolutions[0]:g} asked for; "
-                "take that resolution out of the config, or the slide out of the sample sheet"
-            )
-        ratios = [tuple(mpp / m for m in slide.mpp) for mpp in resolutions]
-        shapes = [tuple(output_size(n, r) for n, r in zip(slide.shape, ratio, strict=True)) for ratio in ratios]
-        tissue = find_tissue(slide)
-        attributes = {
-            "source": {
-                "name": slide_path.name,
-                "bytes": slide_path.stat().st_size,
-                "md5": _md5(slide_path),
-                "mpp": list(slide.mpp),
-                "vendor": slide.vendor,
-            },
-            "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
-        }
-        with folder_aside(folder) as partial:
-            arrays = store.create(partial, resolutions, shapes, chunk, slide.mpp, attributes)
-            store.add_label(partial, "tissue", tissue.outline, tissue.outline_mpp, slide.mpp)
-            _fill(slide_path, arrays, ratios, threads)
+    with Slide(slide_path, settings.mpp, settings.assume_mpp) as slide:
+        _refuse_finer(slide, resolutions[0])
+        status = slide_path.stat()
+        identity = [slide_path.name, status.st_size, status.st_mtime_ns, resolutions, asdict(settings)]
+        identity.append(gigapipe.__version__)
+        with resumable_folder_aside(folder, json.dumps(identity)) as partial:
+            job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings)
+            passes = _passes(slide, resolutions, settings)
+            if not (partial / TISSUE).exists():
+                _begin(job, slide, passes)
+            md5 = _run(job, passes, threads, scheduler)
+            _finish(job, slide, md5)
 
 
-def _fill(slide_path: Path, arrays: list, ratios: list[tuple[float, float]], threads: int) -> None:
-    # One Dask task makes one chunk, so that no two ever write to the same file.
-    sources = [
-        da.map_blocks(
-            _chunk,
-            chunks=da.core.normalize_chunks(array.chunks, array.shape),
-            dtype=array.dtype,
-            meta=np.empty((0, 0, 0), "uint8"),
-            path=slide_path,
-            ratio=ratio,
+@dataclass(frozen=True)
+class Job:
+    """What a task is told. `folder` is where the store is being made."""
+
+    slide: Path
+    folder: Path
+    resolutions: tuple[float, ...]
+    settings: Settings
+
+
+def _refuse_finer(slide: Slide, finest: float) -> None:
+    own = max(slide.mpp)
+    if finest < own * (1 - 1e-6):
+        raise InputError(
+            f"slide {slide.path}: has {own:g} µm per pixel, coarser than the {finest:g} asked for; "
+            "take that resolution out of the config, or the slide out of the sample sheet"
         )
-        for array, ratio in zip(arrays, ratios, strict=True)
-    ]
-    progress = TqdmCallback(tqdm_class=Progress, what=slide_path.stem, unit="tasks")
+
+
+def _passes(slide: Slide, resolutions: list[float], settings: Settings) -> list[Blocks]:
+    """One for each level of the file that is read."""
+    outputs: dict[int, dict[int, tuple[Axis, Axis]]] = {}
+    for i, mpp in enumerate(resolutions):
+        ratio = [max(1.0, mpp / own) for own in slide.mpp]
+        level = nearest_level(slide, min(ratio)) if settings.source_level == "fast" else 0
+        outputs.setdefault(level, {})[i] = _axes(slide, ratio, level)
+    return [Blocks.of(level, axes, settings.shard or settings.chunk) for level, axes in outputs.items()]
+
+
+def nearest_level(slide: Slide, ratio: float) -> int:
+    """The coarsest level of the file that is not coarser than level 0 by more than `ratio`."""
+    fine_enough = [i for i, d in enumerate(slide.level_downsamples) if d <= ratio * (1 + 1e-6)]
+    return max(fine_enough, key=lambda i: slide.level_downsamples[i])
+
+
+def _axes(slide: Slide, ratio: list[float], level: int) -> tuple[Axis, Axis]:
+    """Rows and columns of an output, from a level, that have the size that they have from level 0."""
+    downsample = slide.level_downsamples[level]
+    sizes = [Axis.of(n, r).size for n, r in zip(slide.shape, ratio, strict=True)]
+    parts = zip(slide.level_shapes[level], ratio, sizes, strict=True)
+    return tuple(Axis.of(n, r / downsample, size) for n, r, size in parts)
+
+
+def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
+    """What is there before the first task: an empty store, the overview, the tissue."""
+    (job.folder / DONE).mkdir(parents=True, exist_ok=True)
+    (job.folder / PIECES).mkdir(exist_ok=True)
+    outputs = {i: axes for blocks in passes for i, axes in blocks.outputs.items()}
+    shapes = [tuple(axis.size for axis in outputs[i]) for i in range(len(outputs))]
+    settings = job.settings
+    store.create(
+        job.folder,
+        settings.ome_zarr,
+        slide.path.name,
+        list(job.resolutions),
+        shapes,
+        slide.mpp,
+        settings.chunk,
+        settings.shard,
+    )
+    picture = _overview(slide, settings)
+    Image.fromarray(picture).save(job.folder / store.OVERVIEW)
+    tissue = find_tissue(picture, slide.shape, slide.mpp)
+    with written_aside(job.folder / TISSUE) as partial, open(partial, "wb") as file:
+        np.savez(file, **asdict(tissue))
+
+
+def _overview(slide: Slide, settings: Settings) -> np.ndarray:
+    """The whole slide (row, column, 3), from a level of the file that is not much finer."""
+    ratio = [max(1.0, max(slide.shape) / OVERVIEW)] * 2
+    index = nearest_level(slide, ratio[0])
+    axes = _axes(slide, ratio, index)
+    mean = AreaMean(*axes, *((0, axis.size) for axis in axes))
+    _feed(_read_as(open_level(slide, index), settings), [mean], settings)
+    return np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
+
+
+def output_of(
+    slide: Slide, mpp: float, rows: tuple[int, int], columns: tuple[int, int], settings: Settings
+) -> np.ndarray:
+    """Some rows and columns (half-open) of a slide at a resolution: (channel, row, column), background as it is."""
+    (blocks,) = _passes(slide, [mpp], settings)
+    mean = AreaMean(*blocks.outputs[0], rows, columns)
+    _feed(_read_as(open_level(slide, blocks.level), settings), [mean], settings)
+    return mean.mean
+
+
+def _read_as(level: Level, settings: Settings) -> Level:
+    return Mended(level) if settings.damaged == "white" else level
+
+
+def _feed(level: Level, means: list[AreaMean], settings: Settings) -> None:
+    """Read what is needed for all `means` once, from tile row to tile row."""
+    (top, bottom), (left, right) = (
+        (min(start for start, _ in ranges), max(stop for _, stop in ranges))
+        for ranges in ([mean.rows for mean in means], [mean.columns for mean in means])
+    )
+    while top < bottom:
+        stop = min(bottom, (top // level.tile[0] + 1) * level.tile[0])
+        band = _coloured(level.read(top, left, stop - top, right - left), level.slide, settings)
+        for mean in means:
+            mean.feed(band, top, left)
+        top = stop
+
+
+def _coloured(band: np.ndarray, slide: Slide, settings: Settings) -> np.ndarray:
+    if settings.colours == "scanner" or slide.colour_profile is None:
+        return band
+    srgb = ImageCms.createProfile("sRGB")
+    return np.asarray(ImageCms.profileToProfile(Image.fromarray(band), slide.colour_profile, srgb))
+
+
+def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
+    """Do what is not done; the slide file's MD5."""
+    tasks = {}
+    for number, blocks in enumerate(passes):
+        for block in np.ndindex(blocks.grid):
+            key = f"block-{number}-{block[0]}-{block[1]}"
+            tasks[key] = _unless_done(job, key, _make_block, blocks, block)
+        for i in blocks.outputs:
+            for at, unit in enumerate([] if blocks.is_whole(i) else blocks.units(i)):
+                makers = blocks.makers(i, *unit)
+                after = [tasks[f"block-{number}-{row}-{column}"] for row, column in makers]
+                key = f"chunk-{i}-{at}"
+                tasks[key] = _unless_done(job, key, _join_pieces, blocks, i, unit, [t for t in after if t is not None])
+    md5 = dask.delayed(_md5)(job.slide)
+    progress = TqdmCallback(tqdm_class=Progress, what=job.slide.stem, unit="tasks")
     try:
-        with progress, dask.config.set(scheduler="threads", num_workers=threads):
-            da.store(sources, arrays, lock=False)
+        with _workers(threads, scheduler), progress:
+            return dask.compute(md5, *(task for task in tasks.values() if task is not None))[0]
     finally:
-        _slide.cache_clear()
+        _opened.cache_clear()
 
 
-@functools.lru_cache(maxsize=1)
-def _slide(path: Path) -> Slide:
-    """The open slide, once a process: handles do not survive a fork and are not pickled to a worker."""
-    return Slide(path)
+def _unless_done(job: Job, key: str, function, *arguments):
+    if (job.folder / DONE / key).exists():
+        return None
+    return dask.delayed(function, pure=False)(job, key, *arguments, dask_key_name=key)
 
 
-def _chunk(path: Path, ratio: tuple[float, float], block_info=None) -> np.ndarray:
-    """One chunk (channel, row, column) of the output, made in pieces whose source is at most `SOURCE_EDGE` a side."""
-    slide = _slide(path)
-    (_, _), *ranges = block_info[None]["array-location"]
-    out = np.empty((3, *(stop - start for start, stop in ranges)), np.uint8)
-    edges = [max(1, int(SOURCE_EDGE / r)) for r in ratio]
-    for top in range(*ranges[0], edges[0]):
-        for left in range(*ranges[1], edges[1]):
-            piece = [(a, min(a + e, stop)) for a, e, (_, stop) in zip((top, left), edges, ranges, strict=True)]
-            (r0, r1), (c0, c1) = (source_range(*p, r, n) for p, r, n in zip(piece, ratio, slide.shape, strict=True))
-            mean = area_mean(slide.read(r0, c0, r1 - r0, c1 - c0), *piece, ratio, slide.shape)
-            (a, b), (c, d) = ((p[0] - start, p[1] - start) for p, (start, _) in zip(piece, ranges, strict=True))
-            out[:, a:b, c:d] = mean.transpose(2, 0, 1)
-    return out
+@contextlib.contextmanager
+def _workers(threads: int, scheduler: str) -> Iterator[None]:
+    if scheduler == "threads":
+        # A pool that is waited for: if a task fails, no other still writes when the folder is removed.
+        with ThreadPoolExecutor(threads) as pool, dask.config.set(scheduler="threads", pool=pool):
+            yield
+    elif scheduler == "processes":
+        with dask.config.set(scheduler="processes", num_workers=threads):
+            yield
+    else:
+        from distributed import Client
+
+        with Client(scheduler):
+            yield
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(job: Job, level: int) -> tuple[Level, list[zarr.Array], np.ndarray]:
+    """A level of the slide, the store's arrays, and the tissue's outline, once a process: a slide survives no fork."""
+    slide = Slide(job.slide, job.settings.mpp, job.settings.assume_mpp)
+    return open_level(slide, level), store.arrays(job.folder), np.load(job.folder / TISSUE)["outline"]
+
+
+def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int]) -> None:
+    level, arrays, outline = _opened(job, blocks.level)
+    level = _read_as(level, job.settings)
+    parts = {i: blocks.part(i, block) for i in blocks.outputs}
+    means = {
+        i: AreaMean(*blocks.outputs[i], *part) for i, part in parts.items() if all(a < b for a, b in part)
+    }  # of coarse outputs no pixel may begin here
+    _feed(level, list(means.values()), job.settings)
+    for i, mean in means.items():
+        if job.settings.clean_background:
+            shape = tuple(axis.size for axis in blocks.outputs[i])
+            mean.mean[:, ~at_pixels(outline, *parts[i], shape)] = 255
+        if blocks.is_whole(i):
+            arrays[i][:, slice(*parts[i][0]), slice(*parts[i][1])] = mean.mean
+        else:
+            with written_aside(_piece(job, i, block)) as partial, open(partial, "wb") as file:
+                np.save(file, mean.mean)
+    d = level.slide.level_downsamples[blocks.level]
+    _mark(job, key, [[d * row, d * column] for row, column in sorted(getattr(level, "damaged", []))])
+
+
+def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple, _after: list) -> None:
+    """Write a chunk (or a shard) of output `i` of which blocks have made pieces."""
+    (top, bottom), (left, right) = unit
+    whole = np.empty((3, bottom - top, right - left), np.uint8)
+    for block in blocks.makers(i, *unit):
+        (row, row_stop), (column, column_stop) = blocks.part(i, block)
+        (a, b), (c, d) = (max(top, row), min(bottom, row_stop)), (max(left, column), min(right, column_stop))
+        piece = np.load(_piece(job, i, block), mmap_mode="r")
+        whole[:, a - top : b - top, c - left : d - left] = piece[:, a - row : b - row, c - column : d - column]
+    _, arrays, _ = _opened(job, blocks.level)
+    arrays[i][:, top:bottom, left:right] = whole
+    _mark(job, key, [])
+
+
+def _piece(job: Job, i: int, block: tuple[int, int]) -> Path:
+    return job.folder / PIECES / f"{i}-{block[0]}-{block[1]}.npy"
+
+
+def _mark(job: Job, key: str, damaged: list) -> None:
+    with written_aside(job.folder / DONE / key) as partial:
+        partial.write_text(json.dumps(damaged))
+
+
+def _finish(job: Job, slide: Slide, md5: str) -> None:
+    with np.load(job.folder / TISSUE) as saved:
+        tissue = Tissue(**{name: saved[name].tolist() if name != "outline" else saved[name] for name in saved})
+    damaged = {tuple(at) for mark in (job.folder / DONE).iterdir() for at in json.loads(mark.read_text())}
+    profile = slide.colour_profile
+    store.add_label(job.folder, "tissue", tissue.outline, tuple(tissue.outline_mpp), slide.mpp, job.settings.ome_zarr)
+    store.finish(
+        job.folder,
+        {
+            "source": {
+                "name": slide.path.name,
+                "bytes": slide.path.stat().st_size,
+                "md5": md5,
+                "mpp": list(slide.mpp),
+                "shape": list(slide.shape),
+                "vendor": slide.vendor,
+                "objective": slide.objective,
+                "icc_profile": profile and ImageCms.getProfileDescription(profile).strip(),
+                "damaged_tiles": sorted(damaged),
+            },
+            "settings": asdict(job.settings),
+            "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
+        },
+    )
+    shutil.rmtree(job.folder / WORK)
 
 
 def _md5(path: Path) -> str:

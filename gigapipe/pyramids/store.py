@@ -1,73 +1,99 @@
-"""The store of one slide: OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5/), one array a resolution."""
+"""The store of one slide: OME-Zarr (https://ngff.openmicroscopy.org), one array a resolution.
 
+Version 0.5, on version 3 of zarr; on request 0.4, on version 2, which is all that some viewers open.
+"""
+
+import contextlib
 import functools
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import zarr
 
 import gigapipe
+from gigapipe.aside import folder_aside
 from gigapipe.errors import InputError
+from gigapipe.slides.tissue import at_pixels
 
 NAME = "image.zarr"
+OVERVIEW = "overview.png"
+LEFT_OUT = "left-out.txt"
+ZARR_FORMATS = {"0.5": 3, "0.4": 2}
+COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
+
+
+@contextlib.contextmanager
+def _fast_codecs() -> Iterator[None]:
+    """Arrays opened within are read and written by zarrs, in Rust. Blocks and ranks run in parallel, so it does not."""
+    # One thread at a time: what zarr restores at the end is what it found at the beginning, whoever had set that.
+    with _LOCK, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}):
+        yield
+
+
+_LOCK = threading.Lock()
 
 
 def create(
     folder: Path,
+    version: str,
+    name: str,
     resolutions: list[float],
     shapes: list[tuple[int, int]],
-    chunk: int,
     slide_mpp: tuple[float, float],
-    attributes: dict,
-) -> list[zarr.Array]:
+    chunk: int,
+    shard: int | None,
+) -> None:
     """Make an empty store in `folder`: arrays (channel, row, column) of uint8 RGB, finest resolution first.
 
-    `shapes` are (rows, columns) at each of `resolutions` (µm per pixel); `attributes` are kept beside the
-    metadata that the format asks for.
+    `shapes` are (rows, columns) at each of `resolutions` (µm per pixel). It is a `Pyramid` when `finish` was called.
     """
-    group = zarr.open_group(folder / NAME, mode="w", zarr_format=3)
-    arrays = [_array(group, str(i), (3, *shape), chunk, fill=255) for i, shape in enumerate(shapes)]
-    colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
-    group.attrs["ome"] = {
-        "version": "0.5",
-        "multiscales": [
-            _multiscale(attributes["source"]["name"], [(m, m) for m in resolutions], slide_mpp, ["c"])
-            | {"type": "area mean"}
-        ],
-        "omero": {
-            "channels": [
-                {
-                    "label": label,
-                    "color": colour,
-                    "active": True,
-                    "window": {"min": 0, "max": 255, "start": 0, "end": 255},
-                }
-                for label, colour in colours.items()
-            ],
-            "rdefs": {"model": "color"},
-        },
-    }
+    group = zarr.open_group(folder / NAME, mode="w", zarr_format=ZARR_FORMATS[version])
+    for i, shape in enumerate(shapes):
+        _array(group, str(i), (3, *shape), chunk, shard, fill=255)
+    channels = [
+        {"label": label, "color": colour, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}
+        for label, colour in COLOURS.items()
+    ]
+    multiscale = _multiscale(name, [(m, m) for m in resolutions], slide_mpp, ["c"]) | {"type": "area mean"}
+    _describe(group, {"multiscales": [multiscale], "omero": {"channels": channels, "rdefs": {"model": "color"}}})
+
+
+def arrays(folder: Path) -> list[zarr.Array]:
+    """The arrays of a store that was created, to write whole chunks to, or whole shards."""
+    with _fast_codecs():
+        group = zarr.open_group(folder / NAME, mode="r+")
+        return [group[str(i)] for i in range(len(_described(group)["multiscales"][0]["datasets"]))]
+
+
+def finish(folder: Path, attributes: dict) -> None:
+    """Keep `attributes` beside the metadata that the format asks for."""
+    group = zarr.open_group(folder / NAME, mode="r+")
     group.attrs["gigapipe"] = {"version": gigapipe.__version__, **attributes}
-    return arrays
 
 
 def add_label(
-    folder: Path, name: str, mask: np.ndarray, mpp: tuple[float, float], slide_mpp: tuple[float, float]
+    folder: Path,
+    name: str,
+    mask: np.ndarray,
+    mpp: tuple[float, float],
+    slide_mpp: tuple[float, float],
+    version: str = "0.5",
 ) -> None:
     """Store a mask (row, column) of a slide, at `mpp` µm per row and column, as a label image of the store in `folder`.
 
     A store of nothing but labels is made if there is none.
     """
-    labels = zarr.open_group(folder / NAME, mode="a", zarr_format=3).require_group("labels")
-    names = labels.attrs.get("ome", {}).get("labels", [])
-    labels.attrs["ome"] = {"version": "0.5", "labels": sorted({*names, name})}
+    labels = zarr.open_group(folder / NAME, mode="a", zarr_format=ZARR_FORMATS[version]).require_group("labels")
+    _describe(labels, {"labels": sorted({*_described(labels).get("labels", []), name})})
     label = labels.create_group(name, overwrite=True)
-    _array(label, "0", mask.shape, 1024, fill=0)[:] = mask.astype("uint8")
-    label.attrs["ome"] = {
-        "version": "0.5",
-        "multiscales": [_multiscale(name, [mpp], slide_mpp, [])],
-        "image-label": {"colors": [{"label-value": 1, "rgba": [0, 160, 0, 96]}]},
-    }
+    with _fast_codecs():
+        array = _array(label, "0", mask.shape, 1024, None, fill=0)
+    array[:] = mask.astype("uint8")
+    colours = [{"label-value": 1, "rgba": [0, 160, 0, 96]}]
+    _describe(label, {"multiscales": [_multiscale(name, [mpp], slide_mpp, [])], "image-label": {"colors": colours}})
 
 
 def read_label(folder: Path, name: str) -> zarr.Array:
@@ -75,17 +101,35 @@ def read_label(folder: Path, name: str) -> zarr.Array:
     return zarr.open_group(folder / NAME, mode="r")[f"labels/{name}/0"]
 
 
-def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunk: int, fill: int) -> zarr.Array:
-    channels = shape[:-2]
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=(*channels, *(min(chunk, n) for n in shape[-2:])),
-        dtype="uint8",
-        fill_value=fill,
-        compressors=zarr.codecs.ZstdCodec(level=1),
-        dimension_names=["c", "y", "x"][-len(shape) :],
-    )
+def _describe(group: zarr.Group, metadata: dict) -> None:
+    """Write what OME-Zarr says of a group, where its version wants it."""
+    if group.metadata.zarr_format == 3:
+        group.attrs["ome"] = {"version": "0.5", **metadata}
+    else:
+        group.attrs.update(metadata)
+        for multiscale in metadata.get("multiscales", []):
+            group.attrs["multiscales"] = [{"version": "0.4", **multiscale}]
+
+
+def _described(group: zarr.Group) -> dict:
+    return group.attrs.get("ome", {}) if group.metadata.zarr_format == 3 else dict(group.attrs)
+
+
+def _array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], chunk: int, shard: int | None, fill: int
+) -> zarr.Array:
+    channels, axes = shape[:-2], ["c", "y", "x"][-len(shape) :]
+    options = {"shape": shape, "dtype": "uint8", "fill_value": fill}
+    options["chunks"] = (*channels, *(chunk if shard else min(chunk, n) for n in shape[-2:]))
+    # All chunks are written, white ones too: one that is missing is then a loss, and can be told.
+    options["config"] = {"write_empty_chunks": True}
+    if group.metadata.zarr_format == 3:
+        shards = shard and (*channels, shard, shard)
+        codec = zarr.codecs.ZstdCodec(level=1, checksum=True)
+        return group.create_array(name, compressors=codec, shards=shards, dimension_names=axes, **options)
+    keys = {"name": "v2", "separator": "/"}
+    codec = numcodecs.Blosc("zstd", clevel=1, shuffle=numcodecs.Blosc.NOSHUFFLE)
+    return group.create_array(name, compressors=codec, chunk_key_encoding=keys, **options)
 
 
 def _multiscale(
@@ -112,6 +156,19 @@ def _multiscale(
     return {"name": name, "axes": axes, "datasets": datasets}
 
 
+def leave_out(folder: Path, reason: str) -> None:
+    """Write, in place of a store, why there is none."""
+    with folder_aside(folder) as partial:
+        partial.mkdir(parents=True)
+        (partial / LEFT_OUT).write_text(reason + "\n")
+
+
+def left_out(folder: Path) -> str | None:
+    """Why there is no store in `folder`, if that was written there."""
+    reason = folder / LEFT_OUT
+    return reason.read_text().strip() if reason.exists() else None
+
+
 class Pyramid:
     """A finished store, opened for reading. `folder` is what `gigapipe pyramid` was told to write.
 
@@ -120,14 +177,17 @@ class Pyramid:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if reason := left_out(self.folder):
+            raise InputError(f"pyramid {self.folder}: the slide was left out: {reason}")
         try:
-            self._group = zarr.open_group(self.folder / NAME, mode="r")
+            with _fast_codecs():
+                self._group = zarr.open_group(self.folder / NAME, mode="r")
             self._attributes = self._group.attrs["gigapipe"]
         except (FileNotFoundError, KeyError):
             raise InputError(f"pyramid {self.folder}: no pyramid there; make it with `gigapipe pyramid`") from None
         self._paths = {
             dataset["coordinateTransformations"][0]["scale"][-1]: dataset["path"]
-            for dataset in self._group.attrs["ome"]["multiscales"][0]["datasets"]
+            for dataset in _described(self._group)["multiscales"][0]["datasets"]
         }
 
     @property
@@ -137,8 +197,14 @@ class Pyramid:
 
     @property
     def source(self) -> dict:
-        """The slide it was made from: `name`, `bytes`, `md5`, `mpp` (per row, per column), `vendor`."""
+        """The slide it was made from: `name`, `bytes`, `md5`, `mpp` and `shape` (rows, columns), `vendor`, `objective`,
+        `icc_profile`, `damaged_tiles` (row and column in level 0 where each begins)."""
         return self._attributes["source"]
+
+    @property
+    def settings(self) -> dict:
+        """How it was made: the fields of `gigapipe.pyramids.build.Settings`."""
+        return self._attributes["settings"]
 
     @property
     def tissue(self) -> dict:
@@ -152,7 +218,8 @@ class Pyramid:
             raise InputError(
                 f"pyramid {self.folder}: holds {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`"
             )
-        return self._group[self._paths[mpp]]
+        with _fast_codecs():
+            return self._group[self._paths[mpp]]
 
     @functools.cached_property
     def outline(self) -> np.ndarray:
@@ -169,9 +236,5 @@ class Pyramid:
 
     def outline_at(self, mpp: float, rows: slice, columns: slice) -> np.ndarray:
         """Whether each pixel of a rectangle of the slide at `mpp` lies within the outline: (rows, columns), bool."""
-        outline, shape = self.outline, self.array(mpp).shape[1:]
-        places = [
-            (np.arange(part.start, part.stop) + 0.5) * n // full
-            for part, n, full in zip((rows, columns), outline.shape, shape, strict=True)
-        ]
-        return outline[np.ix_(*(p.astype(int) for p in places))]
+        ranges = [(part.start, part.stop) for part in (rows, columns)]
+        return at_pixels(self.outline, *ranges, self.array(mpp).shape[1:])

@@ -1,23 +1,31 @@
-"""Reading a slide file: pixels of level 0, the true µm per pixel, and errors that name the slide."""
+"""Reading a slide file: its pixels, the true µm per pixel, and errors that name the slide."""
 
 from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import Image, ImageCms
 
 from gigapipe.errors import InputError
+from gigapipe.slides.dicom import is_ycbcr_called_rgb
+
+PLAUSIBLE = 0.05, 20.0
+"""µm per pixel: no microscope of slides resolves more, and what is coarser is no scan of a slide."""
+OBJECTIVE = 10.0
+"""µm per pixel times the objective's power, for scanners' usual cameras: 0.25 at 40 ×, 0.5 at 20 ×."""
 
 
 class Slide:
     """An open slide. Rows and columns count pixels of level 0 from the corner of what was scanned.
 
-    `shape` is (rows, columns), `mpp` is (µm per row, µm per column). Reading is safe from several threads, but not
-    after a fork: open the slide in the process that reads it.
+    `shape` is (rows, columns), `mpp` is (µm per row, µm per column): what the file says, unless `mpp` is given. Where
+    it says nothing, and with `assume_mpp`, that follows from the objective's power. Reading is safe from several
+    threads, but not after a fork: open the slide in the process that reads it.
 
-    Raises InputError, naming the slide, if the file is missing, unreadable, or does not say its µm per pixel.
+    Raises InputError, naming the slide, if the file is missing, unreadable, or has no plausible µm per pixel.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, mpp: float | None = None, assume_mpp: bool = False):
         self.path = Path(path)
         if not self.path.exists():
             raise InputError(f"slide {self.path}: no such file; correct `source` in the sample sheet")
@@ -30,25 +38,70 @@ class Slide:
                 "fetch it again, or remove its row from the sample sheet"
             ) from None
         properties = self._file.properties
-        try:
-            self.mpp = tuple(float(properties[f"openslide.mpp-{axis}"]) for axis in "yx")
-        except (KeyError, ValueError):
-            self.mpp = (0.0, 0.0)
-        if not all(0 < mpp < float("inf") for mpp in self.mpp):
-            raise InputError(
-                f"slide {self.path}: its file does not say how many µm a pixel is; remove its row from the sample sheet"
-            )
+        self.mpp = (mpp, mpp) if mpp else self._own_mpp(assume_mpp)
+        photometric = properties.get("dicom.PhotometricInterpretation", "")
+        self._ycbcr = is_ycbcr_called_rgb(self.path, photometric)
         # Formats that scan islands (MRXS, SCN) tell where the scanned part lies on a much larger plane.
         columns, rows = self._file.dimensions
-        self._corner = tuple(int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "yx")
+        self.corner = tuple(int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "yx")
         self.shape = (
             int(properties.get("openslide.bounds-height", rows)),
             int(properties.get("openslide.bounds-width", columns)),
         )
+        # The file's levels are smaller by whole numbers; OpenSlide gives a mean of two quotients, such as 4.0004.
+        self.level_downsamples = [round(downsample) for downsample in self._file.level_downsamples]
+        sizes = zip(self._file.level_dimensions, self.level_downsamples, strict=True)
+        self.level_shapes = [
+            (rows, columns) if self.shape == self._file.dimensions[::-1] else tuple(-(-n // d) for n in self.shape)
+            for (columns, rows), d in sizes
+        ]
+
+    def _own_mpp(self, assume: bool) -> tuple[float, float]:
+        properties = self._file.properties
+
+        def number(key: str) -> float:
+            try:
+                return float(properties[key])
+            except (KeyError, ValueError):
+                return 0.0
+
+        remedy = "give it in a column mpp of the sample sheet, or remove its row"
+        mpp = number("openslide.mpp-y"), number("openslide.mpp-x")
+        if not all(mpp) and assume and (power := number("openslide.objective-power")) > 0:
+            mpp = OBJECTIVE / power, OBJECTIVE / power
+        if not all(mpp):
+            raise InputError(f"slide {self.path}: its file does not say how many µm a pixel is; {remedy}")
+        if not all(PLAUSIBLE[0] <= m <= PLAUSIBLE[1] for m in mpp):
+            raise InputError(
+                f"slide {self.path}: its file says that a pixel is {mpp[0]:g} × {mpp[1]:g} µm, which cannot be; "
+                f"{remedy}"
+            )
+        return mpp
 
     @property
     def vendor(self) -> str:
         return self._file.properties.get("openslide.vendor", "unknown")
+
+    @property
+    def objective(self) -> float | None:
+        """The power of the objective, if the file says it."""
+        power = self._file.properties.get("openslide.objective-power")
+        return float(power) if power else None
+
+    @property
+    def colour_profile(self) -> ImageCms.ImageCmsProfile | None:
+        """The scanner's ICC profile, if the file has one."""
+        return self._file.color_profile
+
+    def level_is_aligned(self, level: int) -> bool:
+        """Whether OpenSlide reads a level's own pixels: not where it takes its downsample for a fraction."""
+        return self._file.level_downsamples[level] == self.level_downsamples[level]
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of the file's own tiles at level 0, or what is good to read at a time."""
+        properties = self._file.properties
+        return tuple(int(properties.get(f"openslide.level[0].tile-{side}", 256)) for side in ("height", "width"))
 
     def read(self, row: int, column: int, rows: int, columns: int, level: int = 0) -> np.ndarray:
         """Pixels (rows, columns, 3), uint8 RGB; what was not scanned is white.
@@ -56,37 +109,22 @@ class Slide:
         `row` and `column` count in level 0, `rows` and `columns` in `level`. Raises InputError if the file is
         damaged there.
         """
-        corner = self._corner[1] + column, self._corner[0] + row
+        corner = self.corner[1] + column, self.corner[0] + row
         try:
             rgba = np.asarray(self._file.read_region(corner, level, (columns, rows)))
         except openslide.OpenSlideError as error:
+            self._file = openslide.OpenSlide(self.path)  # after an error a handle gives nothing but that error
             raise InputError(
                 f"slide {self.path}: damaged near row {row}, column {column} ({error}); fetch it again, or remove its "
                 "row from the sample sheet"
             ) from None
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
+        if self._ycbcr:
+            rgb = np.asarray(Image.fromarray(np.ascontiguousarray(rgb), "YCbCr").convert("RGB"))
         if alpha.min() == 255:
             return np.ascontiguousarray(rgb)
         opacity = alpha.astype(np.float32) / 255
         return (rgb * opacity + 255 * (1 - opacity) + 0.5).astype(np.uint8)
-
-    def thumbnail(self, longest: int) -> np.ndarray:
-        """The whole slide, uint8 RGB, from the stored level that is just finer than `longest` pixels a side.
-
-        For looking at, not for measuring: the result has the level's own size, anything from `longest` up.
-        """
-        level = self._file.get_best_level_for_downsample(max(self.shape) / longest)
-        downsample = self._file.level_downsamples[level]
-        rows, columns = (max(1, round(n / downsample)) for n in self.shape)
-        # Level 0 of an unpyramidal slide may be gigapixels: read it in strips and keep every k-th pixel.
-        step = max(1, max(rows, columns) // (2 * longest))
-        strip = max(1, 2**24 // columns // step) * step
-        return np.concatenate(
-            [
-                self.read(round(row * downsample), 0, min(strip, rows - row), columns, level)[::step, ::step]
-                for row in range(0, rows, strip)
-            ]
-        )
 
     def close(self) -> None:
         self._file.close()

@@ -8,12 +8,13 @@ import pandas as pd
 from gigapipe.errors import InputError
 
 COLUMNS = ["slide", "patient", "site", "label", "source"]
+OPTIONAL = ["mask", "mpp"]
 # Slides' names become file names: no separators, no leading dot, no surprises for a shell.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
 
 
 def read_sheet(path: str | Path, source: str | None = None, labelled: bool = True) -> pd.DataFrame:
-    """The sample sheet with the columns `COLUMNS`, and `mask` if it has it, all text, in the sheet's order.
+    """The sample sheet with the columns `COLUMNS`, and of `OPTIONAL` what it has, all text, in the sheet's order.
 
     Tab-separated, or comma-separated if its name ends in `.csv`. `source` (`"slides/{slide}.svs"`) stands in for a
     missing `source` column; a missing `site` column means that the site is unknown, and is filled with `unknown`, and
@@ -40,7 +41,9 @@ def read_sheet(path: str | Path, source: str | None = None, labelled: bool = Tru
     missing = [column for column in COLUMNS if column not in sheet]
     if missing:
         raise InputError(f"sample sheet {path}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
-    sheet = sheet[[*COLUMNS, *(["mask"] if "mask" in sheet else [])]].apply(lambda column: column.str.strip())
+    sheet = sheet[[*COLUMNS, *(column for column in OPTIONAL if column in sheet)]].apply(
+        lambda column: column.str.strip()
+    )
     for number, row in enumerate(sheet.to_dict("records"), start=1):
         for column in COLUMNS:
             if not row[column]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from gigapipe.slides.reader import Slide
-
 # Difference between a pixel's largest and smallest channel, in grey levels. Glass stays below the first even with
 # JPEG noise; the palest stain is above the second. Otsu's threshold is looked for in between.
 CHROMA_OF_GLASS, CHROMA_OF_STAIN = 12, 40
@@ -60,15 +58,18 @@ class Tissue:
     """Its share of the slide's area."""
     outline: np.ndarray
     """The tissue's outline on the whole slide (rows, columns), bool, and `MARGIN` µm or a pixel around it."""
-    outline_mpp: tuple[float, float]
+    outline_mpp: list[float]
     """µm per row and column of that picture."""
 
 
-def find_tissue(slide: Slide) -> Tissue:
-    picture = slide.thumbnail(longest=1024)
+def find_tissue(picture: np.ndarray, shape: tuple[int, int], slide_mpp: tuple[float, float]) -> Tissue:
+    """Where a slide has tissue, by a picture (row, column, 3) of the whole of it.
+
+    The slide has `shape` (rows, columns), with `slide_mpp` µm each.
+    """
     mask = tissue_mask(picture)
-    extent = np.array([n * mpp for n, mpp in zip(slide.shape, slide.mpp, strict=True)])
-    mpp = tuple(float(length / n) for length, n in zip(extent, mask.shape, strict=True))
+    extent = np.array([n * mpp for n, mpp in zip(shape, slide_mpp, strict=True)])
+    mpp = [float(length / n) for length, n in zip(extent, mask.shape, strict=True)]
     distance = ndimage.distance_transform_edt(~tissue_outline(picture, max(mpp)), sampling=mpp)
     outline = distance <= max(MARGIN, 1.5 * max(mpp))
     if not mask.any():
@@ -76,3 +77,12 @@ def find_tissue(slide: Slide) -> Tissue:
     ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0)]
     (top, bottom), (left, right) = (end / n * length for end, n, length in zip(ends, mask.shape, extent, strict=True))
     return Tissue([float(v) for v in (top, left, bottom, right)], float(mask.mean()), outline, mpp)
+
+
+def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """A coarse mask of an image, at some of the pixels of that image of `shape`: (rows, columns), by the nearest."""
+    places = [
+        ((np.arange(*part) + 0.5) * n // full).astype(int)
+        for part, n, full in zip((rows, columns), mask.shape, shape, strict=True)
+    ]
+    return mask[np.ix_(*places)]

@@ -119,12 +119,12 @@ COMMON = [
 NETWORK = ["network", "norm", "weights", "background"]
 
 
-def training_options(keys):
-    """Options of `gigapipe train` and its like, of what the config says of these keys."""
-    options = {key: config["training"].get(key) for key in keys}
+def options(section, keys):
+    """Options of `gigapipe`, of what a section of the config says of these keys."""
+    chosen = {key: config[section].get(key) for key in keys}
     return " ".join(
         f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
-        for key, value in options.items()
+        for key, value in chosen.items()
         if value is not None
     )
 

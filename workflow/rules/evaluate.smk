@@ -18,7 +18,7 @@ rule predict:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
-        memory=training_options(["memory"]),
+        memory=options("training", ["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,

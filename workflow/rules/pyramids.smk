@@ -1,4 +1,16 @@
-# Each slide at every chosen resolution.
+# Each slide at every chosen resolution, and what became of each.
+
+
+def pyramid_options():
+    """Options of `gigapipe pyramid`, of what the config says."""
+    keys = ["source_level", "damaged", "colours", "chunk", "shard", "ome_zarr"]
+    flags = ["assume_mpp", "clean_background"]
+    chosen = [
+        f"--{flag.replace('_', '-')}" for flag in flags if config["pyramids"][flag]
+    ]
+    if config["pyramids"]["unusable"] == "leave_out":
+        chosen.append("--leave-out")
+    return " ".join([options("pyramids", keys), *chosen])
 
 
 rule pyramid:
@@ -13,12 +25,50 @@ rule pyramid:
         "<benchmarks>/pyramid/{slide}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
+    resources:
+        scheduler=options("pyramids", ["scheduler"]),  # a resource: another changes no pixel
     params:
         mpp=" ".join(RESOLUTIONS),
+        settings=pyramid_options(),
+        own_mpp=lambda wildcards: (
+            ["--slide-mpp", mpp]
+            if (mpp := SHEET.loc[wildcards.slide].get("mpp"))
+            else []
+        ),
     shell:
-        "gigapipe pyramid {input:q} {output} --mpp {params.mpp} --threads {threads} > {log} 2>&1"
+        "gigapipe pyramid {input:q} {output} --mpp {params.mpp} {params.settings} {params.own_mpp}"
+        " {resources.scheduler} --threads {threads} > {log} 2>&1"
+
+
+rule survey:
+    input:
+        expand("<results>/pyramids/{slide}", slide=SHEET.index),
+    output:
+        table=report(
+            "<results>/slides.tsv",
+            caption="../report/slides.rst",
+            category="Slides",
+            labels={"what": "table"},
+        ),
+        picture=report(
+            "<results>/slides.png",
+            caption="../report/contact_sheet.rst",
+            category="Slides",
+            labels={"what": "contact sheet"},
+        ),
+    log:
+        "<logs>/survey.log",
+    benchmark:
+        "<benchmarks>/survey.tsv"
+    localrule: True
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        folder=subpath(output.table, parent=True),
+    shell:
+        "gigapipe survey {input} --output {params.folder} > {log} 2>&1"
 
 
 rule pyramids:
     input:
-        expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        rules.survey.output,

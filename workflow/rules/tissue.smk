@@ -43,12 +43,12 @@ rule train:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
-        memory=training_options(["memory"]),
+        memory=options("training", ["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
-        settings=training_options(COMMON),
+        settings=options("training", COMMON),
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --masks {params.masks} --mpp {wildcards.mpp} --mesh {params.mesh}"
@@ -79,7 +79,7 @@ rule segment:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
-        memory=training_options(["memory"]),
+        memory=options("training", ["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,

@@ -21,12 +21,12 @@ rule train:
     resources:
         mpi="mpiexec",
         tasks=ranks_of,
-        memory=training_options(["memory"]),  # a resource: another changes no weight, and repeats no training
+        memory=options("training", ["memory"]),  # a resource: another changes no weight, and repeats no training
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
         canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp]["canvas"],
-        settings=training_options(NETWORK + COMMON),
+        settings=options("training", NETWORK + COMMON),
     shell:
         "{resources.mpi} -n {resources.tasks} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"

@@ -1,0 +1,152 @@
+"""A level of a slide as its pixels are read in bulk: by OpenSlide, or tile by tile where that gives the same.
+
+OpenSlide composes every region on a canvas of its own, which takes most of its time. Where a level is one grid of JPEG
+or JPEG 2000 tiles, there is nothing to compose, and the tiles are decoded directly.
+"""
+
+import os
+from typing import Protocol
+
+import numpy as np
+import tifffile
+
+from gigapipe.errors import InputError
+from gigapipe.slides.reader import Slide
+
+COMPRESSIONS = {7, 33003, 33005}  # JPEG; JPEG 2000 as Aperio writes it, of YCbCr and of RGB
+SAMPLES = 12
+
+
+class Level(Protocol):
+    """Rows and columns count pixels of the level. It may be read from several threads, but not after a fork."""
+
+    slide: Slide
+    shape: tuple[int, int]
+    tile: tuple[int, int]
+    """What is decoded at a time."""
+
+    def read(self, row: int, column: int, rows: int, columns: int) -> np.ndarray:
+        """Pixels (rows, columns, 3), uint8 RGB. Raises InputError, with the place, if the file is damaged there."""
+
+
+class OpenSlideLevel:
+    """A level as OpenSlide reads it, which is any slide's."""
+
+    def __init__(self, slide: Slide, level: int = 0):
+        self.slide, self.shape, self.tile = slide, slide.level_shapes[level], slide.tile
+        self._level, self._downsample = level, slide.level_downsamples[level]
+
+    def read(self, row: int, column: int, rows: int, columns: int) -> np.ndarray:
+        return self.slide.read(row * self._downsample, column * self._downsample, rows, columns, self._level)
+
+
+class TiffLevel:
+    """A level of a TIFF that is one grid of JPEG or JPEG 2000 tiles.
+
+    Raises ValueError if it is no such grid, and whatever tifffile raises if the file is no TIFF.
+    """
+
+    def __init__(self, slide: Slide, level: int = 0):
+        self.slide, self.shape = slide, slide.level_shapes[level]
+        self._file = tifffile.TiffFile(slide.path)
+        pages = [p for p in self._file.pages if p.is_tiled and (p.imagelength, p.imagewidth) == self.shape]
+        if len(pages) != 1 or not _is_plain(pages[0]):
+            raise ValueError("not one grid of tiles in JPEG or JPEG 2000")
+        (self._page,) = pages
+        self._tables = self._page.jpegtables
+        self.tile = self._page.tilelength, self._page.tilewidth
+        self.grid = tuple(-(-n // t) for n, t in zip(self.shape, self.tile, strict=True))
+
+    def read(self, row: int, column: int, rows: int, columns: int) -> np.ndarray:
+        out = np.empty((rows, columns, 3), np.uint8)
+        height, width = self.tile
+        for i in range(row // height, -(-(row + rows) // height)):
+            for j in range(column // width, -(-(column + columns) // width)):
+                top, left = max(row, i * height), max(column, j * width)
+                bottom, right = min(row + rows, (i + 1) * height), min(column + columns, (j + 1) * width)
+                part = slice(top - i * height, bottom - i * height), slice(left - j * width, right - j * width)
+                out[top - row : bottom - row, left - column : right - column] = self._decode(i, j)[part]
+        return out
+
+    def _decode(self, i: int, j: int) -> np.ndarray:
+        """The tile in row `i`, column `j` of the grid, with what it has past the image."""
+        index = i * self.grid[1] + j
+        length = self._page.databytecounts[index]
+        # Not through tifffile's file: its position is shared by all threads.
+        data = os.pread(self._file.filehandle.fileno(), length, self._page.dataoffsets[index])
+        try:
+            if len(data) < length:
+                raise ValueError(f"{len(data)} of {length} bytes")
+            return self._page.decode(data, index, jpegtables=self._tables)[0][0]
+        except Exception as error:  # each codec has errors of its own
+            raise InputError(
+                f"slide {self.slide.path}: damaged near row {i * self.tile[0]}, column {j * self.tile[1]} "
+                f"({' '.join(str(error).split())}); fetch it again, or remove its row from the sample sheet"
+            ) from None
+
+    def sample(self) -> list[tuple[int, int]]:
+        """Tiles by which to judge: the corners, and some of every size in the file; the largest show most."""
+        rows, columns = self.grid
+        by_size = np.argsort(self._page.databytecounts[: rows * columns], kind="stable")
+        some = by_size[np.linspace(0, len(by_size) - 1, SAMPLES).astype(int)]
+        corners = [(i, j) for i in {0, rows - 1} for j in {0, columns - 1}]
+        return corners + [divmod(int(index), columns) for index in some]
+
+
+def _is_plain(page: tifffile.TiffPage) -> bool:
+    return (
+        page.compression in COMPRESSIONS
+        and page.dtype == np.uint8
+        and page.samplesperpixel == 3
+        and page.planarconfig == 1
+        and all(page.databytecounts)
+    )
+
+
+def open_level(slide: Slide, level: int = 0) -> Level:
+    """A level by its tiles, if a sample of them decodes to the very pixels of OpenSlide, or else by OpenSlide."""
+    plain = OpenSlideLevel(slide, level)
+    if slide.corner != (0, 0):
+        return plain
+    try:
+        direct = TiffLevel(slide, level)
+    except Exception:  # no TIFF, or one that tifffile makes nothing of
+        return plain
+    sample = direct.sample()
+    if not slide.level_is_aligned(level):
+        sample = [(0, 0)]  # elsewhere OpenSlide interpolates between pixels
+    for i, j in sample:
+        row, column = i * direct.tile[0], j * direct.tile[1]
+        size = min(direct.tile[0], direct.shape[0] - row), min(direct.tile[1], direct.shape[1] - column)
+        try:
+            if not (direct.read(row, column, *size) == plain.read(row, column, *size)).all():
+                return plain
+        except InputError:  # damaged for both; who reads all will meet it
+            continue
+    return direct
+
+
+class Mended:
+    """A level whose damaged tiles are white. `damaged` collects where they begin, (row, column), as they are read."""
+
+    def __init__(self, level: Level):
+        self.slide, self.shape, self.tile, self._level = level.slide, level.shape, level.tile, level
+        self.damaged: set[tuple[int, int]] = set()
+
+    def read(self, row: int, column: int, rows: int, columns: int) -> np.ndarray:
+        try:
+            return self._level.read(row, column, rows, columns)
+        except InputError:
+            pass
+        out = np.full((rows, columns, 3), 255, np.uint8)
+        height, width = self.tile
+        for top in range(row // height * height, row + rows, height):
+            for left in range(column // width * width, column + columns, width):
+                begin, end = max(top, row), min(top + height, row + rows)
+                first, last = max(left, column), min(left + width, column + columns)
+                try:
+                    part = self._level.read(begin, first, end - begin, last - first)
+                    out[begin - row : end - row, first - column : last - column] = part
+                except InputError:
+                    self.damaged.add((top, left))
+        return out
