@@ -7,7 +7,7 @@ quarter and a sixteenth), a mosaic of phantoms of which about half is tissue. Ev
 same folder, in a process of its own, in turns; seconds are per gigapixel of level 0, after imports, median of the
 rounds; memory is the most that a process had. The limits are what decoding every tile, the area means of all
 resolutions of pixels in memory, and compressing the results take, each by itself with as many threads: in one pass they
-add up. Errors are against the exact area mean of the same pixels, in grey levels, over some rectangles of 1 µm per pixel.
+add up. Errors are against the exact area mean of the same pixels, in grey levels, over rectangles of 1 µm per pixel.
 """
 
 import argparse
@@ -291,6 +291,7 @@ PEERS = {
     "tiatoolbox": tiatoolbox,
 }
 ALL = LIMITS | OURS | PEERS
+PACKAGES = {"pyvips": "pyvips", "cucim": "cucim", "tiatoolbox": "tiatoolbox"}  # that may not be installed
 
 
 def worker(name: str, slide: Path, threads: int, out: Path) -> None:
@@ -331,7 +332,7 @@ def error(slide: Path, out: Path, name: str) -> float | None:
 def main(args: argparse.Namespace) -> None:
     slide = generated(args.store, args.size)
     gigapixels = (args.size + 11) * (args.size - 3) / 1e9
-    names = [name for name in args.only if name not in PEERS or importlib.util.find_spec(name.split()[-1])]
+    names = [name for name in args.only if importlib.util.find_spec(PACKAGES.get(name, "zarr"))]
     print(f"{args.size} px, {gigapixels:.2f} Gpx, {slide.stat().st_size / 1e6:.0f} MB, {args.threads} threads")
     for name in set(args.only) - set(names):
         print(f"{name}: not installed")

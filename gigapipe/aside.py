@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from gigapipe.errors import InputError
+
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
@@ -42,19 +44,24 @@ def folder_aside(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
-    """The same, but a run that is killed leaves what it has: the next with the same `identity` finds it and goes on."""
+    """The same, but a run that is cut short leaves what it has: the next with the same `identity` finds it and goes on.
+
+    What ends with InputError would end so again: it leaves nothing.
+    """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    mark = partial / "identity"
-    if not mark.exists() or mark.read_text() != identity:
+    mark = folder.with_name(f".{folder.name}.identity")
+    if not (partial.exists() and mark.exists() and mark.read_text() == identity):
         shutil.rmtree(partial, ignore_errors=True)
         with written_aside(mark) as new:
             new.write_text(identity)
+        partial.mkdir()
     try:
         yield partial
-    except Exception:  # but not what interrupts
+    except InputError:
         shutil.rmtree(partial, ignore_errors=True)
+        mark.unlink()
         raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    (folder / mark.name).unlink()
+    mark.unlink()

@@ -304,6 +304,13 @@ def size_in_bytes(text: str) -> int:
     return parse_bytes(text)
 
 
+def micrometres(text: str) -> float:
+    """An argument that is µm per pixel."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
 def positive(text: str) -> int:
     """An argument that counts something."""
     if int(text) < 1:
@@ -386,7 +393,7 @@ def parser() -> argparse.ArgumentParser:
     sub = verb(pyramid, "Downsample a slide to the chosen resolutions.")
     sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads")
     sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
-    sub.add_argument("--mpp", type=float, nargs="+", required=True, help="resolutions, in µm per pixel")
+    sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
     sub.add_argument(
         "--source-level",
@@ -394,7 +401,9 @@ def parser() -> argparse.ArgumentParser:
         default="exact",
         help="exact: from level 0; fast: from the nearest finer level of the file, which was compressed once more",
     )
-    sub.add_argument("--slide-mpp", type=float, metavar="MPP", help="µm per pixel of the slide, against what it says")
+    sub.add_argument(
+        "--slide-mpp", type=micrometres, metavar="MPP", help="µm per pixel of the slide, against what it says"
+    )
     sub.add_argument(
         "--assume-mpp", action="store_true", help="if the slide says no µm per pixel, take it from the objective"
     )

@@ -32,16 +32,17 @@ class Axis:
         fraction = Fraction(ratio).limit_denominator(min(10**6, max(1, int(LARGEST / ratio))))
         return cls(source, fraction, size or max(1, round(source / fraction)))
 
-    def edges(self, start: int, stop: int) -> np.ndarray:
-        """Where output pixels `[start, stop)` begin, and where the last ends, in `ratio.denominator`ths of a pixel."""
-        edges = np.arange(start, stop + 1, dtype=np.int64)
-        # The last pixel ends with the source, and each has some of it.
-        return np.minimum(edges * self.ratio.numerator, self.source * self.ratio.denominator - (self.size - edges))
+    def spans(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where each of the output pixels `[start, stop)` begins and ends, in `ratio.denominator`ths of a pixel."""
+        edges, unit = np.arange(start, stop + 1, dtype=np.int64) * self.ratio.numerator, self.ratio.denominator
+        end = self.source * unit
+        # A level of a file may end a pixel before level 0 does: its last pixel then stands for what would follow.
+        return np.where(edges[:-1] < end, edges[:-1], end - unit), np.minimum(edges[1:], end)
 
     def covered(self, start: int, stop: int) -> tuple[int, int]:
         """The source pixels `[first, last)` that the output pixels `[start, stop)` cover."""
-        first, last = self.edges(start, stop)[[0, -1]]
-        return int(first // self.ratio.denominator), int(-(-last // self.ratio.denominator))
+        begins, ends = self.spans(start, stop)
+        return int(begins[0] // self.ratio.denominator), int(-(-ends[-1] // self.ratio.denominator))
 
     def begins(self, source: Fraction) -> int:
         """The first output pixel that begins at `source` in the source or after it."""
@@ -58,8 +59,8 @@ class AreaMean:
         self.rows, self.columns = down.covered(*rows), across.covered(*columns)
         self.mean = np.empty((3, rows[1] - rows[0], columns[1] - columns[0]), np.uint8)
         self.finished = 0
-        self._unit, self._down = down.ratio.denominator, down.edges(*rows)
-        self._first, self._shares = _shares(across.edges(*columns), across.ratio.denominator, self.columns[0])
+        self._unit, self._down = down.ratio.denominator, down.spans(*rows)
+        self._first, self._shares = _shares(*across.spans(*columns), across.ratio.denominator, self.columns[0])
         # Behind the last pixel zeros, for there are more shares than it has source pixels.
         self._sums = np.zeros((self.columns[1] - self.columns[0] + self._shares.shape[1]) * 3, np.int32)
 
@@ -74,13 +75,13 @@ class AreaMean:
             return
         part = band[first - row : last - row, self.columns[0] - column : self.columns[1] - column]
         rows, across = np.ascontiguousarray(part).reshape(len(part), -1), (self._first, self._shares)
-        self.finished = _feed(rows, first, self._unit, self._down, *across, self._sums, self.finished, self.mean)
+        self.finished = _feed(rows, first, self._unit, *self._down, *across, self._sums, self.finished, self.mean)
 
 
-def _shares(edges: np.ndarray, unit: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+def _shares(begins: np.ndarray, ends: np.ndarray, unit: int, start: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each output pixel where in the sums (from the source pixel `start`, three to a pixel) its first source pixel
     is, and (output pixel, source pixel from there on, at least three) what share it has of its mean."""
-    left, right = edges[:-1, None], edges[1:, None]
+    left, right = begins[:, None], ends[:, None]
     first = left // unit
     most = int(((right - 1) // unit - first).max(initial=2)) + 1
     pixels = first + np.arange(most)
@@ -90,22 +91,22 @@ def _shares(edges: np.ndarray, unit: int, start: int) -> tuple[np.ndarray, np.nd
 
 
 @numba.njit(nogil=True, cache=True)
-def _feed(band, row, unit, down, first, shares, sums, at, mean):
+def _feed(band, row, unit, begins, ends, first, shares, sums, at, mean):
     """Add source rows to the sums of the output row `at`; write it to `mean` and go on to the next when it is whole."""
     floats, line = np.empty(len(sums)), np.empty((3, len(first)))
     for y in range(len(band)):
         top, bottom, pixels = (row + y) * unit, (row + y + 1) * unit, band[y]
-        while at < mean.shape[1] and down[at] < bottom:
-            share = np.int32(min(bottom, down[at + 1]) - max(top, down[at]))
+        while at < mean.shape[1] and begins[at] < bottom:
+            share = np.int32(min(bottom, ends[at]) - max(top, begins[at]))
             for x in range(len(pixels)):
                 sums[x] += share * pixels[x]
-            if down[at + 1] > bottom:
+            if ends[at] > bottom:
                 break
             for x in range(len(sums)):
                 floats[x] = sums[x]
                 sums[x] = 0
             _across(floats, first, shares, line)
-            per_height = 1.0 / (down[at + 1] - down[at])
+            per_height = 1.0 / (ends[at] - begins[at])
             for channel in range(3):
                 for j in range(len(first)):
                     # What is halfway goes up, though the last digits are not exact.

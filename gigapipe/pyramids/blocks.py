@@ -1,12 +1,12 @@
-"""How the making of a pyramid is divided: blocks of the slide, each decoded once for all resolutions."""
+"""How the making of a pyramid is divided: blocks of the slide, each read once for all resolutions."""
 
 from dataclasses import dataclass
 from fractions import Fraction
 
 from gigapipe.pyramids.area import Axis
 
-BLOCK = 4096, 8192
-"""Source rows and columns of a block, at most: what one thread reads band by band."""
+BLOCK = 4096, 4096
+"""Source rows and columns of a block, at most: what one thread reads band by band, and what a kill can cost it."""
 
 Range = tuple[int, int]
 

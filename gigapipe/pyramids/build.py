@@ -18,6 +18,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import zarr
+from dask.tokenize import tokenize
 from PIL import Image, ImageCms
 from tqdm.dask import TqdmCallback
 
@@ -60,6 +61,10 @@ class Settings:
     assume_mpp: bool = False
     """Take that from the objective's power where the file does not say it."""
 
+    def __post_init__(self) -> None:
+        if self.shard and (self.shard % self.chunk or self.ome_zarr == "0.4"):
+            raise InputError(f"shard: {self.shard} px must be a multiple of chunk, {self.chunk} px, and OME-Zarr 0.5")
+
 
 def build_pyramid(
     slide_path: str | Path,
@@ -81,15 +86,14 @@ def build_pyramid(
     with Slide(slide_path, settings.mpp, settings.assume_mpp) as slide:
         _refuse_finer(slide, resolutions[0])
         status = slide_path.stat()
-        identity = [slide_path.name, status.st_size, status.st_mtime_ns, resolutions, asdict(settings)]
-        identity.append(gigapipe.__version__)
-        with resumable_folder_aside(folder, json.dumps(identity)) as partial:
-            job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings)
+        made_of = [slide_path.name, status.st_size, status.st_mtime_ns, slide.quickhash]
+        identity = json.dumps([made_of, resolutions, asdict(settings), gigapipe.__version__])
+        with resumable_folder_aside(folder, identity) as partial:
+            job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings, identity)
             passes = _passes(slide, resolutions, settings)
             if not (partial / TISSUE).exists():
                 _begin(job, slide, passes)
-            md5 = _run(job, passes, threads, scheduler)
-            _finish(job, slide, md5)
+            _finish(job, slide, md5=_run(job, passes, threads, scheduler))
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Job:
     folder: Path
     resolutions: tuple[float, ...]
     settings: Settings
+    identity: str
+    """Of this very slide file: a worker that lives on must not take another for it."""
 
 
 def _refuse_finer(slide: Slide, finest: float) -> None:
@@ -137,8 +143,9 @@ def _axes(slide: Slide, ratio: list[float], level: int) -> tuple[Axis, Axis]:
 
 def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
     """What is there before the first task: an empty store, the overview, the tissue."""
-    (job.folder / DONE).mkdir(parents=True, exist_ok=True)
-    (job.folder / PIECES).mkdir(exist_ok=True)
+    shutil.rmtree(job.folder / WORK, ignore_errors=True)
+    (job.folder / DONE).mkdir(parents=True)
+    (job.folder / PIECES).mkdir()
     outputs = {i: axes for blocks in passes for i, axes in blocks.outputs.items()}
     shapes = [tuple(axis.size for axis in outputs[i]) for i in range(len(outputs))]
     settings = job.settings
@@ -198,10 +205,9 @@ def _feed(level: Level, means: list[AreaMean], settings: Settings) -> None:
 
 
 def _coloured(band: np.ndarray, slide: Slide, settings: Settings) -> np.ndarray:
-    if settings.colours == "scanner" or slide.colour_profile is None:
+    if settings.colours == "scanner" or slide.to_srgb is None:
         return band
-    srgb = ImageCms.createProfile("sRGB")
-    return np.asarray(ImageCms.profileToProfile(Image.fromarray(band), slide.colour_profile, srgb))
+    return np.asarray(ImageCms.applyTransform(Image.fromarray(band), slide.to_srgb))
 
 
 def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
@@ -221,15 +227,24 @@ def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
     progress = TqdmCallback(tqdm_class=Progress, what=job.slide.stem, unit="tasks")
     try:
         with _workers(threads, scheduler), progress:
-            return dask.compute(md5, *(task for task in tasks.values() if task is not None))[0]
+            found = dask.compute(md5, *(task for task in tasks.values() if task is not None))[0]
+    except InputError as error:
+        # From another process it comes with that one's traceback.
+        raise InputError(str(getattr(error, "exception", error))) from None
     finally:
         _opened.cache_clear()
+    undone = [key for key in tasks if not (job.folder / DONE / key).exists()]
+    if undone:
+        raise RuntimeError(f"slide {job.slide}: {len(undone)} tasks left no mark, the first {undone[0]}")
+    return found
 
 
 def _unless_done(job: Job, key: str, function, *arguments):
     if (job.folder / DONE / key).exists():
         return None
-    return dask.delayed(function, pure=False)(job, key, *arguments, dask_key_name=key)
+    # Two slides may be on one cluster, and a cluster knows tasks by their names.
+    name = f"{key}-{tokenize(job)}"
+    return dask.delayed(function, pure=False)(job, key, *arguments, dask_key_name=name)
 
 
 @contextlib.contextmanager
@@ -239,11 +254,13 @@ def _workers(threads: int, scheduler: str) -> Iterator[None]:
         with ThreadPoolExecutor(threads) as pool, dask.config.set(scheduler="threads", pool=pool):
             yield
     elif scheduler == "processes":
-        with dask.config.set(scheduler="processes", num_workers=threads):
+        with dask.config.set(scheduler="processes", num_workers=threads, chunksize=1):
             yield
     else:
-        from distributed import Client
-
+        try:
+            from distributed import Client
+        except ImportError:
+            raise InputError(f"scheduler {scheduler}: needs `pip install distributed`") from None
         with Client(scheduler):
             yield
 
@@ -268,7 +285,7 @@ def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int]) -> N
             shape = tuple(axis.size for axis in blocks.outputs[i])
             mean.mean[:, ~at_pixels(outline, *parts[i], shape)] = 255
         if blocks.is_whole(i):
-            arrays[i][:, slice(*parts[i][0]), slice(*parts[i][1])] = mean.mean
+            store.write(arrays[i], *parts[i], mean.mean)
         else:
             with written_aside(_piece(job, i, block)) as partial, open(partial, "wb") as file:
                 np.save(file, mean.mean)
@@ -286,7 +303,7 @@ def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple, _after
         piece = np.load(_piece(job, i, block), mmap_mode="r")
         whole[:, a - top : b - top, c - left : d - left] = piece[:, a - row : b - row, c - column : d - column]
     _, arrays, _ = _opened(job, blocks.level)
-    arrays[i][:, top:bottom, left:right] = whole
+    store.write(arrays[i], *unit, whole)
     _mark(job, key, [])
 
 
@@ -302,9 +319,10 @@ def _mark(job: Job, key: str, damaged: list) -> None:
 def _finish(job: Job, slide: Slide, md5: str) -> None:
     with np.load(job.folder / TISSUE) as saved:
         tissue = Tissue(**{name: saved[name].tolist() if name != "outline" else saved[name] for name in saved})
-    damaged = {tuple(at) for mark in (job.folder / DONE).iterdir() for at in json.loads(mark.read_text())}
+    damaged = {tuple(at) for mark in (job.folder / DONE).glob("[bc]*") for at in json.loads(mark.read_text())}
     profile = slide.colour_profile
-    store.add_label(job.folder, "tissue", tissue.outline, tuple(tissue.outline_mpp), slide.mpp, job.settings.ome_zarr)
+    version, levels = job.settings.ome_zarr, len(job.resolutions)
+    store.add_label(job.folder, "tissue", tissue.outline, tuple(tissue.outline_mpp), slide.mpp, version, levels)
     store.finish(
         job.folder,
         {
@@ -323,6 +341,7 @@ def _finish(job: Job, slide: Slide, md5: str) -> None:
             "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
         },
     )
+    (job.folder / TISSUE).unlink()  # first: without it nothing else of this is taken for anything
     shutil.rmtree(job.folder / WORK)
 
 

@@ -62,16 +62,38 @@ def create(
 
 
 def arrays(folder: Path) -> list[zarr.Array]:
-    """The arrays of a store that was created, to write whole chunks to, or whole shards."""
+    """The arrays of a store that was created, for `write`."""
     with _fast_codecs():
         group = zarr.open_group(folder / NAME, mode="r+")
         return [group[str(i)] for i in range(len(_described(group)["multiscales"][0]["datasets"]))]
 
 
+def write(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], pixels: np.ndarray) -> None:
+    """Write whole files (chunks, or shards) of an array. What is there, torn by a kill perhaps, is not looked at."""
+    for file in _files(array, rows, columns):
+        file.unlink(missing_ok=True)
+    array[:, slice(*rows), slice(*columns)] = pixels
+
+
+def files_of(array: zarr.Array) -> int:
+    """How many files of chunks an array has; what is white has none."""
+    return sum(file.exists() for file in _files(array, (0, array.shape[1]), (0, array.shape[2])))
+
+
+def _files(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int]) -> list[Path]:
+    _, *edges = array.shards or array.chunks
+    (top, bottom), (left, right) = (
+        (start // edge, -(-stop // edge)) for (start, stop), edge in zip((rows, columns), edges, strict=True)
+    )
+    folder = Path(array.store.root) / array.path
+    return [folder / array.metadata.encode_chunk_key((0, i, j)) for i in range(top, bottom) for j in range(left, right)]
+
+
 def finish(folder: Path, attributes: dict) -> None:
     """Keep `attributes` beside the metadata that the format asks for."""
     group = zarr.open_group(folder / NAME, mode="r+")
-    group.attrs["gigapipe"] = {"version": gigapipe.__version__, **attributes}
+    files = [files_of(array) for array in arrays(folder)]
+    group.attrs["gigapipe"] = {"version": gigapipe.__version__, **attributes, "files": files}
 
 
 def add_label(
@@ -81,19 +103,26 @@ def add_label(
     mpp: tuple[float, float],
     slide_mpp: tuple[float, float],
     version: str = "0.5",
+    levels: int = 1,
 ) -> None:
     """Store a mask (row, column) of a slide, at `mpp` µm per row and column, as a label image of the store in `folder`.
 
-    A store of nothing but labels is made if there is none.
+    The format wants as many `levels` as the image has: after the first, every second pixel of the one before. A store
+    of nothing but labels is made if there is none.
     """
     labels = zarr.open_group(folder / NAME, mode="a", zarr_format=ZARR_FORMATS[version]).require_group("labels")
     _describe(labels, {"labels": sorted({*_described(labels).get("labels", []), name})})
     label = labels.create_group(name, overwrite=True)
-    with _fast_codecs():
-        array = _array(label, "0", mask.shape, 1024, None, fill=0)
-    array[:] = mask.astype("uint8")
+    for i in range(levels):
+        coarse = mask[:: 2**i, :: 2**i].astype("uint8")
+        with _fast_codecs():
+            array = _array(label, str(i), coarse.shape, 1024, None, fill=0)
+        array[:] = coarse
+    resolutions = [(mpp[0] * 2**i, mpp[1] * 2**i) for i in range(levels)]
     colours = [{"label-value": 1, "rgba": [0, 160, 0, 96]}]
-    _describe(label, {"multiscales": [_multiscale(name, [mpp], slide_mpp, [])], "image-label": {"colors": colours}})
+    _describe(
+        label, {"multiscales": [_multiscale(name, resolutions, slide_mpp, [])], "image-label": {"colors": colours}}
+    )
 
 
 def read_label(folder: Path, name: str) -> zarr.Array:
@@ -121,8 +150,6 @@ def _array(
     channels, axes = shape[:-2], ["c", "y", "x"][-len(shape) :]
     options = {"shape": shape, "dtype": "uint8", "fill_value": fill}
     options["chunks"] = (*channels, *(chunk if shard else min(chunk, n) for n in shape[-2:]))
-    # All chunks are written, white ones too: one that is missing is then a loss, and can be told.
-    options["config"] = {"write_empty_chunks": True}
     if group.metadata.zarr_format == 3:
         shards = shard and (*channels, shard, shard)
         codec = zarr.codecs.ZstdCodec(level=1, checksum=True)
@@ -183,7 +210,7 @@ class Pyramid:
             with _fast_codecs():
                 self._group = zarr.open_group(self.folder / NAME, mode="r")
             self._attributes = self._group.attrs["gigapipe"]
-        except (FileNotFoundError, KeyError):
+        except (FileNotFoundError, KeyError, ValueError):
             raise InputError(f"pyramid {self.folder}: no pyramid there; make it with `gigapipe pyramid`") from None
         self._paths = {
             dataset["coordinateTransformations"][0]["scale"][-1]: dataset["path"]
@@ -200,6 +227,10 @@ class Pyramid:
         """The slide it was made from: `name`, `bytes`, `md5`, `mpp` and `shape` (rows, columns), `vendor`, `objective`,
         `icc_profile`, `damaged_tiles` (row and column in level 0 where each begins)."""
         return self._attributes["source"]
+
+    def lost_files(self, mpp: float) -> int:
+        """How many files of chunks there were at `mpp` when the store was made, and are not there now."""
+        return self._attributes["files"][self.resolutions.index(mpp)] - files_of(self.array(mpp))
 
     @property
     def settings(self) -> dict:
@@ -218,8 +249,13 @@ class Pyramid:
             raise InputError(
                 f"pyramid {self.folder}: holds {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`"
             )
-        with _fast_codecs():
-            return self._group[self._paths[mpp]]
+        try:
+            with _fast_codecs():
+                return self._group[self._paths[mpp]]
+        except (KeyError, ValueError):
+            raise InputError(
+                f"pyramid {self.folder}: its {mpp:g} µm/px cannot be read; make it again with `gigapipe pyramid`"
+            ) from None
 
     @functools.cached_property
     def outline(self) -> np.ndarray:

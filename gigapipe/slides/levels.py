@@ -13,7 +13,8 @@ import tifffile
 from gigapipe.errors import InputError
 from gigapipe.slides.reader import Slide
 
-COMPRESSIONS = {7, 33003, 33005}  # JPEG; JPEG 2000 as Aperio writes it, of YCbCr and of RGB
+JPEG, JPEG_ENDS = 7, b"\xff\xd9"
+COMPRESSIONS = {JPEG, 33003, 33005}  # and JPEG 2000 as Aperio writes it, of YCbCr and of RGB
 SAMPLES = 12
 
 
@@ -34,10 +35,10 @@ class OpenSlideLevel:
 
     def __init__(self, slide: Slide, level: int = 0):
         self.slide, self.shape, self.tile = slide, slide.level_shapes[level], slide.tile
-        self._level, self._downsample = level, slide.level_downsamples[level]
+        self._level = level
 
     def read(self, row: int, column: int, rows: int, columns: int) -> np.ndarray:
-        return self.slide.read(row * self._downsample, column * self._downsample, rows, columns, self._level)
+        return self.slide.read(row, column, rows, columns, self._level)
 
 
 class TiffLevel:
@@ -51,6 +52,7 @@ class TiffLevel:
         self._file = tifffile.TiffFile(slide.path)
         pages = [p for p in self._file.pages if p.is_tiled and (p.imagelength, p.imagewidth) == self.shape]
         if len(pages) != 1 or not _is_plain(pages[0]):
+            self._file.close()
             raise ValueError("not one grid of tiles in JPEG or JPEG 2000")
         (self._page,) = pages
         self._tables = self._page.jpegtables
@@ -77,6 +79,9 @@ class TiffLevel:
         try:
             if len(data) < length:
                 raise ValueError(f"{len(data)} of {length} bytes")
+            # What is cut short, libjpeg fills up with grey and says nothing.
+            if self._page.compression == JPEG and not data.rstrip(b"\0").endswith(JPEG_ENDS):
+                raise ValueError("its JPEG has no end")
             return self._page.decode(data, index, jpegtables=self._tables)[0][0]
         except Exception as error:  # each codec has errors of its own
             raise InputError(
@@ -115,15 +120,21 @@ def open_level(slide: Slide, level: int = 0) -> Level:
     sample = direct.sample()
     if not slide.level_is_aligned(level):
         sample = [(0, 0)]  # elsewhere OpenSlide interpolates between pixels
+    same = 0
     for i, j in sample:
         row, column = i * direct.tile[0], j * direct.tile[1]
         size = min(direct.tile[0], direct.shape[0] - row), min(direct.tile[1], direct.shape[1] - column)
         try:
-            if not (direct.read(row, column, *size) == plain.read(row, column, *size)).all():
-                return plain
-        except InputError:  # damaged for both; who reads all will meet it
+            expected = plain.read(row, column, *size)
+        except InputError:  # damaged; who reads all will meet it
             continue
-    return direct
+        try:
+            if not (direct.read(row, column, *size) == expected).all():
+                return plain
+        except InputError:
+            return plain
+        same += 1
+    return direct if same else plain
 
 
 class Mended:

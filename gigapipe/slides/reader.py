@@ -1,5 +1,6 @@
 """Reading a slide file: its pixels, the true µm per pixel, and errors that name the slide."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class Slide:
                 "fetch it again, or remove its row from the sample sheet"
             ) from None
         properties = self._file.properties
-        self.mpp = (mpp, mpp) if mpp else self._own_mpp(assume_mpp)
+        self.mpp = self._own_mpp(assume_mpp) if mpp is None else (mpp, mpp)
         photometric = properties.get("dicom.PhotometricInterpretation", "")
         self._ycbcr = is_ycbcr_called_rgb(self.path, photometric)
         # Formats that scan islands (MRXS, SCN) tell where the scanned part lies on a much larger plane.
@@ -89,9 +90,33 @@ class Slide:
         return float(power) if power else None
 
     @property
+    def quickhash(self) -> str | None:
+        """OpenSlide's checksum of all the slide's files, by their tables and coarsest level."""
+        return self._file.properties.get("openslide.quickhash-1")
+
+    @functools.cached_property
     def colour_profile(self) -> ImageCms.ImageCmsProfile | None:
-        """The scanner's ICC profile, if the file has one."""
-        return self._file.color_profile
+        """The scanner's ICC profile, if the file has one that can be read."""
+        try:
+            return self._file.color_profile
+        except (ImageCms.PyCMSError, OSError):
+            return None
+
+    @functools.cached_property
+    def to_srgb(self) -> ImageCms.ImageCmsTransform | None:
+        """From the scanner's colours to sRGB, if there is a profile; several threads may share it.
+
+        Raises InputError if the profile is not one of RGB.
+        """
+        if self.colour_profile is None:
+            return None
+        srgb = ImageCms.createProfile("sRGB")
+        try:
+            return ImageCms.buildTransform(self.colour_profile, srgb, "RGB", "RGB", flags=ImageCms.Flags.NOCACHE)
+        except ImageCms.PyCMSError as error:
+            raise InputError(
+                f"slide {self.path}: its ICC profile is of no use ({error}); set colours: scanner"
+            ) from None
 
     def level_is_aligned(self, level: int) -> bool:
         """Whether OpenSlide reads a level's own pixels: not where it takes its downsample for a fraction."""
@@ -106,18 +131,23 @@ class Slide:
     def read(self, row: int, column: int, rows: int, columns: int, level: int = 0) -> np.ndarray:
         """Pixels (rows, columns, 3), uint8 RGB; what was not scanned is white.
 
-        `row` and `column` count in level 0, `rows` and `columns` in `level`. Raises InputError if the file is
-        damaged there.
+        All count pixels of `level`. Raises InputError if the file is damaged there.
         """
-        corner = self.corner[1] + column, self.corner[0] + row
+        downsample = self._file.level_downsamples[level]
+        corner = self.corner[1] + round(column * downsample), self.corner[0] + round(row * downsample)
         try:
             rgba = np.asarray(self._file.read_region(corner, level, (columns, rows)))
-        except openslide.OpenSlideError as error:
-            self._file = openslide.OpenSlide(self.path)  # after an error a handle gives nothing but that error
-            raise InputError(
-                f"slide {self.path}: damaged near row {row}, column {column} ({error}); fetch it again, or remove its "
-                "row from the sample sheet"
-            ) from None
+        except openslide.OpenSlideError:
+            # After an error a handle gives nothing but that error, to other threads too: it may not be ours.
+            self._file = openslide.OpenSlide(self.path)
+            try:
+                with openslide.OpenSlide(self.path) as own:
+                    rgba = np.asarray(own.read_region(corner, level, (columns, rows)))
+            except openslide.OpenSlideError as error:
+                raise InputError(
+                    f"slide {self.path}: damaged near row {row}, column {column} ({error}); fetch it again, or remove "
+                    "its row from the sample sheet"
+                ) from None
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         if self._ycbcr:
             rgb = np.asarray(Image.fromarray(np.ascontiguousarray(rgb), "YCbCr").convert("RGB"))

@@ -8,8 +8,6 @@ def pyramid_options():
     chosen = [
         f"--{flag.replace('_', '-')}" for flag in flags if config["pyramids"][flag]
     ]
-    if config["pyramids"]["unusable"] == "leave_out":
-        chosen.append("--leave-out")
     return " ".join([options("pyramids", keys), *chosen])
 
 
@@ -26,7 +24,11 @@ rule pyramid:
     conda:
         "../../envs/gigapipe.yaml"
     resources:
-        scheduler=options("pyramids", ["scheduler"]),  # a resource: another changes no pixel
+        # Resources, for another changes no pixel and makes no pyramid again.
+        scheduler=options("pyramids", ["scheduler"]),
+        leave_out=(
+            "--leave-out" if config["pyramids"]["unusable"] == "leave_out" else ""
+        ),
     params:
         mpp=" ".join(RESOLUTIONS),
         settings=pyramid_options(),
@@ -37,7 +39,7 @@ rule pyramid:
         ),
     shell:
         "gigapipe pyramid {input:q} {output} --mpp {params.mpp} {params.settings} {params.own_mpp}"
-        " {resources.scheduler} --threads {threads} > {log} 2>&1"
+        " {resources.scheduler} {resources.leave_out} --threads {threads} > {log} 2>&1"
 
 
 rule survey:
