@@ -236,7 +236,7 @@ def dask_openslide(slide: Path, out: Path, threads: int) -> None:
 
 
 def pyvips(slide: Path, out: Path, threads: int) -> None:
-    """libvips' resize of a sequential read, to tiled TIFF, resolution by resolution."""
+    """libvips' resize of a sequential read, to tiled TIFF without compression, resolution by resolution."""
     import os
 
     os.environ["VIPS_CONCURRENCY"] = str(threads)
@@ -246,9 +246,7 @@ def pyvips(slide: Path, out: Path, threads: int) -> None:
     for mpp in RESOLUTIONS:
         image = pyvips.Image.tiffload(str(slide), page=0, access="sequential")
         image = image.resize(MPP / mpp, kernel="lanczos3")
-        image.tiffsave(
-            str(out / f"{mpp}.tif"), tile=True, tile_width=CHUNK, tile_height=CHUNK, compression="zstd", level=1
-        )
+        image.tiffsave(str(out / f"{mpp}.tif"), tile=True, tile_width=CHUNK, tile_height=CHUNK)
 
 
 def cucim(slide: Path, out: Path, threads: int) -> None:

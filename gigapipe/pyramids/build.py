@@ -36,7 +36,7 @@ from gigapipe.slides.tissue import Tissue, at_pixels, find_tissue
 OVERVIEW = 1024  # px of the longest side, at most, of the picture in which tissue is found
 # What a build needs until it ends, in the folder of the store.
 WORK = Path("work")
-DONE, PIECES, TISSUE = WORK / "done", WORK / "pieces", WORK / "tissue.npz"
+BEGUN, DONE, PIECES, TISSUE = (WORK / name for name in ("begun", "done", "pieces", "tissue.npz"))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def build_pyramid(
         with resumable_folder_aside(folder, identity) as partial:
             job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings, identity)
             passes = _passes(slide, resolutions, settings)
-            if not (partial / TISSUE).exists():
+            if not (partial / BEGUN).exists():
                 _begin(job, slide, passes)
             _finish(job, slide, md5=_run(job, passes, threads, scheduler))
 
@@ -142,7 +142,7 @@ def _axes(slide: Slide, ratio: list[float], level: int) -> tuple[Axis, Axis]:
 
 
 def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
-    """What is there before the first task: an empty store, the overview, the tissue."""
+    """What is there before the first task: an empty store."""
     shutil.rmtree(job.folder / WORK, ignore_errors=True)
     (job.folder / DONE).mkdir(parents=True)
     (job.folder / PIECES).mkdir()
@@ -159,21 +159,7 @@ def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
         settings.chunk,
         settings.shard,
     )
-    picture = _overview(slide, settings)
-    Image.fromarray(picture).save(job.folder / store.OVERVIEW)
-    tissue = find_tissue(picture, slide.shape, slide.mpp)
-    with written_aside(job.folder / TISSUE) as partial, open(partial, "wb") as file:
-        np.savez(file, **asdict(tissue))
-
-
-def _overview(slide: Slide, settings: Settings) -> np.ndarray:
-    """The whole slide (row, column, 3), from a level of the file that is not much finer."""
-    ratio = [max(1.0, max(slide.shape) / OVERVIEW)] * 2
-    index = nearest_level(slide, ratio[0])
-    axes = _axes(slide, ratio, index)
-    mean = AreaMean(*axes, *((0, axis.size) for axis in axes))
-    _feed(_read_as(open_level(slide, index), settings), [mean], settings)
-    return np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
+    (job.folder / BEGUN).touch()
 
 
 def output_of(
@@ -212,11 +198,13 @@ def _coloured(band: np.ndarray, slide: Slide, settings: Settings) -> np.ndarray:
 
 def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
     """Do what is not done; the slide file's MD5."""
-    tasks = {}
+    tissue = _unless_done(job, "tissue", _make_overview)
+    tasks = {"tissue": tissue}
     for number, blocks in enumerate(passes):
         for block in np.ndindex(blocks.grid):
             key = f"block-{number}-{block[0]}-{block[1]}"
-            tasks[key] = _unless_done(job, key, _make_block, blocks, block)
+            outline = tissue if job.settings.clean_background else None
+            tasks[key] = _unless_done(job, key, _make_block, blocks, block, outline)
         for i in blocks.outputs:
             for at, unit in enumerate([] if blocks.is_whole(i) else blocks.units(i)):
                 makers = blocks.makers(i, *unit)
@@ -266,14 +254,31 @@ def _workers(threads: int, scheduler: str) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(job: Job, level: int) -> tuple[Level, list[zarr.Array], np.ndarray]:
-    """A level of the slide, the store's arrays, and the tissue's outline, once a process: a slide survives no fork."""
+def _opened(job: Job, level: int) -> tuple[Level, list[zarr.Array]]:
+    """A level of the slide and the store's arrays, once a process: a slide survives no fork."""
     slide = Slide(job.slide, job.settings.mpp, job.settings.assume_mpp)
-    return open_level(slide, level), store.arrays(job.folder), np.load(job.folder / TISSUE)["outline"]
+    return open_level(slide, level), store.arrays(job.folder)
 
 
-def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int]) -> None:
-    level, arrays, outline = _opened(job, blocks.level)
+def _make_overview(job: Job, key: str) -> None:
+    """The whole slide in small, from a level of the file that is not much finer, and where its tissue is."""
+    with Slide(job.slide, job.settings.mpp, job.settings.assume_mpp) as slide:
+        ratio = [max(1.0, max(slide.shape) / OVERVIEW)] * 2
+        index = nearest_level(slide, ratio[0])
+        axes = _axes(slide, ratio, index)
+        mean = AreaMean(*axes, *((0, axis.size) for axis in axes))
+        _feed(_read_as(open_level(slide, index), job.settings), [mean], job.settings)
+        picture = np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
+        tissue = find_tissue(picture, slide.shape, slide.mpp)
+    with written_aside(job.folder / store.OVERVIEW) as partial:
+        Image.fromarray(picture).save(partial, "PNG")
+    with written_aside(job.folder / TISSUE) as partial, open(partial, "wb") as file:
+        np.savez(file, **asdict(tissue))
+    _mark(job, key, [])
+
+
+def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _tissue: None) -> None:
+    level, arrays = _opened(job, blocks.level)
     level = _read_as(level, job.settings)
     parts = {i: blocks.part(i, block) for i in blocks.outputs}
     means = {
@@ -282,6 +287,7 @@ def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int]) -> N
     _feed(level, list(means.values()), job.settings)
     for i, mean in means.items():
         if job.settings.clean_background:
+            outline = np.load(job.folder / TISSUE)["outline"]
             shape = tuple(axis.size for axis in blocks.outputs[i])
             mean.mean[:, ~at_pixels(outline, *parts[i], shape)] = 255
         if blocks.is_whole(i):
@@ -302,7 +308,7 @@ def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple, _after
         (a, b), (c, d) = (max(top, row), min(bottom, row_stop)), (max(left, column), min(right, column_stop))
         piece = np.load(_piece(job, i, block), mmap_mode="r")
         whole[:, a - top : b - top, c - left : d - left] = piece[:, a - row : b - row, c - column : d - column]
-    _, arrays, _ = _opened(job, blocks.level)
+    _, arrays = _opened(job, blocks.level)
     store.write(arrays[i], *unit, whole)
     _mark(job, key, [])
 
@@ -341,7 +347,7 @@ def _finish(job: Job, slide: Slide, md5: str) -> None:
             "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
         },
     )
-    (job.folder / TISSUE).unlink()  # first: without it nothing else of this is taken for anything
+    (job.folder / BEGUN).unlink()  # first: without it nothing else of this is taken for anything
     shutil.rmtree(job.folder / WORK)
 
 
