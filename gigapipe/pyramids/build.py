@@ -271,7 +271,7 @@ def _make_overview(job: Job, key: str) -> None:
         picture = np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
         tissue = find_tissue(picture, slide.shape, slide.mpp)
     with written_aside(job.folder / store.OVERVIEW) as partial:
-        Image.fromarray(picture).save(partial, "PNG")
+        Image.fromarray(picture).save(partial, "PNG", compress_level=1)
     with written_aside(job.folder / TISSUE) as partial, open(partial, "wb") as file:
         np.savez(file, **asdict(tissue))
     _mark(job, key, [])
