@@ -7,7 +7,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from gigapipe.errors import InputError
-from gigapipe.pyramids.area import area_mean, output_size, source_range
+from gigapipe.pyramids.area import AreaMean, Axis
 from gigapipe.slides.phantom import CLASSES, MPP, cohort, render, write_slide
 from gigapipe.slides.reader import Slide
 
@@ -15,10 +15,10 @@ FINEST, COARSEST = 2, 48  # as in config/config.yaml
 
 
 def downsample(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    ratio = mpp / MPP
-    rows, columns = ((0, output_size(n, ratio)) for n in rgb.shape[:2])
-    covered = (slice(*source_range(*r, ratio, n)) for r, n in zip((rows, columns), rgb.shape, strict=False))
-    return area_mean(rgb[*covered], rows, columns, (ratio, ratio), rgb.shape[:2])
+    axes = [Axis.of(n, mpp / MPP) for n in rgb.shape[:2]]
+    mean = AreaMean(*axes, *((0, axis.size) for axis in axes))
+    mean.feed(rgb, 0, 0)
+    return mean.mean.transpose(1, 2, 0)
 
 
 def clumping(rgb: np.ndarray, mpp: float) -> float:
