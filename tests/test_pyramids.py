@@ -321,6 +321,23 @@ def test_tiles_are_decoded_directly_where_they_are_as_openslide_reads_them(tmp_p
             assert (level.read(0, 0, *slide.shape) == pixels).all()
 
 
+def test_a_tile_between_two_readers_is_decoded_once(tmp_path):
+    pixels = render(cohort(patients=6)[1])[:301, :397]
+    with Slide(written(tmp_path / "s.svs", pixels)) as slide:
+        level = TiffLevel(slide)
+        whole, decoded, decode = level.read(0, 0, 301, 397), [], level._decode
+        level._decode = lambda *tile: decoded.append(tile) or decode(*tile)
+        parts = [
+            [
+                level.read(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
+                for columns in ((0, 200), (200, 397))
+            ]
+            for rows in ((0, 200), (200, 301))
+        ]
+    assert (np.concatenate([np.concatenate(row, 1) for row in parts]) == whole).all()
+    assert len(decoded) == 13  # of 3 × 4 tiles, one lies in all four parts
+
+
 def test_tiles_that_decode_otherwise_are_left_to_openslide(tmp_path):
     """33003 says that the samples are YCbCr: OpenSlide converts them, tifffile does not."""
     pixels = render(cohort(patients=6)[1])[:301, :397]

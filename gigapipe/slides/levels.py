@@ -5,6 +5,7 @@ or JPEG 2000 tiles, there is nothing to compose, and the tiles are decoded direc
 """
 
 import os
+from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from gigapipe.slides.reader import Slide
 JPEG, JPEG_ENDS = 7, b"\xff\xd9"
 COMPRESSIONS = {JPEG, 33003, 33005}  # and JPEG 2000 as Aperio writes it, of YCbCr and of RGB
 SAMPLES = 12
+KEPT = 128  # tiles, at most
 
 
 class Level(Protocol):
@@ -58,6 +60,8 @@ class TiffLevel:
         self._tables = self._page.jpegtables
         self.tile = self._page.tilelength, self._page.tilewidth
         self.grid = tuple(-(-n // t) for n, t in zip(self.shape, self.tile, strict=True))
+        # Tiles of which a part was asked for: who reads beside asks for the rest.
+        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def read(self, row: int, column: int, rows: int, columns: int) -> np.ndarray:
         out = np.empty((rows, columns, 3), np.uint8)
@@ -67,7 +71,15 @@ class TiffLevel:
                 top, left = max(row, i * height), max(column, j * width)
                 bottom, right = min(row + rows, (i + 1) * height), min(column + columns, (j + 1) * width)
                 part = slice(top - i * height, bottom - i * height), slice(left - j * width, right - j * width)
-                out[top - row : bottom - row, left - column : right - column] = self._decode(i, j)[part]
+                tile = self._kept.pop((i, j), None)
+                if tile is None:
+                    tile = self._decode(i, j)
+                    ends = min((i + 1) * height, self.shape[0]), min((j + 1) * width, self.shape[1])
+                    if (top, left, bottom, right) != (i * height, j * width, *ends):
+                        self._kept[i, j] = tile
+                        if len(self._kept) > KEPT:
+                            self._kept.popitem(last=False)
+                out[top - row : bottom - row, left - column : right - column] = tile[part]
         return out
 
     def _decode(self, i: int, j: int) -> np.ndarray:
