@@ -31,7 +31,7 @@ from gigapipe.pyramids.area import AreaMean, Axis
 from gigapipe.pyramids.blocks import Blocks
 from gigapipe.slides.levels import Level, Mended, open_level
 from gigapipe.slides.reader import Slide
-from gigapipe.slides.tissue import Tissue, at_pixels, find_tissue
+from gigapipe.slides.tissue import Tissue, find_tissue
 
 OVERVIEW = 1024  # px of the longest side, at most, of the picture in which tissue is found
 # What a build needs until it ends, in the folder of the store.
@@ -289,7 +289,7 @@ def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _tis
         if job.settings.clean_background:
             outline = np.load(job.folder / TISSUE)["outline"]
             shape = tuple(axis.size for axis in blocks.outputs[i])
-            mean.mean[:, ~at_pixels(outline, *parts[i], shape)] = 255
+            mean.mean[:, ~store.at_pixels(outline, *parts[i], shape)] = 255
         if blocks.is_whole(i):
             store.write(arrays[i], *parts[i], mean.mean)
         else:

@@ -16,7 +16,6 @@ import zarr
 import gigapipe
 from gigapipe.aside import folder_aside
 from gigapipe.errors import InputError
-from gigapipe.slides.tissue import at_pixels
 
 NAME = "image.zarr"
 OVERVIEW = "overview.png"
@@ -181,6 +180,15 @@ def _multiscale(
     axes = [{"name": axis, "type": "channel"} for axis in leading]
     axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
     return {"name": name, "axes": axes, "datasets": datasets}
+
+
+def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """A coarse mask of an image, at some of the pixels of that image of `shape`: (rows, columns), by the nearest."""
+    places = [
+        ((np.arange(*part) + 0.5) * n // full).astype(int)
+        for part, n, full in zip((rows, columns), mask.shape, shape, strict=True)
+    ]
+    return mask[np.ix_(*places)]
 
 
 def leave_out(folder: Path, reason: str) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from gigapipe.pyramids.store import OVERVIEW, Pyramid, left_out
-from gigapipe.slides.tissue import at_pixels
+from gigapipe.pyramids.store import OVERVIEW, Pyramid, at_pixels, left_out
 
 PICTURE, CAPTION = 192, 14  # px a side of a slide on the contact sheet, and of the line below it
 OUTLINE = (0, 140, 0)

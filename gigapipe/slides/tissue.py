@@ -67,12 +67,3 @@ def find_tissue(picture: np.ndarray, shape: tuple[int, int], slide_mpp: tuple[fl
     ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0)]
     (top, bottom), (left, right) = (end / n * length for end, n, length in zip(ends, mask.shape, extent, strict=True))
     return Tissue([float(v) for v in (top, left, bottom, right)], float(mask.mean()), outline, mpp)
-
-
-def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """A coarse mask of an image, at some of the pixels of that image of `shape`: (rows, columns), by the nearest."""
-    places = [
-        ((np.arange(*part) + 0.5) * n // full).astype(int)
-        for part, n, full in zip((rows, columns), mask.shape, shape, strict=True)
-    ]
-    return mask[np.ix_(*places)]

@@ -129,5 +129,15 @@ def options(section, keys):
     )
 
 
+def pyramid_options():
+    """Options of `gigapipe pyramid`, of what the config says."""
+    keys = ["source_level", "damaged", "colours", "chunk", "shard", "ome_zarr"]
+    flags = ["assume_mpp", "clean_background"]
+    chosen = [
+        f"--{flag.replace('_', '-')}" for flag in flags if config["pyramids"][flag]
+    ]
+    return " ".join([options("pyramids", keys), *chosen])
+
+
 def for_each_model(pattern):
     return expand(pattern, mpp=RESOLUTIONS, fold=FOLDS)

@@ -1,16 +1,6 @@
 # Each slide at every chosen resolution, and what became of each.
 
 
-def pyramid_options():
-    """Options of `gigapipe pyramid`, of what the config says."""
-    keys = ["source_level", "damaged", "colours", "chunk", "shard", "ome_zarr"]
-    flags = ["assume_mpp", "clean_background"]
-    chosen = [
-        f"--{flag.replace('_', '-')}" for flag in flags if config["pyramids"][flag]
-    ]
-    return " ".join([options("pyramids", keys), *chosen])
-
-
 rule pyramid:
     input:
         lambda wildcards: slide_file(wildcards.slide),
