@@ -289,7 +289,7 @@ PEERS = {
     "tiatoolbox": tiatoolbox,
 }
 ALL = LIMITS | OURS | PEERS
-PACKAGES = {"pyvips": "pyvips", "cucim": "cucim", "tiatoolbox": "tiatoolbox"}  # that may not be installed
+PACKAGES = {"pyvips", "cucim", "tiatoolbox"}  # that may not be installed
 
 
 def worker(name: str, slide: Path, threads: int, out: Path) -> None:
@@ -330,7 +330,7 @@ def error(slide: Path, out: Path, name: str) -> float | None:
 def main(args: argparse.Namespace) -> None:
     slide = generated(args.store, args.size)
     gigapixels = (args.size + 11) * (args.size - 3) / 1e9
-    names = [name for name in args.only if importlib.util.find_spec(PACKAGES.get(name, "zarr"))]
+    names = [name for name in args.only if name not in PACKAGES or importlib.util.find_spec(name)]
     print(f"{args.size} px, {gigapixels:.2f} Gpx, {slide.stat().st_size / 1e6:.0f} MB, {args.threads} threads")
     for name in set(args.only) - set(names):
         print(f"{name}: not installed")

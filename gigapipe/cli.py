@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import gigapipe
-from gigapipe.allocator import LARGE, LARGE_WHERE_MEMORY_IS_LIMITED, return_freed_tensors
+from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 
@@ -104,7 +104,7 @@ def folds(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    return_freed_tensors(LARGE_WHERE_MEMORY_IS_LIMITED if args.memory else LARGE)
+    return_freed_tensors(streams=args.memory is not None)
     from gigapipe.evaluation.folds import roles
     from gigapipe.pyramids.canvas import lost_tissue
     from gigapipe.training.classification import Classification, ClassifierSettings
@@ -162,7 +162,7 @@ def training_settings(args: argparse.Namespace) -> dict:
 
 
 def predict(args: argparse.Namespace) -> None:
-    return_freed_tensors(LARGE_WHERE_MEMORY_IS_LIMITED if args.memory else LARGE)
+    return_freed_tensors(streams=args.memory is not None)
     from gigapipe.evaluation.folds import roles
     from gigapipe.training.classification import ClassifierSettings, predict
     from gigapipe.training.loop import trained_model
@@ -194,7 +194,7 @@ def mask(args: argparse.Namespace) -> None:
 
 
 def train_tissue(args: argparse.Namespace) -> None:
-    return_freed_tensors(LARGE_WHERE_MEMORY_IS_LIMITED if args.memory else LARGE)
+    return_freed_tensors(streams=args.memory is not None)
     from gigapipe.evaluation.folds import roles
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
@@ -210,7 +210,7 @@ def train_tissue(args: argparse.Namespace) -> None:
 
 
 def segment(args: argparse.Namespace) -> None:
-    return_freed_tensors(LARGE_WHERE_MEMORY_IS_LIMITED if args.memory else LARGE)
+    return_freed_tensors(streams=args.memory is not None)
     from gigapipe.aside import folder_aside
     from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.overlap import dice, draw_overlay

@@ -122,12 +122,12 @@ def _passes(slide: Slide, resolutions: list[float], settings: Settings) -> list[
     outputs: dict[int, dict[int, tuple[Axis, Axis]]] = {}
     for i, mpp in enumerate(resolutions):
         ratio = [max(1.0, mpp / own) for own in slide.mpp]
-        level = nearest_level(slide, min(ratio)) if settings.source_level == "fast" else 0
+        level = _nearest_level(slide, min(ratio)) if settings.source_level == "fast" else 0
         outputs.setdefault(level, {})[i] = _axes(slide, ratio, level)
     return [Blocks.of(level, axes, settings.shard or settings.chunk) for level, axes in outputs.items()]
 
 
-def nearest_level(slide: Slide, ratio: float) -> int:
+def _nearest_level(slide: Slide, ratio: float) -> int:
     """The coarsest level of the file that is not coarser than level 0 by more than `ratio`."""
     fine_enough = [i for i, d in enumerate(slide.level_downsamples) if d <= ratio * (1 + 1e-6)]
     return max(fine_enough, key=lambda i: slide.level_downsamples[i])
@@ -165,7 +165,12 @@ def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
 def output_of(
     slide: Slide, mpp: float, rows: tuple[int, int], columns: tuple[int, int], settings: Settings
 ) -> np.ndarray:
-    """Some rows and columns (half-open) of a slide at a resolution: (channel, row, column), background as it is."""
+    """Some rows and columns (half-open) of a slide at `mpp` µm per pixel: (channel, row, column), uint8.
+
+    The background is as it is in the slide, whatever `settings` say.
+
+    Raises InputError if the slide is damaged there.
+    """
     (blocks,) = _passes(slide, [mpp], settings)
     mean = AreaMean(*blocks.outputs[0], rows, columns)
     _feed(_read_as(open_level(slide, blocks.level), settings), [mean], settings)
@@ -191,6 +196,7 @@ def _feed(level: Level, means: list[AreaMean], settings: Settings) -> None:
 
 
 def _coloured(band: np.ndarray, slide: Slide, settings: Settings) -> np.ndarray:
+    """Pixels (rows, columns, 3), uint8, in the colours that are asked for."""
     if settings.colours == "scanner" or slide.to_srgb is None:
         return band
     return np.asarray(ImageCms.applyTransform(Image.fromarray(band), slide.to_srgb))
@@ -264,7 +270,7 @@ def _make_overview(job: Job, key: str) -> None:
     """The whole slide in small, from a level of the file that is not much finer, and where its tissue is."""
     with Slide(job.slide, job.settings.mpp, job.settings.assume_mpp) as slide:
         ratio = [max(1.0, max(slide.shape) / OVERVIEW)] * 2
-        index = nearest_level(slide, ratio[0])
+        index = _nearest_level(slide, ratio[0])
         axes = _axes(slide, ratio, index)
         mean = AreaMean(*axes, *((0, axis.size) for axis in axes))
         _feed(_read_as(open_level(slide, index), job.settings), [mean], job.settings)
@@ -278,6 +284,7 @@ def _make_overview(job: Job, key: str) -> None:
 
 
 def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _tissue: None) -> None:
+    """Make a block's part of every output; `_tissue` only says what must be done before."""
     level, arrays = _opened(job, blocks.level)
     level = _read_as(level, job.settings)
     parts = {i: blocks.part(i, block) for i in blocks.outputs}

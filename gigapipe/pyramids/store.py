@@ -68,7 +68,10 @@ def arrays(folder: Path) -> list[zarr.Array]:
 
 
 def write(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], pixels: np.ndarray) -> None:
-    """Write whole files (chunks, or shards) of an array. What is there, torn by a kill perhaps, is not looked at."""
+    """Write `pixels` (channel, row, column), uint8, to rows and columns that are whole files (chunks, or shards).
+
+    What is there, torn by a kill perhaps, is not looked at.
+    """
     for file in _files(array, rows, columns):
         file.unlink(missing_ok=True)
     array[:, slice(*rows), slice(*columns)] = pixels

@@ -54,7 +54,7 @@ class Tissue:
 
 
 def find_tissue(picture: np.ndarray, shape: tuple[int, int], slide_mpp: tuple[float, float]) -> Tissue:
-    """Where a slide has tissue, by a picture (row, column, 3) of the whole of it.
+    """Where a slide has tissue, by a picture (row, column, 3), uint8 RGB, of the whole of it.
 
     The slide has `shape` (rows, columns), with `slide_mpp` µm each.
     """

@@ -7,6 +7,7 @@ import resource
 import statistics
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ CHECKPOINT_EVERY = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ABC):
     """What determines the trained weights, beside the slides. Written into the model and its checkpoint."""
 
     task: ClassVar[str]
@@ -45,9 +46,9 @@ class Settings:
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    @abstractmethod
     def model(self) -> nn.Module:
         """An untrained network."""
-        raise NotImplementedError
 
 
 class Task(Protocol):
