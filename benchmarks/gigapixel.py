@@ -18,7 +18,7 @@ import numpy as np
 from streaming import memory
 
 from gigapipe.allocator import return_freed_tensors
-from gigapipe.cli import size_in_bytes
+from gigapipe.cli.arguments import size_in_bytes
 from gigapipe.progress import Progress
 
 CELL = 1024  # px a side of a phantom in the mosaic
@@ -55,7 +55,7 @@ def mosaic(folder: Path, rows: int, columns: int, white: float) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    return_freed_tensors()
+    return_freed_tensors(streams=True)
     import torch
     import torch.nn.functional as F
     import zarr

@@ -1,4 +1,4 @@
-"""Where no graph is made, a frozen BatchNorm is part of the convolution before it: one image less is made."""
+"""A frozen BatchNorm becomes part of the convolution before it: one image less is made, and kept for the gradient."""
 
 from collections import Counter
 
@@ -29,14 +29,14 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
 
 def _both(convolution: Node, norm: Node) -> Node:
     both = Node(norm.index)
-    both.function = _convolved_and_normalised
+    both.function = convolved_and_normalised
     both.args = convolution.args[0], convolution.args[1:], norm.args[1:]
     both.accesses, both.layer, both.autocast = convolution.accesses, convolution.layer, convolution.autocast
     both.results = norm.results
     return both
 
 
-def _convolved_and_normalised(x, convolution: tuple, norm: tuple):
+def convolved_and_normalised(x, convolution: tuple, norm: tuple):
     """torch.conv2d and F.batch_norm of these arguments, by the weights that do both."""
     weight, bias, *options = convolution if len(convolution) > 1 else (*convolution, None)
     mean, variance, gain, shift, _, _, eps = norm

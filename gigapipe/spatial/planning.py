@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from gigapipe.spatial.fusing import convolved_and_normalised
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorder, Ref, map_arguments, without_pixels
 from gigapipe.spatial.segment import Segment, needed_nodes
@@ -90,8 +91,8 @@ class Keeping(NamedTuple):
     """Bytes beside them, for a pixel of the result: a pooling's indices, an image in another precision."""
 
 
-def keeping(node: Node) -> Keeping:
-    """Found out by running it without pixels."""
+def keeping(made: Node, node: Node) -> Keeping:
+    """Of `node`, by which the results of `made` are made; found out by running it without pixels."""
     operands, tensors, kept = {}, {}, []
     for ref in node.operands:
         image = ref.image
@@ -113,7 +114,7 @@ def keeping(node: Node) -> Keeping:
         args, kwargs = map_arguments(given, (node.args, node.kwargs))
         with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
             result = node.function(*args, **kwargs)
-    results = {Ref(node, i): r for i, r in enumerate([result] if node.single else result)}
+    results = {Ref(made, i): r for i, r in enumerate([result] if node.single else result)}
     images = {_storage(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)}
     plain = {_storage(t) for t in tensors.values()}
     found = {_storage(t): t for t in kept if isinstance(t, torch.Tensor)}
@@ -140,9 +141,10 @@ def _bytes(ref: Ref) -> float:
 
 @dataclass(frozen=True)
 class Operation:
-    """A node's costs, for a pixel of what it makes."""
+    """The costs of what makes a node's results, for a pixel of them."""
 
     node: Node
+    operands: list[Ref]
     keeping: Keeping
     made: float
     """Bytes."""
@@ -152,12 +154,13 @@ class Operation:
     """In multiplications."""
 
     @classmethod
-    def of(cls, node: Node) -> "Operation":
+    def of(cls, of: Node, node: Node) -> "Operation":
+        """Of the results of `of`, by `node`: itself, or one that does the work of several."""
         made = 0.0 if node.in_place or node.sums else sum(_bytes(Ref(node, i)) for i in range(len(node.results)))
         size = math.prod(_size(node))
         operand = node.operands[0].image
         multiplications = 0.0
-        if node.function is torch.conv2d:
+        if node.function in (torch.conv2d, convolved_and_normalised):
             multiplications = operand.shape[0] * node.tensors[0].numel()
         elif node.function is torch.conv_transpose2d:
             multiplications = operand.numel() * node.tensors[0][0].numel() / size
@@ -167,10 +170,10 @@ class Operation:
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
             padded = _bytes(node.operands[0]) * math.prod(operand.image_size) / size
-        kept = keeping(node)
+        kept = keeping(of, node)
         if padded:  # of the whole image that copy was made, and counted, in place of the operand
             kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
-        return cls(node, kept, made, padded, multiplications + moved)
+        return cls(of, node.operands, kept, made, padded, multiplications + moved)
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,17 @@ class Layers:
     def __init__(self, nodes: list[Node], mesh: Mesh):
         self.mesh = mesh
         self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
-        self.operations = {node: Operation.of(node) for node in self.nodes}
+        self.operations = {node: Operation.of(node, node) for node in self.nodes}
+        self._fused: dict[Node, Operation] = {}
         self.last_use = {ref.node: node.index for node in self.nodes for ref in node.operands}
         self.cuts = list(self._cuts())
+
+    def operation(self, made: Node, node: Node) -> Operation:
+        """What makes a node's results: it itself, or the one `node` that takes its place in every segment."""
+        known = self.operations if node is made else self._fused
+        if made not in known:
+            known[made] = Operation.of(made, node)
+        return known[made]
 
     def _cuts(self) -> Iterator[Node]:
         """Operations whose one result is all that later ones need, but for those that a cheap one makes smaller."""
@@ -249,44 +260,43 @@ class Layers:
             rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
             areas = {node: rows[node].size * columns[node].size for node in rows}
             parts = sum(_bytes(ref) * areas[ref.node] for ref in inputs)
-            of_forward, of_backward = self._at_a_time(nodes, areas, tiled=True)
+            operations = [self.operation(made, node) for made, node in segment.computed.items()]
+            of_forward, of_backward = self._at_a_time(operations, areas, tiled=True)
             forward = max(forward, of_forward + parts)
             backward = max(backward, of_backward + 2 * parts)
-            once = sum(self.operations[node].time * areas[node] for node in nodes)
+            once = sum(operation.time * areas[operation.node] for operation in operations)
             times[output.index] = (2 + BACKWARD) * once * count[0] * count[1]
         return Share(tiles, forward, backward, times)
 
     def whole(self, first: Node | None) -> Share:
         """The nodes after a cut, undivided."""
-        nodes = [node for node in self.nodes if node.index > (first.index if first else 0)]
-        areas = {node: self.area(node) for node in nodes}
-        forward, backward = self._at_a_time(nodes, areas, tiled=False)
-        time = (1 + BACKWARD) * sum(self.operations[node].time * areas[node] for node in nodes)
+        operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
+        areas = {operation.node: self.area(operation.node) for operation in operations}
+        forward, backward = self._at_a_time(operations, areas, tiled=False)
+        time = (1 + BACKWARD) * sum(operation.time * areas[operation.node] for operation in operations)
         return Share({}, forward, backward, {0: time})
 
-    def _at_a_time(self, nodes: list[Node], areas: dict[Node, float], tiled: bool) -> tuple[float, float]:
+    @staticmethod
+    def _at_a_time(operations: list[Operation], areas: dict[Node, float], tiled: bool) -> tuple[float, float]:
         """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
-        last = {ref: node for node in nodes for ref in node.operands}
+        last = {ref: operation.node for operation in operations for ref in operation.operands}
+        made = {operation.node: operation.made * areas[operation.node] for operation in operations}
         ends = {}
         for ref, node in last.items():
             ends.setdefault(node, []).append(ref)
-        inside = set(nodes)
         live = forward = kept = backward = 0.0
         seen: set[Ref] = set()
-        for node in nodes:
-            operation = self.operations[node]
-            pixels = areas[node]
+        for operation in operations:
+            pixels = areas[operation.node]
             padded = operation.padded * pixels if tiled else 0.0
-            live += operation.made * pixels
+            live += made[operation.node]
             forward = max(forward, live + padded)
-            live -= sum(
-                self.operations[ref.node].made * areas[ref.node] for ref in ends.get(node, []) if ref.node in inside
-            )
-            images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in inside]
+            live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))
+            images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in made]
             seen.update(images)
             kept += sum(_bytes(ref) * areas[ref.node] for ref in images)
             kept += operation.keeping.more * pixels + padded
-            largest = max([operation.made * pixels, *(_bytes(r) * areas.get(r.node, 0) for r in node.operands)])
+            largest = max([made[operation.node], *(_bytes(r) * areas.get(r.node, 0) for r in operation.operands)])
             backward = max(backward, kept + GRADIENTS * largest)
         return forward, backward
 
@@ -368,17 +378,18 @@ def plan_streaming(
             f"{memory / 1e9:.1f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.1f} GB "
             "are needed; give more, or share the image among more ranks"
         )
-    best = min(fitting, key=lambda c: c.time)
-    undivided = sum(o.time * layers.area(o.node) for o in layers.operations.values()) * (1 + BACKWARD)
+    undivided = [c for c in fitting if c.whole and not c.stored]  # what fits as it is stays as it is
+    best = min(undivided or fitting, key=lambda c: c.time)
+    plain = sum(o.time * layers.area(o.node) for o in layers.operations.values()) * (1 + BACKWARD)
     after = (best.stored[-1].index if best.stored else 0) + 1
     return Plan(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
         kept=frozenset(node.index for node in best.stored),
         whole_from=after if best.whole else None,
         peak=base + best.peak,
-        time=best.time / undivided,
+        time=best.time / plain,
         shares={index: time / best.time for share in best.shares for index, time in share.times.items()},
-        lines=tuple(_described(layers, best, base, best.time / undivided)),
+        lines=tuple(_described(layers, best, base, best.time / plain)),
     )
 
 

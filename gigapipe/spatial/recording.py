@@ -67,12 +67,12 @@ class Node:
     def is_source(self) -> bool:
         return self.function is None
 
-    @property
+    @functools.cached_property
     def operands(self) -> list[Ref]:
         """The images among the arguments."""
         return [a for a in _leaves((self.args, self.kwargs)) if isinstance(a, Ref)]
 
-    @property
+    @functools.cached_property
     def tensors(self) -> list[torch.Tensor]:
         """The plain tensors among the arguments, parameters above all."""
         return [a for a in _leaves((self.args, self.kwargs)) if isinstance(a, torch.Tensor)]

@@ -112,13 +112,12 @@ class Segment:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
         for node in self.nodes:
             node.refuse_changes()
-        steps = self._steps_with_graph if torch.is_grad_enabled() else self._steps
         tile = Tile(self.mesh)
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
             for ref, local in held.items()
         }
-        for made, node, last_used in steps:
+        for made, node, last_used in self._steps:
             rectangle = rectangles[made]
             copied = False
 
@@ -151,17 +150,16 @@ class Segment:
         return keeps_constants(self.nodes)
 
     @functools.cached_property
-    def _steps(self) -> list[Step]:
-        return self._with_last_uses(fused(self.nodes, self.output))
+    def computed(self) -> dict[Node, Node]:
+        """What is computed, in order: of each node that is still made, the node that makes it."""
+        return fused(self.nodes, self.output)
 
     @functools.cached_property
-    def _steps_with_graph(self) -> list[Step]:
-        return self._with_last_uses({node: node for node in self.nodes})
-
-    def _with_last_uses(self, computed: dict[Node, Node]) -> list[Step]:
-        last = {ref: made for made, node in computed.items() for ref in node.operands if ref != self.output}
+    def _steps(self) -> list[Step]:
+        last = {ref: made for made, node in self.computed.items() for ref in node.operands if ref != self.output}
         return [
-            Step(made, node, [ref for ref, user in last.items() if user is made]) for made, node in computed.items()
+            Step(made, node, [ref for ref, user in last.items() if user is made])
+            for made, node in self.computed.items()
         ]
 
 
