@@ -73,9 +73,11 @@ class AreaMean:
         first, last = max(row, self.rows[0]), min(row + len(band), self.rows[1])
         if first >= last or not self.mean.size:
             return
-        part = band[first - row : last - row, self.columns[0] - column : self.columns[1] - column]
-        rows, across = np.ascontiguousarray(part).reshape(len(part), -1), (self._first, self._shares)
-        self.finished = _feed(rows, first, self._unit, *self._down, *across, self._sums, self.finished, self.mean)
+        rows, across = np.ascontiguousarray(band[first - row : last - row]), (self._first, self._shares)
+        # Three values to a pixel; what is beside is passed over there, for cutting it off would copy all the rest.
+        rows, begin, end = rows.reshape(len(rows), -1), *(3 * (edge - column) for edge in self.columns)
+        part = rows, begin, end, first, self._unit
+        self.finished = _feed(*part, *self._down, *across, self._sums, self.finished, self.mean)
 
 
 def _shares(begins: np.ndarray, ends: np.ndarray, unit: int, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,12 +92,38 @@ def _shares(begins: np.ndarray, ends: np.ndarray, unit: int, start: int) -> tupl
     return (3 * (first[:, 0] - start)).astype(np.uint64), np.maximum(covered, 0) / (right - left)
 
 
-@numba.njit(nogil=True, cache=True)
-def _feed(band, row, unit, begins, ends, first, shares, sums, at, mean):
-    """Add source rows to the sums of the output row `at`; write it to `mean` and go on to the next when it is whole."""
+# Of given types, the code is loaded when this file is imported, not while the first slide waits for it.
+@numba.njit("void(float64[::1], uint64[::1], float64[:, ::1], float64[:, ::1])", nogil=True, cache=True)
+def _across(sums, first, shares, line):
+    """Means (channel, output pixel) along a row of sums. Three source pixels at once, for that is mostly all."""
+    for j in range(len(first)):
+        x = first[j]
+        y, z = x + THREE, x + THREE + THREE
+        of_x, of_y, of_z = shares[j, 0], shares[j, 1], shares[j, 2]
+        red = of_x * sums[x] + of_y * sums[y] + of_z * sums[z]
+        green = of_x * sums[x + ONE] + of_y * sums[y + ONE] + of_z * sums[z + ONE]
+        blue = of_x * sums[x + TWO] + of_y * sums[y + TWO] + of_z * sums[z + TWO]
+        for k in range(3, shares.shape[1]):
+            z += THREE
+            red += shares[j, k] * sums[z]
+            green += shares[j, k] * sums[z + ONE]
+            blue += shares[j, k] * sums[z + TWO]
+        line[0, j], line[1, j], line[2, j] = red, green, blue
+
+
+@numba.njit(
+    "int64(Array(uint8, 2, 'C', readonly=True), int64, int64, int64, int64, int64[::1], int64[::1], uint64[::1],"
+    "float64[:, ::1], int32[::1], int64, uint8[:, :, ::1])",
+    nogil=True,
+    cache=True,
+)
+def _feed(band, begin, end, row, unit, begins, ends, first, shares, sums, at, mean):
+    """Add source rows, from the value `begin` to `end`, to the sums of the output row `at`.
+
+    When it is whole, write it to `mean`, and go on to the next."""
     floats, line = np.empty(len(sums)), np.empty((3, len(first)))
     for y in range(len(band)):
-        top, bottom, pixels = (row + y) * unit, (row + y + 1) * unit, band[y]
+        top, bottom, pixels = (row + y) * unit, (row + y + 1) * unit, band[y, begin:end]
         while at < mean.shape[1] and begins[at] < bottom:
             share = np.int32(min(bottom, ends[at]) - max(top, begins[at]))
             for x in range(len(pixels)):
@@ -113,21 +141,3 @@ def _feed(band, row, unit, begins, ends, first, shares, sums, at, mean):
                     mean[channel, at, j] = np.uint8(line[channel, j] * per_height + (0.5 + 1e-7))
             at += 1
     return at
-
-
-@numba.njit(nogil=True, cache=True)
-def _across(sums, first, shares, line):
-    """Means (channel, output pixel) along a row of sums. Three source pixels at once, for that is mostly all."""
-    for j in range(len(first)):
-        x = first[j]
-        y, z = x + THREE, x + THREE + THREE
-        of_x, of_y, of_z = shares[j, 0], shares[j, 1], shares[j, 2]
-        red = of_x * sums[x] + of_y * sums[y] + of_z * sums[z]
-        green = of_x * sums[x + ONE] + of_y * sums[y + ONE] + of_z * sums[z + ONE]
-        blue = of_x * sums[x + TWO] + of_y * sums[y + TWO] + of_z * sums[z + TWO]
-        for k in range(3, shares.shape[1]):
-            z += THREE
-            red += shares[j, k] * sums[z]
-            green += shares[j, k] * sums[z + ONE]
-            blue += shares[j, k] * sums[z + TWO]
-        line[0, j], line[1, j], line[2, j] = red, green, blue

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import dask
+import dask.threaded
 import numpy as np
 import zarr
 from dask.tokenize import tokenize
@@ -210,13 +211,14 @@ def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
         for block in np.ndindex(blocks.grid):
             key = f"block-{number}-{block[0]}-{block[1]}"
             outline = tissue if job.settings.clean_background else None
-            tasks[key] = _unless_done(job, key, _make_block, blocks, block, outline)
+            tasks[key] = _unless_done(job, key, _make_block, blocks, block, after=outline)
         for i in blocks.outputs:
             for at, unit in enumerate([] if blocks.is_whole(i) else blocks.units(i)):
                 makers = blocks.makers(i, *unit)
                 after = [tasks[f"block-{number}-{row}-{column}"] for row, column in makers]
                 key = f"chunk-{i}-{at}"
-                tasks[key] = _unless_done(job, key, _join_pieces, blocks, i, unit, [t for t in after if t is not None])
+                after = [task for task in after if task is not None]
+                tasks[key] = _unless_done(job, key, _join_pieces, blocks, i, unit, after=after)
     md5 = dask.delayed(_md5)(job.slide)
     progress = TqdmCallback(tqdm_class=Progress, what=job.slide.stem, unit="tasks")
     try:
@@ -233,19 +235,22 @@ def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
     return found
 
 
-def _unless_done(job: Job, key: str, function, *arguments):
+def _unless_done(job: Job, key: str, function, *arguments, after=None):
+    """The task of calling `function(job, key, *arguments, after)`, when the tasks `after` are done."""
     if (job.folder / DONE / key).exists():
         return None
+    # Dask would look for tasks in all arguments, one by one: those that are none are bound before.
+    bound = dask.delayed(functools.partial(function, job, key, *arguments), name=key, pure=False, traverse=False)
     # Two slides may be on one cluster, and a cluster knows tasks by their names.
-    name = f"{key}-{tokenize(job)}"
-    return dask.delayed(function, pure=False)(job, key, *arguments, dask_key_name=name)
+    return bound(after, dask_key_name=f"{key}-{tokenize(job)}")
 
 
 @contextlib.contextmanager
 def _workers(threads: int, scheduler: str) -> Iterator[None]:
     if scheduler == "threads":
         # A pool that is waited for: if a task fails, no other still writes when the folder is removed.
-        with ThreadPoolExecutor(threads) as pool, dask.config.set(scheduler="threads", pool=pool):
+        # By the function, not its name: looking a name up imports `distributed`, where that is installed.
+        with ThreadPoolExecutor(threads) as pool, dask.config.set(scheduler=dask.threaded.get, pool=pool):
             yield
     elif scheduler == "processes":
         with dask.config.set(scheduler="processes", num_workers=threads, chunksize=1):
@@ -266,7 +271,7 @@ def _opened(job: Job, level: int) -> tuple[Level, list[zarr.Array]]:
     return open_level(slide, level), store.arrays(job.folder)
 
 
-def _make_overview(job: Job, key: str) -> None:
+def _make_overview(job: Job, key: str, _after: None) -> None:
     """The whole slide in small, from a level of the file that is not much finer, and where its tissue is."""
     with Slide(job.slide, job.settings.mpp, job.settings.assume_mpp) as slide:
         ratio = [max(1.0, max(slide.shape) / OVERVIEW)] * 2
@@ -283,8 +288,8 @@ def _make_overview(job: Job, key: str) -> None:
     _mark(job, key, [])
 
 
-def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _tissue: None) -> None:
-    """Make a block's part of every output; `_tissue` only says what must be done before."""
+def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _after: None) -> None:
+    """Make a block's part of every output."""
     level, arrays = _opened(job, blocks.level)
     level = _read_as(level, job.settings)
     parts = {i: blocks.part(i, block) for i in blocks.outputs}

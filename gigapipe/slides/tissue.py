@@ -15,8 +15,10 @@ def _chroma(rgb: np.ndarray) -> np.ndarray:
 
     Black ink has none of its own; red ink is not told from eosin.
     """
-    ink = rgb[..., 1].astype(np.int16) - rgb[..., 0] > GREEN_OF_INK
-    return np.where(ink, np.uint8(0), np.ptp(rgb, axis=2))
+    red, green, blue = (np.ascontiguousarray(rgb[..., channel]) for channel in range(3))
+    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    chroma[green.astype(np.int16) - red > GREEN_OF_INK] = 0
+    return chroma
 
 
 def tissue_outline(rgb: np.ndarray, mpp: float) -> np.ndarray:
