@@ -1,6 +1,7 @@
 """Writing files so that a reader finds the old one or the new one whole, and never a part."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,31 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def resumable_file_aside(path: str | Path, keep: bool) -> Iterator[Path]:
+    """The same, but a run that is cut short leaves what it has, if it is to `keep` it, and the next finds it.
+
+    Raises InputError if another process is writing it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "ab") as file:  # and so it is there
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when this process ends, however it ends
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is fetching it; wait for that one") from None
+        if not keep:
+            file.truncate(0)
+        try:
+            yield partial
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            if partial.exists() and not (keep and partial.stat().st_size):
+                partial.unlink()
 
 
 @contextlib.contextmanager

@@ -72,10 +72,10 @@ def test_a_wrong_sheet_is_refused_in_one_line(sheet, change, message, tmp_path):
 
 def test_the_verb_says_just_that_line(sheet, tmp_path):
     path = written(spoil("label", "")(sheet), tmp_path)
-    done = gigapipe("folds", path, tmp_path / "folds.tsv", check=False)
+    done = gigapipe("folds", path, tmp_path / "folds", check=False)
     assert done.returncode == 1
     assert done.stdout == f"gigapipe: sample sheet {path}: slide PH-002-A has no label; fill it in, or remove the row\n"
-    assert not (tmp_path / "folds.tsv").exists()
+    assert not (tmp_path / "folds").exists()
 
 
 def test_names_that_look_like_numbers_stay_names(sheet, tmp_path):
@@ -85,12 +85,12 @@ def test_names_that_look_like_numbers_stay_names(sheet, tmp_path):
     # A byte order mark and a separator too many on each line, as spreadsheet programs write them.
     text = "\ufeff" + numbered.to_csv(sep="\t", index=False).replace("\n", "\t\n").replace("\t\n", "\n", 1)
     (tmp_path / "slides.tsv").write_text(text)
-    gigapipe("folds", tmp_path / "slides.tsv", tmp_path / "folds.tsv")
+    gigapipe("folds", tmp_path / "slides.tsv", tmp_path)
     pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.tsv").drop(columns="fold"), numbered)
 
 
 def test_folds_share_no_patient_and_keep_the_balance(sheet):
-    table = make_folds(sheet, folds=4, seed=0)
+    table = make_folds(sheet, folds=4, seed=0, by="patient")
     assert (table.groupby("patient")["fold"].nunique() == 1).all()
     share = table.groupby("fold")["label"].apply(lambda labels: (labels == "solid").mean())
     assert len(share) == 4 and abs(share - (sheet["label"] == "solid").mean()).max() < 0.1
@@ -100,8 +100,8 @@ def test_folds_share_no_patient_and_keep_the_balance(sheet):
         assert not any(a & b for i, a in enumerate(patients) for b in patients[:i])
         assert sum(map(len, parts.values())) == len(sheet)
         assert (parts["test"]["fold"] == fold).all()
-    pd.testing.assert_frame_equal(table, make_folds(sheet, folds=4, seed=0))
-    assert (table["fold"] != make_folds(sheet, folds=4, seed=1)["fold"]).any()
+    pd.testing.assert_frame_equal(table, make_folds(sheet, folds=4, seed=0, by="patient"))
+    assert (table["fold"] != make_folds(sheet, folds=4, seed=1, by="patient")["fold"]).any()
 
 
 def test_folds_that_cannot_be_made_are_refused(sheet):

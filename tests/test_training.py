@@ -34,7 +34,7 @@ def small_cohort(tmp_path_factory) -> Path:
         write_slide(Path(phantom.source), render(phantom))
         build_pyramid(Path(phantom.source), folder / "pyramids" / phantom.slide, [8.0])
     pd.DataFrame(map(sheet_row, phantoms)).to_csv(folder / "slides.tsv", sep="\t", index=False)
-    gigapipe("folds", folder / "slides.tsv", folder / "folds.tsv", "--folds", 3)
+    gigapipe("folds", folder / "slides.tsv", folder, "--folds", 3, "--by", "patient")
     return folder
 
 

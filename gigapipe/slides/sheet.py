@@ -8,30 +8,43 @@ import pandas as pd
 from gigapipe.errors import InputError
 
 COLUMNS = ["slide", "patient", "site", "label", "source"]
-OPTIONAL = ["mask", "mpp"]
+OPTIONAL = ["mask", "mpp", "filename", "md5", "size"]
 # Slides' names become file names: no separators, no leading dot, no surprises for a shell.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Every column of a sample sheet, all text, without the comments (`# …`) that it may begin with.
+
+    Tab-separated, or comma-separated if its name ends in `.csv`. Raises InputError if it cannot be read.
+    """
+    path = Path(path)
+    try:
+        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name.
+        with open(path, encoding="utf-8-sig") as file:
+            begin = 0
+            while file.readline().startswith("#"):
+                begin = file.tell()
+            file.seek(begin)
+            # index_col: a separator too many at the end of each line must not move every cell by one.
+            options = {"dtype": str, "keep_default_na": False, "index_col": False}
+            return pd.read_csv(file, sep="," if path.suffix.lower() == ".csv" else "\t", **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"sample sheet {path}: cannot be read ({' '.join(str(error).split())})") from None
 
 
 def read_sheet(path: str | Path, source: str | None = None, labelled: bool = True) -> pd.DataFrame:
     """The sample sheet with the columns `COLUMNS`, and of `OPTIONAL` what it has, all text, in the sheet's order.
 
-    Tab-separated, or comma-separated if its name ends in `.csv`. `source` (`"slides/{slide}.svs"`) stands in for a
-    missing `source` column; a missing `site` column means that the site is unknown, and is filled with `unknown`, and
-    so is `label`, there or not, unless the slides must be `labelled`. Other columns are left out.
+    It is read as `read_table` reads. `source` (`"slides/{slide}.svs"`) stands in for a missing `source` column; a
+    missing `site` column means that the site is unknown, and is filled with `unknown`, and so is `label`, there or not,
+    unless the slides must be `labelled`. Other columns are left out.
 
     Raises InputError, naming the slide where there is one: a column or cell is missing, a name is not usable as a
     file name, a slide or a file is listed twice, a patient has two labels, or there are not exactly two labels; labels
     matter only where the slides must be `labelled`.
     """
-    path = Path(path)
-    try:
-        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name.
-        # index_col: a separator too many at the end of each line must not move every cell by one.
-        options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
-        sheet = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"sample sheet {path}: cannot be read ({' '.join(str(error).split())})") from None
+    sheet = read_table(path)
     if "source" not in sheet and source:
         sheet["source"] = [source.replace("{slide}", slide) for slide in sheet.get("slide", [])]
     if "site" not in sheet:

@@ -1,0 +1,31 @@
+"""The command line: one verb for each rule of the workflow, each usable without it.
+
+A module for each stage declares its verbs, each above the function that it runs. That function imports what it needs
+when it runs: `gigapipe --help` should not wait for torch.
+"""
+
+import argparse
+import sys
+
+import gigapipe
+from gigapipe.cli import check, classification, cohorts, gdc, pyramids, segmentation, slides
+from gigapipe.errors import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
+    top.add_argument("--version", action="version", version=gigapipe.__version__)
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    for stage in (gdc, slides, pyramids, cohorts, classification, segmentation, check):
+        stage.add_verbs(verbs)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"gigapipe: {error}", file=sys.stderr)
+        return 1
+    return 0

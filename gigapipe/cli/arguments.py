@@ -1,0 +1,44 @@
+"""How a verb is declared, and the types of arguments that verbs share."""
+
+import argparse
+from collections.abc import Callable
+
+Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers() returns
+
+
+def verb(verbs: Verbs, function: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+    """The parser of a new verb, named after the function that it runs."""
+    sub = verbs.add_parser(
+        function.__name__.replace("_", "-"),
+        help=help,
+        description=help,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    sub.set_defaults(run=function)
+    return sub
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """An argument of positive numbers joined by ×, as 1237x991."""
+    return tuple(positive(number) for number in text.replace("×", "x").split("x"))
+
+
+def size_in_bytes(text: str) -> int:
+    """An argument as 6GiB or 500MB."""
+    from dask.utils import parse_bytes
+
+    return parse_bytes(text)
+
+
+def micrometres(text: str) -> float:
+    """An argument that is µm per pixel."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)

@@ -1,0 +1,42 @@
+"""The verb that proves a model's decomposition exact."""
+
+import argparse
+import os
+import sys
+
+from gigapipe.cli.arguments import Verbs, positive, sizes, verb
+from gigapipe.errors import InputError
+
+
+def add_verbs(verbs: Verbs) -> None:
+    sub = verb(verbs, check, "Compare a model on one rank with the same model on many, in float64.")
+    sub.add_argument("model", help="a function that makes a model, as gigapipe.models:resnet18 or mine:unet")
+    sub.add_argument("size", type=sizes, help="rows and columns of the image, as 237x191")
+    sub.add_argument("mesh", type=sizes, help="rows and columns of ranks, as 2x2; or data, rows and columns, as 2x2x1")
+    sub.add_argument("--batch", type=positive, default=2, help="images a data rank")
+    sub.add_argument("--tile", type=positive, help="stream the images, by tiles of so many pixels a side")
+
+
+def check(args: argparse.Namespace) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks are processes of this machine's CPU
+    from gigapipe.spatial.check import TOLERANCE
+    from gigapipe.spatial.check import check as compare
+
+    shape = args.mesh if len(args.mesh) == 3 else (1, *args.mesh)
+    ranks = shape[0] * shape[1] * shape[2]
+    place = f"{args.size[0]} × {args.size[1]} px on a mesh of {' × '.join(map(str, shape))}"
+    if args.tile:
+        place += f", by tiles of {args.tile} px"
+    print(f"{args.model}: one rank against {ranks}, {place}, in float64 …", file=sys.stderr, flush=True)
+    try:
+        differences = compare(args.model, args.size, shape, args.batch, args.tile)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(str(error)) from None
+    for kind in dict.fromkeys(d.kind for d in differences):
+        alike = [d for d in differences if d.kind == kind]
+        worst = f", worst in {alike[0].name}" if len(alike) > 1 else ""
+        print(f"{kind + ':':16} {alike[0].error:.1e} relative{worst}")
+    wrong = [d for d in differences if not d.error <= TOLERANCE]
+    if wrong:
+        raise InputError(f"{args.model} is NOT exact: {len(wrong)} of {len(differences)} differ by over {TOLERANCE:g}")
+    print(f"exact: all {len(differences)} outputs, gradients and statistics agree within {TOLERANCE:g}")

@@ -1,0 +1,116 @@
+"""Verbs of the classifier: trained on whole canvases, applied to held-out slides, and compared."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gigapipe.allocator import return_freed_tensors
+from gigapipe.aside import written_aside
+from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.distributed import launching, learning_arguments, ranks_arguments, slides_of, training_settings
+
+
+def add_verbs(verbs: Verbs) -> None:
+    add_train(verbs)
+    add_predict(verbs)
+    add_evaluate(verbs)
+
+
+def add_train(verbs: Verbs) -> None:
+    sub = verb(verbs, train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
+    ranks_arguments(sub)
+    learning_arguments(sub, batch=4)
+    sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
+    sub.add_argument("--network", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
+    sub.add_argument(
+        "--norm",
+        choices=["batch", "frozen", "group", "none"],
+        default="batch",
+        help="what normalises: BatchNorm over all ranks, the same with the statistics of --weights, GroupNorm, nothing",
+    )
+    sub.add_argument("--weights", metavar="FILE", help="checkpoint of torchvision's network to begin with")
+    sub.add_argument(
+        "--background", choices=["keep", "white"], default="keep", help="white: glass becomes white, and costs less"
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    return_freed_tensors(streams=args.memory is not None)
+    from gigapipe.evaluation.folds import roles
+    from gigapipe.pyramids.canvas import lost_tissue
+    from gigapipe.training.classification import Classification, ClassifierSettings
+    from gigapipe.training.loop import train
+    from gigapipe.training.ranks import started
+
+    with started(*args.mesh, **launching(args)) as mesh:
+        table = slides_of(args)
+        parts = roles(table, args.fold)
+        settings = ClassifierSettings(
+            **training_settings(args),
+            canvas=args.canvas,
+            classes=sorted(table["label"].unique()),
+            network=args.network,
+            norm=args.norm,
+            background=args.background,
+            weights=args.weights,
+        )
+        training, validation = (
+            settings.canvases(parts[role], args.pyramids, mesh) for role in ("training", "validation")
+        )
+        if mesh.rank == 0:
+            for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
+                lost = lost_tissue(pyramid, args.mpp, args.canvas)
+                if lost > 0.01:
+                    print(
+                        f"slide {slide}: {lost:.0%} of its tissue's box lies outside the canvas of {args.canvas} px at "
+                        f"{args.mpp:g} µm/px",
+                        file=sys.stderr,
+                    )
+        train(Classification(settings, training, validation, mesh, args.memory), args.output)
+
+
+def add_predict(verbs: Verbs) -> None:
+    sub = verb(verbs, predict, "Score the held-out slides of a trained model. Start it with mpiexec.")
+    ranks_arguments(sub)
+    sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train` wrote")
+    sub.add_argument("--output", type=Path, required=True, help="the table to write: a score for each held-out slide")
+
+
+def predict(args: argparse.Namespace) -> None:
+    return_freed_tensors(streams=args.memory is not None)
+    from gigapipe.evaluation.folds import roles
+    from gigapipe.training.classification import ClassifierSettings, predict
+    from gigapipe.training.loop import trained_model
+    from gigapipe.training.ranks import started
+    from gigapipe.training.streaming import Streaming
+
+    with started(*args.mesh, **launching(args)) as mesh:
+        model, settings = trained_model(args.model, ClassifierSettings, mesh)
+        table = roles(slides_of(args), settings.fold)["test"]
+        canvases = settings.canvases(table, args.pyramids, mesh)
+        probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
+        if mesh.rank == 0:
+            table = table[["slide", "patient", "site", "label", "fold"]].assign(
+                mpp=settings.mpp, score=probabilities[:, 1].tolist()
+            )
+            with written_aside(args.output) as partial:
+                table.to_csv(partial, sep="\t", index=False)
+
+
+def add_evaluate(verbs: Verbs) -> None:
+    sub = verb(verbs, evaluate, "Compare resolutions: AUC with intervals, and cost, as table and figure.")
+    sub.add_argument("--predictions", type=Path, nargs="+", required=True, help="tables that `gigapipe predict` wrote")
+    sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
+    sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md and .png")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.comparison import as_markdown, compare, draw
+
+    table = compare(args.predictions, args.trainings)
+    with written_aside(args.output / "comparison.tsv") as partial:
+        table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
+    with written_aside(args.output / "comparison.md") as partial:
+        partial.write_text(as_markdown(table))
+    with written_aside(args.output / "comparison.png") as partial:
+        draw(table, partial)

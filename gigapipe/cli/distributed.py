@@ -1,0 +1,73 @@
+"""What the verbs that are started with mpiexec share: their arguments, and how they are read."""
+
+import argparse
+from pathlib import Path
+
+from gigapipe.cli.arguments import positive, size_in_bytes
+
+
+def ranks_arguments(sub: argparse.ArgumentParser) -> None:
+    """The slides, and the ranks that work on them."""
+    sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
+    sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
+    sub.add_argument(
+        "--mesh",
+        type=positive,
+        nargs=3,
+        default=[1, 1, 1],
+        metavar=("DATA", "ROWS", "COLUMNS"),
+        help="how the ranks are arranged; start it with `mpiexec -n` their product",
+    )
+    sub.add_argument("--threads", type=positive, default=2, help="CPU threads, shared out among the ranks")
+    sub.add_argument(
+        "--transport", choices=["mpi", "torch"], default="mpi", help="what carries halos and sums between ranks"
+    )
+    sub.add_argument(
+        "--memory",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="what a rank may take, as 6GiB: what does not fit is computed tile by tile, with the same gradients",
+    )
+
+
+def slides_of(args: argparse.Namespace):
+    """The table of folds, without the slides that were left out when their pyramids were made."""
+    from gigapipe.evaluation.folds import read_folds
+    from gigapipe.pyramids.store import left_out
+
+    table = read_folds(args.folds)
+    return table[[left_out(args.pyramids / slide) is None for slide in table["slide"]]]
+
+
+def launching(args: argparse.Namespace) -> dict:
+    """What `started` is told beside the mesh."""
+    from gigapipe.training.ranks import LONG_SILENCE, SILENCE
+
+    silence = LONG_SILENCE if args.memory else SILENCE
+    return {"threads": args.threads, "transport": args.transport, "silence": silence}
+
+
+def learning_arguments(sub: argparse.ArgumentParser, batch: int) -> None:
+    """What all kinds of training are told; `batch` is the default, which differs."""
+    sub.add_argument("--fold", type=int, required=True, help="held out; the next fold chooses the epoch")
+    sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+    sub.add_argument("--epochs", type=positive, default=10, help="passes over the training slides")
+    sub.add_argument("--batch", type=positive, default=batch, help="slides a step, over all data ranks")
+    sub.add_argument("--learning-rate", type=float, default=3e-4, help="AdamW's, after warm-up; it falls as a cosine")
+    sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"
+    )
+    sub.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of activations; weights stay float32",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
+
+
+def training_settings(args: argparse.Namespace) -> dict:
+    """The same, as keywords of the settings."""
+    names = ("mpp", "fold", "epochs", "batch", "learning_rate", "weight_decay", "seed", "precision")
+    return {name: getattr(args, name) for name in names}

@@ -1,0 +1,133 @@
+"""Verbs that make a slide's pyramid, check it and show it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gigapipe.aside import written_aside
+from gigapipe.cli.arguments import Verbs, micrometres, positive, verb
+from gigapipe.errors import InputError
+
+
+def add_verbs(verbs: Verbs) -> None:
+    add_pyramid(verbs)
+    add_verify(verbs)
+    add_canvas(verbs)
+    add_survey(verbs)
+
+
+def add_pyramid(verbs: Verbs) -> None:
+    sub = verb(verbs, pyramid, "Downsample a slide to the chosen resolutions.")
+    sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads")
+    sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
+    sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
+    sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
+    sub.add_argument(
+        "--source-level",
+        choices=["exact", "fast"],
+        default="exact",
+        help="exact: from level 0; fast: from the nearest finer level of the file, which was compressed once more",
+    )
+    sub.add_argument(
+        "--slide-mpp", type=micrometres, metavar="MPP", help="µm per pixel of the slide, against what it says"
+    )
+    sub.add_argument(
+        "--assume-mpp", action="store_true", help="if the slide says no µm per pixel, take it from the objective"
+    )
+    sub.add_argument(
+        "--damaged", choices=["refuse", "white"], default="refuse", help="what becomes of a tile that cannot be decoded"
+    )
+    sub.add_argument("--clean-background", action="store_true", help="make what lies outside the tissue exactly white")
+    sub.add_argument(
+        "--colours", choices=["scanner", "srgb"], default="scanner", help="srgb: by the scanner's ICC profile"
+    )
+    sub.add_argument("--chunk", type=positive, default=512, help="pixels a side that are read at a time")
+    sub.add_argument("--shard", type=positive, help="pixels a side of a file of chunks; by default a chunk is a file")
+    sub.add_argument("--ome-zarr", choices=["0.5", "0.4"], default="0.5", help="0.4 for QuPath and other old readers")
+    sub.add_argument(
+        "--scheduler", default="threads", help="Dask's: threads, processes, or the address of a distributed one"
+    )
+    sub.add_argument(
+        "--leave-out", action="store_true", help="write why a slide cannot be used in place of its store, and succeed"
+    )
+    sub.add_argument("--verify", action="store_true", help="then check it, as `gigapipe verify --slide` does")
+
+
+def pyramid(args: argparse.Namespace) -> None:
+    from dataclasses import fields
+
+    from gigapipe.pyramids.build import Settings, build_pyramid
+    from gigapipe.pyramids.store import leave_out
+
+    settings = Settings(**{f.name: getattr(args, "slide_mpp" if f.name == "mpp" else f.name) for f in fields(Settings)})
+    try:
+        build_pyramid(args.slide, args.folder, args.mpp, settings, args.threads, args.scheduler)
+    except InputError as error:
+        if not args.leave_out:
+            raise
+        print(f"gigapipe: {error}\nleft out", file=sys.stderr)
+        leave_out(args.folder, str(error))
+    else:
+        if args.verify:
+            verify(argparse.Namespace(pyramid=args.folder, slide=args.slide))
+
+
+def add_verify(verbs: Verbs) -> None:
+    sub = verb(verbs, verify, "Check a pyramid against its checksums, and against its slide.")
+    sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
+    sub.add_argument("--slide", type=Path, help="the slide that it was made from: some rectangles are made again")
+
+
+def verify(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.verify import verify_chunks, verify_pixels
+    from gigapipe.slides.reader import Slide
+
+    pyramid = Pyramid(args.pyramid)
+    print(f"{args.pyramid}: {verify_chunks(pyramid) / 1e6:.0f} MB of pixels, every chunk there and whole")
+    if args.slide:
+        with Slide(args.slide, pyramid.settings["mpp"], pyramid.settings["assume_mpp"]) as slide:
+            print(f"{args.slide}: {verify_pixels(pyramid, slide)} rectangles made again, every pixel the same")
+
+
+def add_canvas(verbs: Verbs) -> None:
+    sub = verb(verbs, canvas, "Show the canvas of a slide: what a network sees.")
+    sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
+    sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
+    sub.add_argument("--canvas", type=positive, required=True, help="pixels a side")
+    sub.add_argument("--output", type=Path, default=Path("canvas.png"), help="the picture to write")
+
+
+def canvas(args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.canvas import corner, lost_tissue, read_canvas
+
+    pyramid = Pyramid(args.pyramid)
+    row, column = corner(pyramid, args.mpp, args.canvas)
+    picture = Image.fromarray(read_canvas(pyramid, args.mpp, args.canvas).transpose(1, 2, 0))
+    picture.thumbnail((2048, 2048))
+    with written_aside(args.output) as partial:
+        picture.save(partial, "PNG")
+    print(
+        f"canvas of {args.canvas} px at {args.mpp:g} µm/px, from row {row}, column {column} of the slide; "
+        f"{lost_tissue(pyramid, args.mpp, args.canvas):.0%} of the tissue's box lies outside; see {args.output}"
+    )
+
+
+def add_survey(verbs: Verbs) -> None:
+    sub = verb(verbs, survey, "What became of every slide, as a table and a contact sheet.")
+    sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders, all in one folder")
+    sub.add_argument("--output", type=Path, required=True, help="folder for slides.tsv and slides.png")
+
+
+def survey(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids.survey import contact_sheet, table
+
+    slides = [folder.name for folder in args.pyramids]
+    folder = args.pyramids[0].parent
+    with written_aside(args.output / "slides.tsv") as partial:
+        table(slides, folder).to_csv(partial, sep="\t", index=False)
+    with written_aside(args.output / "slides.png") as partial:
+        contact_sheet(slides, folder).save(partial, "PNG")
