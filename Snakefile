@@ -18,23 +18,35 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/slides.smk"
-include: "workflow/rules/pyramids.smk"
-include: "workflow/rules/folds.smk"
 
 
-if config["task"] == "tissue":
+if SHEET is None:
 
-    include: "workflow/rules/tissue.smk"
+    include: "workflow/rules/cohort.smk"
+
+    rule all:
+        default_target: True
+        input:
+            rules.cohort.output,
 
 else:
 
-    include: "workflow/rules/train.smk"
-    include: "workflow/rules/evaluate.smk"
+    include: "workflow/rules/slides.smk"
+    include: "workflow/rules/pyramids.smk"
+    include: "workflow/rules/folds.smk"
 
+    if config["task"] == "tissue":
 
-rule all:
-    default_target: True
-    input:
-        rules.survey.output,
-        rules.evaluated.input,
+        include: "workflow/rules/tissue.smk"
+
+    else:
+
+        include: "workflow/rules/train.smk"
+        include: "workflow/rules/evaluate.smk"
+
+    rule all:
+        default_target: True
+        input:
+            rules.survey.output,
+            rules.folds.output,
+            rules.evaluated.input,

@@ -5,12 +5,14 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import jsonschema
-import pandas as pd
 import yaml
 from snakemake.exceptions import WorkflowError
 
 from gigapipe.errors import InputError
+from gigapipe.gdc.client import addresses_of
+from gigapipe.progress import watch
 from gigapipe.slides import phantom
+from gigapipe.slides.room import Wanted, announce
 from gigapipe.slides.sheet import read_sheet
 
 # Slides of one file; the others (MRXS, DICOM) are folders, and no URL fetches one whole.
@@ -32,11 +34,17 @@ def check(instance, validator, where):
 
 
 def sample_sheet():
-    """The cohort, one row a slide: the user's sheet, or the phantoms' own."""
+    """The cohort, by slide: the user's sheet, or the phantoms' own; None if the sheet has to be asked for first."""
+    if config.get("cohort") and not config.get("slides"):
+        raise WorkflowError(
+            "config: cohort: needs `slides`, the sample sheet to make of it"
+        )
+    if config.get("cohort") and not Path(config["slides"]).exists():
+        return None
     try:
         if not config.get("slides"):
             slides = phantom.cohort(**config["phantom"], folder="<results>/phantom")
-            return pd.DataFrame(map(phantom.sheet_row, slides))
+            return {slide.slide: phantom.sheet_row(slide) for slide in slides}
         sheet = read_sheet(config["slides"], config.get("source"), LABELLED)
     except InputError as error:
         raise WorkflowError(str(error))
@@ -44,7 +52,7 @@ def sample_sheet():
     for row in sheet.to_dict("records"):
         where = f"sample sheet {config['slides']}: slide {row['slide']}"
         check(row, slides_schema, where)
-        if not is_url(row["source"]) and not Path(row["source"]).exists():
+        if not is_remote(row["source"]) and not Path(row["source"]).exists():
             raise WorkflowError(
                 f"{where}: no such file: {row['source']}; correct its source, or remove the row"
             )
@@ -52,16 +60,16 @@ def sample_sheet():
             raise WorkflowError(
                 f"{where}: no such file: {row['mask']}; correct its mask, or leave it empty"
             )
-    return sheet
+    return sheet.set_index("slide", drop=False).to_dict("index")
 
 
-def is_url(source):
-    return source.startswith(("http://", "https://"))
+def is_remote(source):
+    return source.startswith(("http://", "https://", "gdc:"))
 
 
 check(config, validator("config.schema.yaml"), "config")
 LABELLED = config["task"] == "classes"
-SHEET = sample_sheet().set_index("slide")
+SHEET = sample_sheet()
 SHEET_FILE = config.get("slides") or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
 FOLDS = range(config["folds"]["number"])
@@ -79,23 +87,75 @@ for resolution in config["resolutions"]:
 
 
 wildcard_constraints:
-    slide="|".join(map(re.escape, SHEET.index)),
+    slide="|".join(map(re.escape, SHEET or [])),
     mpp="|".join(map(re.escape, RESOLUTIONS)),
     fold=r"\d+",
 
 
 def slide_file(slide):
     """Where a slide's file is, or will be once it is fetched."""
-    source = SHEET.loc[slide, "source"]
-    if not is_url(source):
+    source = SHEET[slide]["source"]
+    if not is_remote(source):
         return source
-    suffix = Path(urlparse(source).path).suffix.lower()
+    name = (
+        SHEET[slide].get("filename", "")
+        if source.startswith("gdc:")
+        else urlparse(source).path
+    )
+    suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
         raise WorkflowError(
-            f"slide {slide}: its address ends in {suffix!r}, not in one of {', '.join(sorted(SUFFIXES))}; "
+            f"slide {slide}: its file's name ends in {suffix!r}, not in one of {', '.join(sorted(SUFFIXES))}; "
             "fetch it by hand and give its path as source"
         )
     return f"<resources>/slides/{slide}{suffix}"
+
+
+def file_at_source(wildcards):
+    """Arguments of `gigapipe download` that say which file it is: of the archive its name, elsewhere its address."""
+    row = SHEET[wildcards.slide]
+    if row["source"].startswith("gdc:"):
+        return ["--filename", row["filename"]]
+    return [row["source"]]
+
+
+def release_of(wildcards):
+    """The arguments that say which release of the file it is, as far as the sheet knows."""
+    row = SHEET[wildcards.slide]
+    release = [row["source"]] if row["source"].startswith("gdc:") else []
+    known = [f"--{key} {row[key]}" for key in ("md5", "size") if row.get(key)]
+    return " ".join(release + known)
+
+
+def with_pyramid():
+    """The slides whose pyramids are made."""
+    folder = Path(config.get("pathvars", {}).get("results", "results")) / "pyramids"
+    return {path.name for path in folder.glob("[!.]*")} & set(SHEET)
+
+
+def to_fetch():
+    """The slides that neither are here nor have a pyramid: their files, and what `announce` is told of them."""
+    resources = config.get("pathvars", {}).get("resources", "resources")
+    made, wanted = with_pyramid(), {}
+    for slide in REMOTE:
+        path = Path(slide_file(slide).replace("<resources>", resources))
+        if slide not in made and not path.exists():
+            row = SHEET[slide]
+            name, size = row.get("filename", ""), int(row.get("size") or 0)
+            addresses = addresses_of(
+                row["source"], name, config["gdc"]["api"], config["gdc"]["mirrors"]
+            )
+            wanted[path] = Wanted(addresses, size, resumable=bool(row.get("md5")))
+    return wanted
+
+
+def announce_work():
+    """Say what is going to be fetched, refuse it if the disk cannot hold it, and tell of the pyramids as they come."""
+    try:
+        announce(to_fetch(), config["keep_slides"])
+    except InputError as error:
+        raise WorkflowError(str(error))
+    watch("pyramids", lambda: len(with_pyramid()), len(SHEET))
 
 
 def mesh_of(wildcards):

@@ -4,7 +4,7 @@
 rule predict:
     input:
         folds="<results>/folds.tsv",
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         model="<results>/{mpp}um/fold-{fold}/model.pt",
     output:
         "<results>/{mpp}um/fold-{fold}/predictions.tsv",

@@ -5,7 +5,9 @@ rule folds:
     input:
         SHEET_FILE,
     output:
-        "<results>/folds.tsv",
+        table="<results>/folds.tsv",
+        splits="<results>/splits.tsv",
+        text="<results>/folds.md",
     log:
         "<logs>/folds.log",
     benchmark:
@@ -20,6 +22,12 @@ rule folds:
             ["--source", config["source"]] if config.get("source") else []
         ),
         labels="" if LABELLED else "--unlabelled",
+        given=(
+            ["--given", config["folds"]["given"]]
+            if config["folds"].get("given")
+            else []
+        ),
+        folder=subpath(output.table, parent=True),
     shell:
-        "gigapipe folds {input:q} {output} --folds {params.folds[number]} --seed {params.folds[seed]} {params.source:q}"
-        " {params.labels} > {log} 2>&1"
+        "gigapipe folds {input:q} {params.folder} --folds {params.folds[number]} --seed {params.folds[seed]}"
+        " --by {params.folds[by]} {params.given:q} {params.source:q} {params.labels} > {log} 2>&1"

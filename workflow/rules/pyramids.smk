@@ -19,22 +19,26 @@ rule pyramid:
         leave_out=(
             "--leave-out" if config["pyramids"]["unusable"] == "leave_out" else ""
         ),
+        # A slide that is going to be removed is compared with its pyramid first.
+        verify=lambda wildcards: (
+            "--verify"
+            if not config["keep_slides"] and wildcards.slide in REMOTE
+            else ""
+        ),
     params:
         mpp=" ".join(RESOLUTIONS),
         settings=pyramid_options(),
         own_mpp=lambda wildcards: (
-            ["--slide-mpp", mpp]
-            if (mpp := SHEET.loc[wildcards.slide].get("mpp"))
-            else []
+            ["--slide-mpp", mpp] if (mpp := SHEET[wildcards.slide].get("mpp")) else []
         ),
     shell:
         "gigapipe pyramid {input:q} {output} --mpp {params.mpp} {params.settings} {params.own_mpp}"
-        " {resources.scheduler} {resources.leave_out} --threads {threads} > {log} 2>&1"
+        " {resources.scheduler} {resources.leave_out} {resources.verify} --threads {threads} > {log} 2>&1"
 
 
 rule survey:
     input:
-        expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        expand("<results>/pyramids/{slide}", slide=SHEET),
     output:
         table=report(
             "<results>/slides.tsv",

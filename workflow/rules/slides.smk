@@ -1,6 +1,11 @@
 # Slide files: generated, fetched, or already there.
 
-REMOTE = [slide for slide in SHEET.index if is_url(SHEET.loc[slide, "source"])]
+REMOTE = [slide for slide in SHEET if is_remote(SHEET[slide]["source"])]
+
+
+onstart:
+    announce_work()
+
 
 if not config.get("slides"):
 
@@ -28,7 +33,9 @@ if REMOTE:
 
     rule download:
         output:
-            "<resources>/slides/{slide}{suffix}",
+            "<resources>/slides/{slide}{suffix}"
+            if config["keep_slides"]
+            else temp("<resources>/slides/{slide}{suffix}"),
         log:
             "<logs>/download/{slide}{suffix}.log",
         benchmark:
@@ -40,12 +47,20 @@ if REMOTE:
         localrule: True  # compute nodes often have no way out
         conda:
             "../../envs/gigapipe.yaml"
+        resources:
+            downloads=1,  # how many at once is said in profiles/default
+            # Resources, for where a file comes from changes no pixel: another release's id and checksum, or another
+            # mirror, fetches nothing again that is here.
+            release=release_of,
+            archive=options("gdc", ["api", "token", "timeout"]),
+            mirrors=" ".join(f"--mirror {url}" for url in config["gdc"]["mirrors"]),
         params:
-            url=lambda wildcards: SHEET.loc[wildcards.slide, "source"],
+            file=file_at_source,
         shell:
-            "gigapipe download {params.url:q} {output} > {log} 2>&1"
+            "gigapipe download {resources.release} {params.file:q} {output} {resources.archive} {resources.mirrors}"
+            " > {log} 2>&1"
 
 
 rule slides:
     input:
-        [slide_file(slide) for slide in SHEET.index],
+        [slide_file(slide) for slide in SHEET],

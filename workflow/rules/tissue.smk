@@ -3,7 +3,7 @@
 
 def drawn_mask(wildcards):
     """The mask that the sample sheet has for a slide, if any."""
-    return SHEET.loc[wildcards.slide].get("mask") or []
+    return SHEET[wildcards.slide].get("mask") or []
 
 
 rule mask:
@@ -27,8 +27,8 @@ rule mask:
 rule train:
     input:
         folds="<results>/folds.tsv",
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
-        masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET.index),
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
+        masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET),
     output:
         # checkpoint.pt lies beside these, as in train.smk.
         model="<results>/{mpp}um/fold-{fold}/model.pt",
@@ -63,8 +63,8 @@ rule trained:
 rule segment:
     input:
         folds="<results>/folds.tsv",
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
-        masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET.index),
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
+        masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET),
         model="<results>/{mpp}um/fold-{fold}/model.pt",
     output:
         # Of each held-out slide a store with the mask, and a picture; and dice.tsv.

@@ -4,7 +4,7 @@
 rule train:
     input:
         folds="<results>/folds.tsv",
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET.index),
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         weights=config["training"].get("weights") or [],
     output:
         # checkpoint.pt, from which a killed training goes on, lies beside these and is no output:

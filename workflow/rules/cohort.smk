@@ -1,0 +1,44 @@
+# The sample sheet of a cohort of the Genomic Data Commons: made once, then yours to look at and to edit.
+
+ASKED = config["cohort"]
+
+
+rule cohort:
+    input:
+        manifests=list(ASKED.get("manifests", {}).values()),
+        sites=ASKED.get("sites", []),
+    output:
+        config["slides"],
+    log:
+        "<logs>/cohort.log",
+    localrule: True  # compute nodes often have no way out
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        verb="query" if "projects" in ASKED else "sheet",
+        asked=[
+            *(f"--project={name}" for name in ASKED.get("projects", [])),
+            *(
+                f"--manifest={label}={path}"
+                for label, path in ASKED.get("manifests", {}).items()
+            ),
+            *(
+                f"--class={name}={value}"
+                for name, value in ASKED.get("classes", {}).items()
+            ),
+            *(
+                f"--{key}={ASKED[key]}"
+                for key in ("strategy", "label", "sites")
+                if key in ASKED
+            ),
+            *([f"--api={config['gdc']['api']}"] if "projects" in ASKED else []),
+        ],
+    shell:
+        "gigapipe gdc {params.verb} {output:q} {params.asked:q} > {log} 2>&1"
+
+
+onsuccess:
+    print(
+        f"\nThe sample sheet is {config['slides']}: look at it, and run the same command again to go on. "
+        "To ask anew, remove it."
+    )
