@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,11 +88,16 @@ def download(
     The addresses are of one and the same file: after a failure the next one is tried. What has arrived is kept beside
     `path`, and goes on from there: after a connection that broke or stood still for `timeout` seconds and, where `md5`
     is given, after this process was killed. Where to write is the caller's word alone; no name that a server gives is
-    used.
+    used. A file that is there already and has the `md5` is left as it is.
 
     Raises NotThere if no server has the file; InputError, naming the address, if a server refuses, if `tries` in a row
     bring no new byte, or if what arrives is another file than it should be, or no slide.
     """
+    if md5 and path.exists():
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() == md5.lower():
+                print(f"{path.name}: is here already, and whole", file=sys.stderr)
+                return
     session = session or requests.Session()
     with resumable_file_aside(path, keep=md5 is not None) as partial, open(partial, "r+b", buffering=0) as file:
         arrived = Arrived(file, path.name, size, checked=md5 is not None)

@@ -33,9 +33,10 @@ if REMOTE:
 
     rule download:
         output:
-            "<resources>/slides/{slide}{suffix}"
+            # A slide that had arrived when Snakemake was killed is looked at, not deleted and fetched again.
+            update("<resources>/slides/{slide}{suffix}")
             if config["keep_slides"]
-            else temp("<resources>/slides/{slide}{suffix}"),
+            else update(temp("<resources>/slides/{slide}{suffix}")),
         log:
             "<logs>/download/{slide}{suffix}.log",
         benchmark:
