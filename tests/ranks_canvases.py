@@ -14,7 +14,7 @@ from gigapipe.training.ranks import started
 pyramids, slide, label = sys.argv[1:]
 SIZE, MPP = 53, 8.0  # odd, so that the ranks' rectangles differ in shape
 
-with started(1, 2, 2, threads=4) as mesh:
+with started(1, 2, 2, threads=1) as mesh:
     table = pd.DataFrame({"slide": [slide], "label": [label]})
     canvases = Canvases(table, pyramids, MPP, SIZE, [label], mesh)
     whole = torch.from_numpy(read_canvas(canvases.pyramids[0], MPP, SIZE)).float()

@@ -91,7 +91,7 @@ def normalise_without_affine(mesh):
 
 
 for mesh_shape in MESHES:
-    with started(*mesh_shape, threads=RANKS) as mesh:
+    with started(*mesh_shape, threads=1) as mesh:
         for size in SIZES if mesh_shape == MESHES[0] else SIZES[1:]:
             case = train_against_undivided(mesh, size)
             if mesh.rank == 0:

@@ -171,7 +171,7 @@ def accumulation(mesh):
     report(case="evaluation", error=difference([ours.eval()(image)], [undivided.eval()(images)]))
 
 
-with started(1, 2, 2, threads=4) as mesh:
+with started(1, 2, 2, threads=1) as mesh:
     for name, (make, size) in MODELS.items():
         torch.manual_seed(0)
         worst = compare(make(), torch.rand(2, 3, *size, dtype=torch.float64), mesh)[0]

@@ -30,7 +30,7 @@ def fresh_copy(folder: Path) -> Path:
     )
     for name in filter(None, listed.stdout.splitlines()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)  # profiles are links
     return folder
 
 
@@ -88,9 +88,9 @@ def demo(tmp_path_factory) -> dict:
     killed = None
     try:
         while process.poll() is None:
-            found = list(project.glob("results/2um/fold-*/checkpoint.pt"))
+            found = list(project.glob("results/2um/fold-*/checkpoints/*.pt"))
             if found and not killed:
-                killed = found[0].parent
+                killed = found[0].parent.parent
                 for job in psutil.Process(process.pid).children(recursive=True):
                     with contextlib.suppress(psutil.Error):  # one that has just ended
                         if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(

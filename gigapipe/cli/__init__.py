@@ -10,6 +10,7 @@ import sys
 import gigapipe
 from gigapipe.cli import check, classification, cohorts, gdc, pyramids, segmentation, slides
 from gigapipe.errors import InputError
+from gigapipe.training.stopping import UNFINISHED, Unfinished
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,4 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"gigapipe: {error}", file=sys.stderr)
         return 1
+    except Unfinished:  # which the first rank has told
+        return UNFINISHED
     return 0

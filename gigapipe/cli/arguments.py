@@ -30,6 +30,15 @@ def size_in_bytes(text: str) -> int:
     return parse_bytes(text)
 
 
+def minutes(text: str) -> float:
+    """An argument that is a time, as 90 (minutes), 2h or 45s."""
+    from dask.utils import parse_timedelta
+
+    if not (found := parse_timedelta(text, default="minutes") / 60) > 0:
+        raise ValueError
+    return found
+
+
 def micrometres(text: str) -> float:
     """An argument that is µm per pixel."""
     if not 0 < float(text) < float("inf"):

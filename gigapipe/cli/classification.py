@@ -8,6 +8,7 @@ from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import written_aside
 from gigapipe.cli.arguments import Verbs, positive, verb
 from gigapipe.cli.distributed import launching, learning_arguments, ranks_arguments, slides_of, training_settings
+from gigapipe.training.stopping import Stop
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -35,6 +36,7 @@ def add_train(verbs: Verbs) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    stop = Stop(args.time_limit)
     return_freed_tensors(streams=args.memory is not None)
     from gigapipe.evaluation.folds import roles
     from gigapipe.pyramids.canvas import lost_tissue
@@ -66,7 +68,8 @@ def train(args: argparse.Namespace) -> None:
                         f"{args.mpp:g} µm/px",
                         file=sys.stderr,
                     )
-        train(Classification(settings, training, validation, mesh, args.memory), args.output)
+        task = Classification(settings, training, validation, mesh, args.memory)
+        train(task, args.output, stop, args.keep_checkpoints)
 
 
 def add_predict(verbs: Verbs) -> None:

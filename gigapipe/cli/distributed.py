@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from gigapipe.cli.arguments import positive, size_in_bytes
+from gigapipe.cli.arguments import minutes, positive, size_in_bytes
+from gigapipe.training.stopping import UNFINISHED
 
 
 def ranks_arguments(sub: argparse.ArgumentParser) -> None:
@@ -18,7 +19,11 @@ def ranks_arguments(sub: argparse.ArgumentParser) -> None:
         metavar=("DATA", "ROWS", "COLUMNS"),
         help="how the ranks are arranged; start it with `mpiexec -n` their product",
     )
-    sub.add_argument("--threads", type=positive, default=2, help="CPU threads, shared out among the ranks")
+    sub.add_argument(
+        "--threads",
+        type=positive,
+        help="CPU threads of each rank; the machine's cores are shared out unless it is given",
+    )
     sub.add_argument(
         "--transport", choices=["mpi", "torch"], default="mpi", help="what carries halos and sums between ranks"
     )
@@ -65,6 +70,14 @@ def learning_arguments(sub: argparse.ArgumentParser, batch: int) -> None:
         help="of activations; weights stay float32",
     )
     sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
+    sub.add_argument(
+        "--time-limit",
+        type=minutes,
+        metavar="TIME",
+        help=f"what the job has, as 90 (minutes) or 2h: it stops in time, or at SIGTERM or SIGUSR1, with status "
+        f"{UNFINISHED}; the same command then goes on",
+    )
+    sub.add_argument("--keep-checkpoints", type=positive, default=2, help="how many of the last states stay on disk")
 
 
 def training_settings(args: argparse.Namespace) -> dict:

@@ -8,6 +8,7 @@ from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import folder_aside, written_aside
 from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.cli.distributed import launching, learning_arguments, ranks_arguments, slides_of, training_settings
+from gigapipe.training.stopping import Stop
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -51,6 +52,7 @@ def add_train_tissue(verbs: Verbs) -> None:
 
 
 def train_tissue(args: argparse.Namespace) -> None:
+    stop = Stop(args.time_limit)
     return_freed_tensors(streams=args.memory is not None)
     from gigapipe.evaluation.folds import roles
     from gigapipe.training.loop import train
@@ -63,7 +65,8 @@ def train_tissue(args: argparse.Namespace) -> None:
         training, validation = (
             Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh) for role in ("training", "validation")
         )
-        train(Segmentation(settings, training, validation, mesh, args.memory), args.output)
+        task = Segmentation(settings, training, validation, mesh, args.memory)
+        train(task, args.output, stop, args.keep_checkpoints)
 
 
 def add_segment(verbs: Verbs) -> None:

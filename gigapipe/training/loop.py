@@ -21,6 +21,8 @@ from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, decompose
+from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.streaming import Streaming
 
 CHECKPOINT_EVERY = 300.0
@@ -72,13 +74,15 @@ class Task(Protocol):
         """`loss` on the slides to validate on, and other figures; `batches` are those of the epoch that has ended."""
 
 
-def train(task: Task, output: Path) -> None:
+def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> None:
     """Train, and write `output` (weights of the best epoch in validation) and `training.json` beside it.
 
-    After every epoch, and within long ones, the state is written to `checkpoint.pt` beside `output`; a run that finds
-    one made with the same settings and slides goes on from there. It is removed when the model is whole.
+    After every epoch, within long ones, and when it is to `stop`, the state is written into the folder `checkpoints`
+    beside `output`, where the last `keep` stay; a run that finds one made with the same settings and slides goes on
+    from there, on any mesh. They are removed when the model is whole.
 
-    Raises InputError if the slides do not make whole batches, the loss is no number, or ranks see different files.
+    Raises InputError if the slides do not make whole batches, the loss is no number, or ranks see different files;
+    Unfinished if it has stopped. At least one step is made before.
     """
     settings, mesh, model = task.settings, task.mesh, task.model
     if settings.batch % mesh.data:
@@ -90,35 +94,37 @@ def train(task: Task, output: Path) -> None:
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
 
-    checkpoint = Path(output).with_name("checkpoint.pt")
+    checkpoints = Checkpoints(Path(output).with_name("checkpoints"), keep)
     identity = json.dumps([asdict(settings), task.identity()], sort_keys=True)
     shape = [mesh.data, mesh.rows, mesh.columns]
     cost = {"mesh": shape, "memory": task.streaming.memory, "seconds": [], "peak_memory_mb": 0.0}
     state = {"epoch": 0, "step": 0, "losses": [], "history": [], "best": {"loss": math.inf}, **cost}
     steps = task.slides // settings.batch
-    saved = _load(checkpoint)
-    if saved and saved["identity"] == identity:
+    if (found := _newest(checkpoints, identity, mesh)) is not None:
+        saved = checkpoints.load(found)
+        if mesh.everyone.sum_(torch.tensor(float(saved is None))):
+            raise InputError(
+                f"{checkpoints.folder}: ranks see different files; give the file system time, and run it again"
+            )
         state = {key: saved[key] for key in state}
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         as_before = all(state[key] == cost[key] for key in ("mesh", "memory"))
-        if not as_before and state["epoch"] * steps + state["step"] < settings.epochs * steps:
+        if not as_before and found < settings.epochs * steps:
             state |= cost  # another mesh, another cost
+        del saved  # its weights are in the model now
         if speak:
             within = f" and {state['step']} steps" if state["step"] else ""
             print(f"resumed after epoch {state['epoch']} of {settings.epochs}{within}", file=sys.stderr)
-    elif checkpoint.exists() and speak:
-        print(f"{checkpoint} is torn, or of other settings or slides: starting afresh", file=sys.stderr)
-    del saved  # its weights are in the model now
-    place = torch.tensor([float(state["epoch"]), float(state["step"])])
-    if not torch.equal(mesh.everyone.sum_(place.clone()), mesh.size * place):
-        raise InputError(f"{checkpoint}: ranks see different files; give the file system time, and run it again")
+    elif speak and checkpoints.exist():
+        print(f"{checkpoints.folder}: torn, or of other settings or slides: starting afresh", file=sys.stderr)
+        checkpoints.remove()
 
     def save() -> None:
-        whole = {**state, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        with written_aside(checkpoint) as partial:
-            torch.save(whole, partial)
+        parts = {"identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoints.save(state["epoch"] * steps + state["step"], state | parts)
 
+    longest = {"step": 0.0, "validation": 0.0}  # seconds, in this process
     for epoch in range(state["epoch"], settings.epochs):
         model.train()
         first, saved_at = state["step"], time.perf_counter()
@@ -137,11 +143,17 @@ def train(task: Task, output: Path) -> None:
             state["losses"].append(loss)
             state["step"] = step + 1
             state["seconds"].append(time.perf_counter() - begun)
-            if speak and time.perf_counter() - saved_at > CHECKPOINT_EVERY:
+            longest["step"] = max(longest["step"], state["seconds"][-1])
+            stopping = _agreed(stop, longest["step" if step + 1 < steps else "validation"], mesh)
+            if speak and (stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY):
                 save()
                 saved_at = time.perf_counter()
+            if stopping:
+                raise _unfinished(f"after epoch {epoch} and {step + 1} steps, for {stopping}", mesh)
 
+        begun = time.perf_counter()
         found = task.validate(indices for indices, _ in _batches(task, epoch))
+        longest["validation"] = max(longest["validation"], time.perf_counter() - begun)
         _refuse_divergence(found["loss"], epoch)
         training_loss = statistics.fmean(state["losses"])
         state["peak_memory_mb"] = max(state["peak_memory_mb"], _peak_memory_mb(mesh))
@@ -154,6 +166,8 @@ def train(task: Task, output: Path) -> None:
         if speak:
             print("  ".join(f"{k} {v:.4g}" for k, v in state["history"][-1].items()), file=sys.stderr, flush=True)
             save()
+        if epoch + 1 < settings.epochs and (stopping := _agreed(stop, longest["step"], mesh)):
+            raise _unfinished(f"after epoch {epoch + 1}, for {stopping}", mesh)
 
     if speak:
         with written_aside(output) as partial:
@@ -172,7 +186,7 @@ def train(task: Task, output: Path) -> None:
         }
         with written_aside(Path(output).with_name("training.json")) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n")
-        checkpoint.unlink(missing_ok=True)
+        checkpoints.remove()
 
 
 S = TypeVar("S", bound=Settings)
@@ -218,12 +232,24 @@ def _schedule(progress: float, warmup: float = 0.1) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def _load(checkpoint: Path) -> dict | None:
-    """The state in `checkpoint`; None where there is none, or none that can be read."""
-    try:
-        return torch.load(checkpoint, weights_only=True)
-    except Exception:  # as in `trained_model`
-        return None
+def _newest(checkpoints: Checkpoints, identity: str, mesh: Mesh) -> int | None:
+    """After how many steps the state is that all ranks go on from: the newest that the first of them sees."""
+    found = checkpoints.newest(identity) if mesh.rank == 0 else None
+    told = int(mesh.everyone.sum_(torch.tensor([0 if found is None else found + 1])))
+    return told - 1 if told else None
+
+
+def _agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
+    """Why all ranks stop now, if one of them is to; what follows has taken `seconds` before."""
+    told = torch.tensor([bool(stop and stop.signal), bool(stop and stop.late(seconds))], dtype=torch.int32)
+    by_signal, by_time = mesh.everyone.sum_(told).tolist()
+    return "a signal came" if by_signal else "the time runs out" if by_time else None
+
+
+def _unfinished(where: str, mesh: Mesh) -> Unfinished:
+    if mesh.rank == 0:
+        print(f"stopped {where}; the same command goes on from there", file=sys.stderr, flush=True)
+    return Unfinished(where)
 
 
 def _refuse_divergence(loss: float, epoch: int) -> None:

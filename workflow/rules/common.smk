@@ -1,5 +1,6 @@
 # Config and sample sheet, checked before anything runs, and the helpers that rules share.
 
+import os
 import shlex
 from pathlib import Path
 from urllib.parse import urlparse
@@ -156,16 +157,6 @@ def announce_work():
     except InputError as error:
         raise WorkflowError(str(error))
     watch("pyramids", lambda: len(with_pyramid()), len(SHEET))
-
-
-def mesh_of(wildcards):
-    """Data, rows, columns of the ranks at a resolution."""
-    return RESOLUTIONS[wildcards.mpp]["mesh"]
-
-
-def ranks_of(wildcards):
-    data, rows, columns = mesh_of(wildcards)
-    return data * rows * columns
 
 
 COMMON = [

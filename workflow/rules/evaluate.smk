@@ -14,17 +14,21 @@ rule predict:
         "<benchmarks>/predict/{mpp}um/fold-{fold}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: ranks_of
+    threads: cores_of
     resources:
-        mpi="mpiexec",
+        launcher=launcher_of,
+        mpi=mpi_of,
+        nodes=nodes_of,
         tasks=ranks_of,
+        cores_per_rank=CORES_PER_RANK,
+        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
         memory=options("training", ["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
     shell:
-        "{resources.mpi} -n {resources.tasks} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
-        " --model {input.model} --mesh {params.mesh} --threads {threads} {resources.memory}"
+        "{resources.launcher} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
+        " --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.memory}"
         " --output {output} > {log} 2>&1"
 
 

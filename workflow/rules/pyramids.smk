@@ -14,6 +14,7 @@ rule pyramid:
     conda:
         "../../envs/gigapipe.yaml"
     resources:
+        alone=ALONE,
         # Resources, for another changes no pixel and makes no pyramid again.
         scheduler=options("pyramids", ["scheduler"]),
         leave_out=(
@@ -32,7 +33,7 @@ rule pyramid:
             ["--slide-mpp", mpp] if (mpp := SHEET[wildcards.slide].get("mpp")) else []
         ),
     shell:
-        "gigapipe pyramid {input:q} {output} --mpp {params.mpp} {params.settings} {params.own_mpp}"
+        "{resources.alone} gigapipe pyramid {input:q} {output} --mpp {params.mpp} {params.settings} {params.own_mpp}"
         " {resources.scheduler} {resources.leave_out} {resources.verify} --threads {threads} > {log} 2>&1"
 
 

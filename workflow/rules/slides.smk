@@ -20,13 +20,15 @@ if not config.get("slides"):
             file=r"[\w.-]+",
         conda:
             "../../envs/gigapipe.yaml"
+        resources:
+            alone=ALONE,
         params:
             folder=subpath(output[0], parent=True),
             cohort=" ".join(
                 f"--{key} {value}" for key, value in config["phantom"].items()
             ),
         shell:
-            "gigapipe phantom {params.folder} {params.cohort} --only {wildcards.file} > {log} 2>&1"
+            "{resources.alone} gigapipe phantom {params.folder} {params.cohort} --only {wildcards.file} > {log} 2>&1"
 
 
 if REMOTE:

@@ -18,10 +18,12 @@ rule mask:
         "<benchmarks>/mask/{mpp}um/{slide}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
+    resources:
+        alone=ALONE,
     params:
         drawn=lambda wildcards, input: ["--drawn", input.drawn] if input.drawn else [],
     shell:
-        "gigapipe mask {input.pyramid} {output} --mpp {wildcards.mpp} {params.drawn:q} > {log} 2>&1"
+        "{resources.alone} gigapipe mask {input.pyramid} {output} --mpp {wildcards.mpp} {params.drawn:q} > {log} 2>&1"
 
 
 rule train:
@@ -30,7 +32,7 @@ rule train:
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         masks=expand("<results>/masks/{{mpp}}um/{slide}", slide=SHEET),
     output:
-        # checkpoint.pt lies beside these, as in train.smk.
+        # The folder checkpoints lies beside these, as in train.smk.
         model="<results>/{mpp}um/fold-{fold}/model.pt",
         record="<results>/{mpp}um/fold-{fold}/training.json",
     log:
@@ -39,20 +41,26 @@ rule train:
         "<benchmarks>/train/{mpp}um/fold-{fold}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: ranks_of
+    threads: cores_of
     resources:
-        mpi="mpiexec",
+        launcher=launcher_of,
+        mpi=mpi_of,
+        nodes=nodes_of,
         tasks=ranks_of,
-        memory=options("training", ["memory"]),
+        cores_per_rank=CORES_PER_RANK,
+        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
+        limits=options("training", ["memory", "keep_checkpoints"]),
+        time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
         settings=options("training", COMMON),
     shell:
-        "{resources.mpi} -n {resources.tasks} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
+        "{resources.launcher} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --masks {params.masks} --mpp {wildcards.mpp} --mesh {params.mesh}"
-        " --threads {threads} {params.settings} {resources.memory} --output {output.model} > {log} 2>&1"
+        " --threads {resources.cores_per_rank} {params.settings} {resources.limits} {resources.time_limit}"
+        " --output {output.model} > {log} 2>&1"
 
 
 rule trained:
@@ -75,18 +83,22 @@ rule segment:
         "<benchmarks>/segment/{mpp}um/fold-{fold}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: ranks_of
+    threads: cores_of
     resources:
-        mpi="mpiexec",
+        launcher=launcher_of,
+        mpi=mpi_of,
+        nodes=nodes_of,
         tasks=ranks_of,
+        cores_per_rank=CORES_PER_RANK,
+        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
         memory=options("training", ["memory"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
     shell:
-        "{resources.mpi} -n {resources.tasks} gigapipe segment --folds {input.folds} --pyramids {params.pyramids}"
-        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {threads} {resources.memory}"
+        "{resources.launcher} gigapipe segment --folds {input.folds} --pyramids {params.pyramids}"
+        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.memory}"
         " --output {output} > {log} 2>&1"
 
 

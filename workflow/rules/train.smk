@@ -7,8 +7,8 @@ rule train:
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         weights=config["training"].get("weights") or [],
     output:
-        # checkpoint.pt, from which a killed training goes on, lies beside these and is no output:
-        # Snakemake deletes outputs before it tries again.
+        # The folder checkpoints, from which a training goes on that ran out of time or was killed, lies beside these
+        # and is no output: Snakemake deletes outputs before it tries again.
         model="<results>/{mpp}um/fold-{fold}/model.pt",
         record="<results>/{mpp}um/fold-{fold}/training.json",
     log:
@@ -17,20 +17,27 @@ rule train:
         "<benchmarks>/train/{mpp}um/fold-{fold}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: ranks_of
+    threads: cores_of
     resources:
-        mpi="mpiexec",
+        launcher=launcher_of,
+        mpi=mpi_of,
+        nodes=nodes_of,
         tasks=ranks_of,
-        memory=options("training", ["memory"]),  # a resource: another changes no weight, and repeats no training
+        cores_per_rank=CORES_PER_RANK,
+        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
+        # Resources, for another changes no weight and repeats no training.
+        limits=options("training", ["memory", "keep_checkpoints"]),
+        time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
         canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp]["canvas"],
         settings=options("training", NETWORK + COMMON),
     shell:
-        "{resources.mpi} -n {resources.tasks} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
+        "{resources.launcher} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"
-        " --threads {threads} {params.settings} {resources.memory} --output {output.model} > {log} 2>&1"
+        " --threads {resources.cores_per_rank} {params.settings} {resources.limits} {resources.time_limit}"
+        " --output {output.model} > {log} 2>&1"
 
 
 rule trained:

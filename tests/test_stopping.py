@@ -1,0 +1,123 @@
+"""Trainings that are stopped, killed, and gone on with: by time, by signals, between any two bytes, on other meshes."""
+
+import multiprocessing
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import gigapipe
+from test_training import GIGAPIPE, small_cohort, training, weights  # noqa: F401  the cohort is a fixture
+
+from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.stopping import RESERVE, UNFINISHED
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_cohort, tmp_path_factory) -> dict[str, torch.Tensor]:  # noqa: F811
+    """Weights of three epochs on two ranks."""
+    path = tmp_path_factory.mktemp("whole") / "model.pt"
+    gigapipe(*training(small_cohort, path, (1, 2, 1), epochs=3), ranks=2)
+    return weights(path)
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_cohort, uninterrupted, tmp_path):  # noqa: F811
+    # So little that each run makes one step, or a validation.
+    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), 3, more=["--time-limit", f"{RESERVE + 0.1}s"])
+    stops = 0
+    while (done := gigapipe(*arguments, ranks=2, check=False)).returncode == UNFINISHED:
+        assert "the time runs out; the same command goes on from there" in done.stdout, done.stdout
+        assert "Traceback" not in done.stdout
+        stops += 1
+        assert 1 <= len(list(tmp_path.glob("checkpoints/*.pt"))) <= 2
+    assert done.returncode == 0, done.stdout
+    print(f"stopped {stops} times")
+    assert stops > 6 and same(weights(tmp_path / "model.pt"), uninterrupted)
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterrupted, tmp_path, told):  # noqa: F811
+    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), 3)
+    with subprocess.Popen(
+        ["mpiexec", "-n", "2", GIGAPIPE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while not list(tmp_path.glob("checkpoints/*.pt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if GIGAPIPE in p.cmdline()[:2]]
+        ranks[-1].send_signal(told)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == UNFINISHED and "a signal came" in output and "Traceback" not in output, output
+    again = gigapipe(*arguments, ranks=2)
+    assert "resumed after epoch" in again.stdout and same(weights(tmp_path / "model.pt"), uninterrupted)
+
+
+def test_what_was_trained_on_four_ranks_goes_on_on_two(small_cohort, tmp_path):  # noqa: F811
+    """Without BatchNorm, which makes of the last digits, in which meshes differ, what is seen in the fifth."""
+
+    def run(folder: str, mesh: tuple, *more, status: int = 0) -> str:
+        arguments = training(small_cohort, tmp_path / folder / "model.pt", mesh, 3, more=["--norm", "none", *more])
+        done = gigapipe(*arguments, ranks=mesh[1] * mesh[2], check=False)
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    run("whole", (1, 2, 1))
+    run("moved", (1, 2, 2), "--time-limit", f"{RESERVE + 0.1}s", status=UNFINISHED)
+    assert "resumed after epoch" in run("moved", (1, 2, 1))
+    expected, found = (weights(tmp_path / folder / "model.pt") for folder in ("whole", "moved"))
+    apart = max((found[name].double() - expected[name].double()).abs().max().item() for name in found)
+    print(f"weights apart by {apart:.1e}")
+    assert 0 < apart <= 1e-6
+
+
+def save_without_end(folder: Path, said) -> None:
+    torch.set_num_threads(1)  # there are no others after a fork
+    state = {"identity": "it", "model": {"weight": torch.zeros(300_000)}}
+    for step in range(1, 1_000_000):
+        state["model"]["weight"].fill_(step)
+        Checkpoints(folder).save(step, state)
+        said.send(step)
+
+
+def test_a_kill_at_any_instant_leaves_a_state_that_can_be_read(tmp_path):
+    chance, forked = random.Random(0), multiprocessing.get_context("fork")
+    within = 0
+    for trial in range(50):
+        folder = tmp_path / str(trial)
+        listening, said = forked.Pipe(duplex=False)
+        writer = forked.Process(target=save_without_end, args=(folder, said))
+        writer.start()
+        last = listening.recv()
+        time.sleep(chance.uniform(0, 0.03))
+        writer.kill()
+        writer.join()
+        said.close()
+        while listening.poll():
+            try:
+                last = listening.recv()
+            except EOFError:
+                break
+        found = Checkpoints(folder).newest("it")
+        assert found in (last, last + 1)  # it was whole before it could be said
+        assert (Checkpoints(folder).load(found)["model"]["weight"] == found).all()
+        within += bool(list(folder.glob(".*.partial")))
+    print(f"50 kills, {within} of them while a state was being written; all went on from the last one")
+    assert within > 5
+
+
+def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in range(1, 6):
+        checkpoints.save(step, {"identity": "it", "step": step})
+    paths = sorted(checkpoints.folder.iterdir())
+    assert [path.name for path in paths] == ["00000003.pt", "00000004.pt", "00000005.pt"]
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-100])
+    assert checkpoints.newest("it") == 4 and checkpoints.newest("another") is None

@@ -1,0 +1,98 @@
+# Where ranks run and how they are started: from the config's meshes, and from what the profile says of a node.
+
+
+def of_profile(name, rule=None):
+    """What the profile's `set-resources` for a rule, or its `default-resources`, say of a resource; None if nothing."""
+    settings = workflow.resource_settings
+    for said in (settings.overwrite_resources.get(rule), settings.default_resources):
+        if said and name in said:
+            return said[name].raw
+    return None
+
+
+def refuse_unset_variables():
+    """Snakemake leaves `$NAME` in a profile as it is where no such variable is set, and a scheduler takes it as text."""
+    settings = workflow.resource_settings
+    for resources in (
+        settings.default_resources or {},
+        *settings.overwrite_resources.values(),
+    ):
+        for name, resource in resources.items():
+            for variable in re.findall(r"\$\{?(\w+)", str(resource.raw)):
+                if variable not in os.environ:
+                    raise WorkflowError(
+                        f"profile: {name} is taken from the environment, where {variable} is not set; "
+                        f"export {variable}=… before you start, or write the value into the profile"
+                    )
+
+
+def nodes_of_mesh(mesh, mpp):
+    """On how many nodes the ranks of a mesh run, as many on each."""
+    ranks = mesh[0] * mesh[1] * mesh[2]
+    nodes = -(-ranks // RANKS_PER_NODE) if RANKS_PER_NODE else 1
+    where = f"config: mesh {' × '.join(map(str, mesh))} at {mpp:g} µm/px"
+    if ranks % nodes:
+        raise WorkflowError(
+            f"{where}: {ranks} ranks do not spread evenly over {nodes} nodes of {RANKS_PER_NODE}; "
+            f"give a mesh of {nodes * (ranks // nodes)} or {nodes * RANKS_PER_NODE}"
+        )
+    if MOST_NODES and nodes > MOST_NODES:
+        raise WorkflowError(
+            f"{where}: {ranks} ranks need {nodes} nodes of {RANKS_PER_NODE}, and the profile has {MOST_NODES}; "
+            "give a smaller mesh, or correct most_nodes"
+        )
+    return nodes
+
+
+refuse_unset_variables()
+LAUNCHER = of_profile("launcher") or "mpiexec -n {ranks}"
+ALONE = of_profile("alone") or ""  # what starts a single process
+RANKS_PER_NODE = of_profile("ranks_per_node")
+CORES_PER_RANK = of_profile("cores_per_rank") or 1
+MOST_NODES = of_profile("most_nodes")
+NODES = {
+    mpp: nodes_of_mesh(resolution["mesh"], resolution["mpp"])
+    for mpp, resolution in RESOLUTIONS.items()
+}
+
+
+def mesh_of(wildcards):
+    """Data, rows, columns of the ranks at a resolution."""
+    return RESOLUTIONS[wildcards.mpp]["mesh"]
+
+
+def ranks_of(wildcards):
+    data, rows, columns = mesh_of(wildcards)
+    return data * rows * columns
+
+
+def cores_of(wildcards):
+    return ranks_of(wildcards) * CORES_PER_RANK
+
+
+def nodes_of(wildcards):
+    return NODES[wildcards.mpp]
+
+
+def launcher_of(wildcards):
+    """The command that starts the ranks of a resolution."""
+    ranks, nodes = ranks_of(wildcards), nodes_of(wildcards)
+    if ranks == 1:
+        return ALONE
+    return LAUNCHER.format(
+        ranks=ranks,
+        nodes=nodes,
+        ranks_per_node=ranks // nodes,
+        cores_per_rank=CORES_PER_RANK,
+    )
+
+
+def mpi_of(wildcards):
+    """The word that tells Slurm's executor to leave the starting of ranks to the rule; for one rank there is none."""
+    return "launcher" if ranks_of(wildcards) > 1 else None
+
+
+def time_limit_of(rule):
+    """The option that tells a training how long its job may take."""
+    runtime = of_profile("runtime", rule)
+    return f"--time-limit {runtime}" if runtime else ""
