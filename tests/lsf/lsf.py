@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""A simulation of Summit's LSF: bsub, bjobs, bkill and jsrun, by whichever name it is called.
+
+It runs jobs on this machine, one after another begun, and refuses what Summit's easy mode refuses: a job without -P, -W
+or -nnodes, or with -n, -R or its script on standard input; resource sets that do not fit nodes of 6 GPUs and 42 cores.
+It knows nothing else of LSF. State is in the folder $SIMULATED_LSF: of each job its state and its process; and lines,
+every command as it came.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CORES, GPUS = 42, 6
+folder = Path(os.environ["SIMULATED_LSF"])
+
+
+def refuse(why: str) -> None:
+    sys.exit(f"{why}. Request aborted by esub. Job not submitted.")
+
+
+def bsub(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("-P", "-W", "-nnodes", "-q", "-alloc_flags", "-J", "-o", "-n", "-R"):
+        parser.add_argument(name)
+    parser.add_argument("script", nargs="*")
+    args = parser.parse_args(arguments)
+    if not (args.P and args.W and args.nnodes):
+        refuse("easy mode needs -P, -W and -nnodes")
+    if args.n or args.R:
+        refuse("easy mode takes neither -n nor -R")
+    if not args.script:
+        refuse("no script")
+    job = 1
+    while True:  # until a number is free
+        try:
+            (folder / f"{job}.state").touch(exist_ok=False)
+            break
+        except FileExistsError:
+            job += 1
+    (folder / f"{job}.state").write_text("RUN")
+    print(f"Job <{job}> is submitted to queue <{args.q}>.", flush=True)
+    if os.fork():
+        return
+    os.setsid()
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    output = os.open(args.o.replace("%J", str(job)), os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    environment = {**os.environ, "LSB_JOBID": str(job), "SIMULATED_NODES": args.nnodes}
+    process = subprocess.Popen(args.script, env=environment, start_new_session=True)
+    (folder / f"{job}.pid").write_text(str(process.pid))
+    try:
+        status = process.wait(timeout=60 * float(args.W))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        status = 1
+    (folder / f"{job}.state").write_text("EXIT" if status else "DONE")
+
+
+def bjobs(arguments: list[str]) -> None:
+    print((folder / f"{arguments[-1]}.state").read_text())
+
+
+def bkill(arguments: list[str]) -> None:
+    """As LSF does: SIGINT, SIGTERM and, ten seconds later, SIGKILL."""
+    for job in arguments:
+        pid = int((folder / f"{job}.pid").read_text())
+        for number, wait in ((signal.SIGINT, 1), (signal.SIGTERM, 10), (signal.SIGKILL, 0)):
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                break
+            end = time.monotonic() + wait
+            while time.monotonic() < end and (folder / f"{job}.state").read_text() == "RUN":
+                time.sleep(0.1)
+
+
+def jsrun(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("-n", "-a", "-c", "-g", "-r"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("-b")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    args = parser.parse_args(arguments)
+    a_node = args.r or min(CORES // args.c, GPUS // args.g if args.g else CORES)
+    nodes = int(os.environ["SIMULATED_NODES"])
+    if a_node * args.c > CORES or a_node * (args.g or 0) > GPUS:
+        sys.exit(f"jsrun: {a_node} resource sets of {args.c} cores and {args.g} GPUs do not fit a node")
+    if args.n > a_node * nodes:
+        sys.exit(f"jsrun: {args.n} resource sets, {a_node} a node, do not fit {nodes} nodes")
+    os.execvp("mpiexec", ["mpiexec", "-n", str(args.n * args.a), *args.command])
+
+
+if __name__ == "__main__":
+    name = Path(sys.argv[0]).name
+    with open(folder / "lines", "a") as lines:
+        lines.write(f"{name} {shlex.join(sys.argv[1:])}\n")
+    globals()[name](sys.argv[1:])
