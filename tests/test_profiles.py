@@ -92,10 +92,10 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):  # noqa: F811
         phantom={"patients": 6, "sites": 3},
         folds={"number": 3},
         resolutions=[{"mpp": 8, "canvas": 52, "mesh": [2, 2, 2]}],
-        training={"epochs": 6, "batch": 2},
+        training={"epochs": 3, "batch": 2},
     )
     # As on Summit, but looked at more often than GPFS likes.
-    arguments += [*SUMMIT, "--max-status-checks-per-second", "10", "--jobs", "3", "--latency-wait", "5"]
+    arguments += [*SUMMIT, "--max-status-checks-per-second", "10", "--jobs", "2", "--latency-wait", "5"]
     process = start(own, *arguments)
     output = []
     reader = threading.Thread(target=lambda: output.append(process.stdout.read()))

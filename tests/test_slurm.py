@@ -38,7 +38,7 @@ def test_the_road_under_slurm_with_trainings_cancelled_and_killed(slurm, tmp_pat
         "phantom": {"patients": 6, "sites": 3},
         "folds": {"number": 3},
         "resolutions": [{"mpp": 8, "canvas": 52, "mesh": [1, 2, 2]}],
-        "training": {"epochs": 12, "batch": 2},
+        "training": {"epochs": 8, "batch": 2},
     }
     (project / "own.yaml").write_text(yaml.safe_dump(config))
     arguments = ["--profile", "ci-slurm", "--configfile", "own.yaml"]
