@@ -121,3 +121,6 @@ def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path):
     assert [path.name for path in paths] == ["00000003.pt", "00000004.pt", "00000005.pt"]
     paths[-1].write_bytes(paths[-1].read_bytes()[:-100])
     assert checkpoints.newest("it") == 4 and checkpoints.newest("another") is None
+    (checkpoints.folder / ".00000006.pt.1.partial").write_bytes(b"what a kill left")
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()

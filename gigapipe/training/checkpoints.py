@@ -1,5 +1,6 @@
 """The state of a training on disk: the last few, each whole or not there."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -43,10 +44,8 @@ class Checkpoints:
         return bool(self._paths())
 
     def remove(self) -> None:
-        for path in self._paths():
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        """All of them, and what a kill left half-written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}.pt"
