@@ -4,6 +4,7 @@ import collections
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -101,13 +102,17 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):  # noqa: F811
     reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
     reader.start()
     killed = None
-    while process.poll() is None:
-        if not killed and list(own.glob("results/8um/fold-0/checkpoints/*.pt")):
-            submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
-            trainings = [i for i, line in enumerate(submitted, start=1) if "gigapipe.train." in line]
-            killed = next(i for i in trainings if (lsf / f"{i}.state").read_text() == "RUN")
-            subprocess.run(["bkill", str(killed)], check=True)
-        time.sleep(0.2)
+    try:
+        while process.poll() is None:
+            if not killed and list(own.glob("results/8um/fold-0/checkpoints/*.pt")):
+                submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
+                trainings = [i for i, line in enumerate(submitted, start=1) if "gigapipe.train." in line]
+                killed = next(i for i in trainings if (lsf / f"{i}.state").read_text() == "RUN")
+                subprocess.run(["bkill", str(killed)], check=True)
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     reader.join()
     assert process.returncode == 0, output[0]
     assert (own / "results/comparison.tsv").exists()

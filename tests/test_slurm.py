@@ -1,6 +1,8 @@
 """The road under a real Slurm of two nodes: trainings over both, cancelled and killed, go on to the same weights."""
 
+import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -27,8 +29,8 @@ def slurm(tmp_path_factory):
 def running(fold: int) -> str | None:
     """Slurm's number of the job that trains a fold now."""
     listed = subprocess.run(["squeue", "--noheader", "--states=R", "--format=%i %k"], capture_output=True, text=True)
-    found = re.search(rf"^(\d+) .*rule_train.*fold={fold}|^(\d+) .*rule_train.*_{fold}\b", listed.stdout, re.MULTILINE)
-    return found and next(filter(None, found.groups()))
+    found = re.search(rf"^(\d+) rule_train_\S*_{fold}$", listed.stdout, re.MULTILINE)
+    return found and found[1]
 
 
 def test_the_road_under_slurm_with_trainings_cancelled_and_killed(slurm, tmp_path):
@@ -48,13 +50,17 @@ def test_the_road_under_slurm_with_trainings_cancelled_and_killed(slurm, tmp_pat
     reader.start()
     ends = {0: ["scancel"], 1: ["scancel", "--full", "--signal=KILL"]}  # as a user does; as at the end of its time
     stopped = set()
-    while process.poll() is None:
-        for fold, end in ends.items():
-            trained = list(project.glob(f"results/8um/fold-{fold}/checkpoints/*.pt"))
-            if fold not in stopped and trained and (job := running(fold)):
-                subprocess.run([*end, job], check=True)
-                stopped.add(fold)
-        time.sleep(0.2)
+    try:
+        while process.poll() is None:
+            for fold, end in ends.items():
+                trained = list(project.glob(f"results/8um/fold-{fold}/checkpoints/*.pt"))
+                if fold not in stopped and trained and (job := running(fold)):
+                    subprocess.run([*end, job], check=True)
+                    stopped.add(fold)
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     reader.join()
     assert process.returncode == 0, output[0]
     assert stopped == {0, 1}
