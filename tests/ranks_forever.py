@@ -1,10 +1,14 @@
-"""Run under mpiexec: train without end, until a rank is killed; or, with "hang", until rank 1 stops taking part."""
+"""Run under mpiexec: train without end, until a rank is killed; or, with "hang", until rank 1 stops taking part.
+
+Usage: ranks_forever.py TRANSPORT [hang] [FOLDER for last words]
+"""
 
 import json
 import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from mpi4py import MPI
@@ -13,12 +17,14 @@ from torch import nn
 from gigapipe.spatial import SpatialTensor, decompose
 from gigapipe.training.ranks import SILENCE, started
 
-silence = timedelta(seconds=3) if "hang" in sys.argv else SILENCE
+silence = timedelta(seconds=5) if "hang" in sys.argv else SILENCE
 
-with started(1, MPI.COMM_WORLD.size, 1, threads=1, transport=sys.argv[1], silence=silence) as mesh:
+last_words = Path(sys.argv[-1]) if "/" in sys.argv[-1] else None
+with started(1, MPI.COMM_WORLD.size, 1, 1, sys.argv[1], silence, last_words) as mesh:
     model = decompose(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)), mesh)
     rows, columns = mesh.rectangle((60, 20))
     for step in range(10**9):
+        mesh.stage = f"step {step}"
         if "hang" in sys.argv and mesh.rank == 1 and step == 5:
             time.sleep(60)
         model(SpatialTensor(torch.rand(1, 3, rows.size, columns.size), (60, 20), mesh)).sum().backward()

@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,7 +122,10 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         try:
+            where = process.stdout.readline()
             pids = json.loads(process.stdout.readline())
+            numbers = ", ".join(map(str, pids))
+            assert where == f"ranks 0, 1, 2 on {socket.gethostname()}: processes {numbers}\n"
             os.kill(pids[1], signal.SIGKILL)
             killed = time.monotonic()
             output, _ = process.communicate(timeout=60)
@@ -132,13 +137,22 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_rank_that_hangs_is_not_waited_for_for_ever():
+@pytest.mark.parametrize("transport", ["mpi", "torch"])
+def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tmp_path):
     program = str(ROOT / "tests/ranks_forever.py")
+    begun = time.monotonic()
     done = subprocess.run(
-        ["mpiexec", "-n", "2", sys.executable, program, "mpi", "hang"], capture_output=True, text=True, timeout=90
+        ["mpiexec", "-n", "3", sys.executable, program, transport, "hang", tmp_path / "failed"],
+        capture_output=True,
+        text=True,
+        timeout=90,
     )
-    assert done.returncode != 0
-    assert "rank 0 of 2 waited 3 s for" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    # It is waited for 5 s, and has 10 s to answer.
+    assert done.returncode != 0 and 15 < time.monotonic() - begun < 45
+    assert re.search("TimeoutError: rank 0 of 3.* 5 ?s|TimeoutError: rank 0 of 3.*5000ms", said), said
+    assert f"last in step 5; no answer from rank 1 on {socket.gethostname()}" in said, said
+    assert "no answer from rank 1" in (tmp_path / "failed/rank-0000.txt").read_text()
 
 
 # --- One rank: what is refused, and how ---

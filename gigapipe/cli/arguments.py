@@ -1,7 +1,9 @@
 """How a verb is declared, and the types of arguments that verbs share."""
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers() returns
 
@@ -37,6 +39,14 @@ def minutes(text: str) -> float:
     if not (found := parse_timedelta(text, default="minutes") / 60) > 0:
         raise ValueError
     return found
+
+
+def folder_of_variables(text: str) -> Path:
+    """An argument that is a folder, with variables of the environment that the process finds itself in."""
+    folder = os.path.expandvars(text)
+    if "$" in folder:
+        raise ValueError
+    return Path(folder)
 
 
 def micrometres(text: str) -> float:

@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> None:
             weights=args.weights,
         )
         training, validation = (
-            settings.canvases(parts[role], args.pyramids, mesh) for role in ("training", "validation")
+            settings.canvases(parts[role], args.pyramids, mesh, args.stage) for role in ("training", "validation")
         )
         if mesh.rank == 0:
             for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
@@ -90,7 +90,7 @@ def predict(args: argparse.Namespace) -> None:
     with started(*args.mesh, **launching(args)) as mesh:
         model, settings = trained_model(args.model, ClassifierSettings, mesh)
         table = roles(slides_of(args), settings.fold)["test"]
-        canvases = settings.canvases(table, args.pyramids, mesh)
+        canvases = settings.canvases(table, args.pyramids, mesh, args.stage)
         probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
             table = table[["slide", "patient", "site", "label", "fold"]].assign(

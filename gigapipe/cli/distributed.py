@@ -1,9 +1,10 @@
 """What the verbs that are started with mpiexec share: their arguments, and how they are read."""
 
 import argparse
+from datetime import timedelta
 from pathlib import Path
 
-from gigapipe.cli.arguments import minutes, positive, size_in_bytes
+from gigapipe.cli.arguments import folder_of_variables, minutes, positive, size_in_bytes
 from gigapipe.training.stopping import UNFINISHED
 
 
@@ -25,13 +26,30 @@ def ranks_arguments(sub: argparse.ArgumentParser) -> None:
         help="CPU threads of each rank; the machine's cores are shared out unless it is given",
     )
     sub.add_argument(
-        "--transport", choices=["mpi", "torch"], default="mpi", help="what carries halos and sums between ranks"
+        "--transport",
+        choices=["auto", "mpi", "torch"],
+        default="auto",
+        help="what carries halos and sums between ranks; auto is torch (NCCL) between GPUs, and MPI elsewhere",
     )
     sub.add_argument(
         "--memory",
         type=size_in_bytes,
         metavar="SIZE",
         help="what a rank may take, as 6GiB: what does not fit is computed tile by tile, with the same gradients",
+    )
+
+    sub.add_argument(
+        "--stage",
+        type=folder_of_variables,
+        metavar="FOLDER",
+        help="on the node's own disk, as '$TMPDIR/gigapipe': what is read of pyramids is kept there, as far as it fits",
+    )
+    sub.add_argument(
+        "--silence",
+        type=minutes,
+        metavar="TIME",
+        help="a rank that waits for another for longer, as 90 (minutes) or 45s, ends the job; by default 10 minutes, "
+        "and 2 hours with --memory",
     )
 
 
@@ -49,7 +67,10 @@ def launching(args: argparse.Namespace) -> dict:
     from gigapipe.training.ranks import LONG_SILENCE, SILENCE
 
     silence = LONG_SILENCE if args.memory else SILENCE
-    return {"threads": args.threads, "transport": args.transport, "silence": silence}
+    if args.silence:
+        silence = timedelta(minutes=args.silence)
+    last_words = args.output.with_name(f"{args.output.name}.failed")
+    return {"threads": args.threads, "transport": args.transport, "silence": silence, "last_words": last_words}
 
 
 def learning_arguments(sub: argparse.ArgumentParser, batch: int) -> None:

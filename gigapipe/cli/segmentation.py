@@ -63,7 +63,8 @@ def train_tissue(args: argparse.Namespace) -> None:
         parts = roles(slides_of(args), args.fold)
         settings = SegmenterSettings(**training_settings(args))
         training, validation = (
-            Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh) for role in ("training", "validation")
+            Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh, args.stage)
+            for role in ("training", "validation")
         )
         task = Segmentation(settings, training, validation, mesh, args.memory)
         train(task, args.output, stop, args.keep_checkpoints)
@@ -93,7 +94,7 @@ def segment(args: argparse.Namespace) -> None:
     with started(1, data * rows, columns, **launching(args)) as mesh:
         model, settings = trained_model(args.model, SegmenterSettings, mesh)
         table = roles(slides_of(args), settings.fold)["test"]
-        pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh)
+        pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh, args.stage)
         found = segment(model, settings, pairs, Streaming(args.memory, mesh))
         if mesh.rank:
             for _ in found:

@@ -1,7 +1,10 @@
 """The canvas: the fixed-size square of a slide that the network sees, tissue centred, white outside. Never stored."""
 
+from pathlib import Path
+
 import numpy as np
 
+from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.store import Pyramid
 
 WHITE = 255
@@ -20,10 +23,12 @@ def read_canvas(
     rows: tuple[int, int] | None = None,
     columns: tuple[int, int] | None = None,
     masked: bool = False,
+    stage: Path | None = None,
 ) -> np.ndarray:
     """Pixels (channel, row, column), uint8, of the canvas's `rows` × `columns` (half-open; by default all of it).
 
-    Only the chunks that this rectangle touches are read. `masked`: glass, which is never quite white, becomes white.
+    Only the chunks that this rectangle touches are read, as `read_pixels` does. `masked`: glass, which is never quite
+    white, becomes white.
     """
     array = pyramid.array(mpp)
     inside, outside, shape = [], [], []
@@ -36,7 +41,7 @@ def read_canvas(
         shape.append(last - first)
     canvas = np.full((3, *shape), WHITE, np.uint8)
     if all(s.stop > s.start for s in inside):
-        canvas[:, *outside] = array[:, *inside]
+        canvas[:, *outside] = read_pixels(array, *((part.start, part.stop) for part in inside), stage)
         if masked:
             canvas[:, *outside][:, ~pyramid.outline_at(mpp, *inside)] = WHITE
     return canvas

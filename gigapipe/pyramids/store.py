@@ -72,17 +72,18 @@ def write(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], pi
 
     What is there, torn by a kill perhaps, is not looked at.
     """
-    for file in _files(array, rows, columns):
+    for file in files_of_rectangle(array, rows, columns):
         file.unlink(missing_ok=True)
     array[:, slice(*rows), slice(*columns)] = pixels
 
 
 def files_of(array: zarr.Array) -> int:
     """How many files of chunks an array has; what is white has none."""
-    return sum(file.exists() for file in _files(array, (0, array.shape[1]), (0, array.shape[2])))
+    return sum(file.exists() for file in files_of_rectangle(array, (0, array.shape[1]), (0, array.shape[2])))
 
 
-def _files(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int]) -> list[Path]:
+def files_of_rectangle(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int]) -> list[Path]:
+    """The files that hold `rows` × `columns` (half-open), each of them where it is or, if it is all white, would be."""
     _, *edges = array.shards or array.chunks
     (top, bottom), (left, right) = (
         (start // edge, -(-stop // edge)) for (start, stop), edge in zip((rows, columns), edges, strict=True)
@@ -125,6 +126,12 @@ def add_label(
     _describe(
         label, {"multiscales": [_multiscale(name, resolutions, slide_mpp, [])], "image-label": {"colors": colours}}
     )
+
+
+def open_array(folder: Path) -> zarr.Array:
+    """An array that lies in a folder of its own."""
+    with _fast_codecs():
+        return zarr.open_array(folder, mode="r")
 
 
 def read_label(folder: Path, name: str) -> zarr.Array:

@@ -40,6 +40,10 @@ class Mesh:
         if data > 1:
             first = self.data_index * self.image_ranks
             self.image = transport.subset(range(first, first + self.image_ranks))
+        self.device = torch.device("cpu")
+        """Where this rank computes. Whoever starts the ranks says so; decomposed operators go by their tensors."""
+        self.stage = "its beginning"
+        """What the ranks are about, for whoever has to say where one failed."""
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> "Mesh":

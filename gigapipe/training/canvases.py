@@ -21,8 +21,9 @@ Read = Callable[[Rectangle], np.ndarray]
 class Canvases:
     """The canvases of the slides of `table` (columns `slide`, `label`), `size` px a side at `mpp` µm per pixel.
 
-    Label `classes[i]` is class i. `background` white: what lies outside the tissue becomes white. Raises InputError if
-    a pyramid is missing or lacks the resolution.
+    Label `classes[i]` is class i. `background` white: what lies outside the tissue becomes white. Chunks are kept in
+    `stage`, a folder on the node's own disk, if it is given. Raises InputError if a pyramid is missing or lacks the
+    resolution.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Canvases:
         classes: list[str],
         mesh: Mesh,
         background: str = "keep",
+        stage: Path | None = None,
     ):
         self.slides = list(table["slide"])
         self.labels = torch.tensor([classes.index(label) for label in table["label"]])
@@ -42,7 +44,8 @@ class Canvases:
             pyramid.array(mpp)
             if background == "white":
                 pyramid.outline  # noqa: B018  is there
-        self.mpp, self.size, self.mesh, self.background = mpp, size, mesh, background
+        self.mpp, self.size, self.mesh = mpp, size, mesh
+        self.reading = {"masked": background == "white", "stage": stage}
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -61,7 +64,7 @@ class Canvases:
         size = self.size, self.size
         readers = []
         for i, symmetry in zip(indices, symmetries or [0] * len(indices), strict=True):
-            read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, self.background == "white")
+            read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, **self.reading)
             readers.append(under_symmetry(read, size, symmetry)[0])
 
         def read(rectangle: Rectangle) -> torch.Tensor:
@@ -71,8 +74,8 @@ class Canvases:
         return streaming.image(read, (len(indices), 3, *size)), self.labels[indices]
 
 
-def _read_canvas(pyramid: Pyramid, mpp: float, size: int, masked: bool, rectangle: Rectangle) -> np.ndarray:
-    return read_canvas(pyramid, mpp, size, *rectangle, masked=masked)
+def _read_canvas(pyramid: Pyramid, mpp: float, size: int, rectangle: Rectangle, **reading) -> np.ndarray:
+    return read_canvas(pyramid, mpp, size, *rectangle, **reading)
 
 
 def darkness(pixels: np.ndarray) -> torch.Tensor:

@@ -35,8 +35,8 @@ class ClassifierSettings(Settings):
     def model(self) -> nn.Module:
         return RESNETS[self.network](len(self.classes), self.norm).to(memory_format=torch.channels_last)
 
-    def canvases(self, table, pyramids: Path, mesh: Mesh) -> Canvases:
-        return Canvases(table, pyramids, self.mpp, self.canvas, self.classes, mesh, self.background)
+    def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
+        return Canvases(table, pyramids, self.mpp, self.canvas, self.classes, mesh, self.background, stage)
 
 
 class Classification:
@@ -56,7 +56,7 @@ class Classification:
         self.model = settings.model()
         if settings.weights:
             load_torchvision(self.model, Path(settings.weights))
-        decompose(self.model, mesh)
+        decompose(self.model.to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
 
     def identity(self) -> list:
@@ -68,7 +68,7 @@ class Classification:
         images, labels = self.training.batch(indices, symmetries, self.streaming)
         with self.settings.autocast():
             logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels.to(logits.device))
         loss.backward()
         self.streaming.done()
         return loss.item()

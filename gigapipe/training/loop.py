@@ -46,7 +46,8 @@ class Settings(ABC):
     precision: str = "float32"  # of activations; "bfloat16" by autocast, the weights stay float32
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # as `device_of` chooses
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -133,6 +134,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
             batches = Progress(batches, what=f"epoch {epoch + 1}/{settings.epochs}", unit="steps", total=steps - first)
         for step, (indices, symmetries) in enumerate(batches, start=first):
             begun = time.perf_counter()
+            mesh.stage = f"step {step + 1} of {steps} of epoch {epoch + 1}"
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule((epoch * steps + step) / (settings.epochs * steps))
             optimizer.zero_grad()
@@ -152,6 +154,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
                 raise _unfinished(f"after epoch {epoch} and {step + 1} steps, for {stopping}", mesh)
 
         begun = time.perf_counter()
+        mesh.stage = f"validation after epoch {epoch + 1}"
         found = task.validate(indices for indices, _ in _batches(task, epoch))
         longest["validation"] = max(longest["validation"], time.perf_counter() - begun)
         _refuse_divergence(found["loss"], epoch)
@@ -198,7 +201,7 @@ def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
     Raises InputError if there is no model, or it has learnt something else.
     """
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise InputError(f"model {path}: no such file; make it with `gigapipe train`") from None
     except Exception:  # torn bytes make torch's reader raise anything, IndexError too
@@ -208,7 +211,7 @@ def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
     settings = kind(**saved["settings"])
     model = settings.model()
     model.load_state_dict(saved["model"])
-    return decompose(model, mesh), settings
+    return decompose(model.to(mesh.device), mesh), settings
 
 
 def _batches(task: Task, epoch: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -258,8 +261,10 @@ def _refuse_divergence(loss: float, epoch: int) -> None:
 
 
 def _peak_memory_mb(mesh: Mesh) -> float:
-    """The largest resident set that any rank's process has had."""
+    """The largest resident set that any rank's process has had; of ranks on GPUs, the most of those' memory."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     peaks = torch.zeros(mesh.size, dtype=torch.float64)
-    peaks[mesh.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    on_gpu = mesh.device.type == "cuda"
+    most = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks[mesh.rank] = most / 1e6
     return mesh.everyone.sum_(peaks).max().item()

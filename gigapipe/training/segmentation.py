@@ -16,6 +16,7 @@ from gigapipe.errors import InputError
 from gigapipe.models import GigapixelUNet
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.masks import read_mask
+from gigapipe.pyramids.reading import read_pixels
 from gigapipe.spatial import Mesh, decompose, gather
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
@@ -37,11 +38,14 @@ class SegmenterSettings(Settings):
 class Pairs:
     """The slides of `table` (column `slide`) and their masks, each of its own size, at `mpp` µm per pixel.
 
-    Raises InputError if a pyramid or a mask is missing, or they differ in size.
+    The slides' chunks are kept in `stage`, a folder on the node's own disk, if it is given. Raises InputError if a
+    pyramid or a mask is missing, or they differ in size.
     """
 
-    def __init__(self, table: pd.DataFrame, pyramids: Path, masks: Path, mpp: float, mesh: Mesh):
-        self.slides, self.mesh = list(table["slide"]), mesh
+    def __init__(
+        self, table: pd.DataFrame, pyramids: Path, masks: Path, mpp: float, mesh: Mesh, stage: Path | None = None
+    ):
+        self.slides, self.mesh, self.stage = list(table["slide"]), mesh, stage
         self.pyramids = [Pyramid(Path(pyramids) / slide) for slide in self.slides]
         self.images = [pyramid.array(mpp) for pyramid in self.pyramids]
         self.masks = [read_mask(Path(masks) / slide) for slide in self.slides]
@@ -65,7 +69,9 @@ class Pairs:
 
     def image(self, index: int, streaming: Streaming, symmetry: int = 0) -> Image:
         """A slide (1, 3, rows, columns), float32 darkness, under one of the square's symmetries."""
-        read, size = under_symmetry(functools.partial(_of_image, self.images[index]), self.size(index), symmetry)
+        read, size = under_symmetry(
+            functools.partial(_of_image, self.images[index], self.stage), self.size(index), symmetry
+        )
         return streaming.image(lambda rectangle: darkness(read(rectangle)[None]), (1, 3, *size))
 
     def mask(self, index: int, streaming: Streaming, beside: Image, symmetry: int = 0) -> Image:
@@ -78,8 +84,8 @@ class Pairs:
         return streaming.image(as_floats, (1, 1, *size), beside)
 
 
-def _of_image(image, rectangle: Rectangle) -> np.ndarray:
-    return image[:, slice(*rectangle.rows), slice(*rectangle.columns)]
+def _of_image(image, stage: Path | None, rectangle: Rectangle) -> np.ndarray:
+    return read_pixels(image, *rectangle, stage)
 
 
 def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
@@ -93,7 +99,7 @@ class Segmentation:
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
         self.slides = len(training)
         torch.manual_seed(settings.seed)
-        self.model = decompose(settings.model(), mesh)
+        self.model = decompose(settings.model().to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
         self.largest = max((pairs.size(i) for pairs in (training, validation) for i in range(len(pairs))), key=np.prod)
 
@@ -173,4 +179,4 @@ def segment(model: nn.Module, settings: SegmenterSettings, pairs: Pairs, streami
             found = (model(pairs.image(index, streaming)) > 0).to(torch.uint8)
         found = found.computed() if isinstance(found, Recorded) else found
         streaming.done()
-        yield gather(found)[0, 0].numpy().astype(bool)
+        yield gather(found)[0, 0].cpu().numpy().astype(bool)

@@ -18,7 +18,8 @@ Image = SpatialTensor | Recorded
 
 
 class Streaming:
-    """Gives a model its images so that no rank's process takes more than `memory` bytes; None: as much as it likes.
+    """Gives a model its images so that no rank's process takes more than `memory` bytes, on a GPU where it has one;
+    None: as much as it likes.
 
     Streaming is planned once for training and once for prediction, when `prepare` is called with the model in that
     mode. The process may grow by what a `trained` model needs beside images.
@@ -32,7 +33,8 @@ class Streaming:
         if memory is not None:
             without_pixels()  # loads what planning needs
             # Now: later the process has memory that it would use again.
-            self.base = resident_memory() + (_training_state(trained) if trained else 0)
+            held = torch.cuda.memory_allocated() if mesh.device.type == "cuda" else resident_memory()
+            self.base = held + (_training_state(trained) if trained else 0)
 
     def prepare(self, model: nn.Module, shape: tuple[int, int, int, int], loss: Callable | None = None) -> None:
         """Decide how what follows is computed, for images up to `shape`, and say so. All ranks call it together.
@@ -45,7 +47,9 @@ class Streaming:
         if model.training not in self.plans:
             try:
                 compared = loss and (lambda output: loss(output, output))
-                plan = plan_streaming(model, shape, self.memory, self.mesh, compared, base=self.base)
+                plan = plan_streaming(
+                    model, shape, self.memory, self.mesh, compared, device=self.mesh.device, base=self.base
+                )
             except ValueError as error:
                 raise InputError(f"memory: {error}") from None
             self.plans[model.training] = plan
@@ -58,13 +62,17 @@ class Streaming:
         self, read: Callable[[Rectangle], torch.Tensor], shape: tuple[int, int, int, int], beside: Image | None = None
     ) -> Image:
         """An image of which `read` gives any rectangle; `beside` is the one that it is compared with."""
-        size = shape[-2:]
+        size, device = shape[-2:], self.mesh.device
+
+        def placed(rectangle: Rectangle) -> torch.Tensor:
+            return read(rectangle).to(device)
+
         if isinstance(beside, Recorded):
-            return stream(read, mesh=self.mesh, shape=shape, beside=beside)
+            return stream(placed, mesh=self.mesh, shape=shape, device=device, beside=beside)
         if self.plan is None or self.plan.whole_from == 1:
-            return SpatialTensor(read(self.mesh.rectangle(size)), size, self.mesh)
+            return SpatialTensor(placed(self.mesh.rectangle(size)), size, self.mesh)
         self.progress = StepProgress(self.plan) if self.mesh.rank == 0 else None
-        return stream(read, self.plan, self.mesh, shape, progress=self.progress)
+        return stream(placed, self.plan, self.mesh, shape, device=device, progress=self.progress)
 
     def done(self) -> None:
         """The image is no longer needed."""

@@ -19,7 +19,10 @@ _SUMMABLE = {
 
 
 class MpiTransport:
-    """The ranks of an MPI communicator. A rank that waits longer than `timeout` seconds raises TimeoutError."""
+    """The ranks of an MPI communicator. A rank that waits longer than `timeout` seconds raises TimeoutError.
+
+    If MPI itself finds that another rank cannot be reached, it is ConnectionError.
+    """
 
     def __init__(self, communicator: MPI.Comm, timeout: float = 600):
         # A communicator of its own: no message of another user of MPI can be taken for one of ours.
@@ -60,10 +63,17 @@ class MpiTransport:
 
     def _wait(self, requests: list[MPI.Request], what: str) -> None:
         begun = time.monotonic()
-        while not MPI.Request.Testall(requests):
+        while not _done(requests, what):
             os.sched_yield()  # where ranks share a core, the one that is waited for must get it
             if time.monotonic() - begun > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
+
+
+def _done(requests: list[MPI.Request], what: str) -> bool:
+    try:
+        return MPI.Request.Testall(requests)
+    except MPI.Exception as error:
+        raise ConnectionError(f"{what}: {error}") from None
 
 
 def _finish(tensors: list[torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Transport by torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,10 @@ from gigapipe.spatial.transports import Message, reduced_bytes
 
 
 class TorchTransport:
-    """The ranks of the default process group, or those of them that are listed, in that order."""
+    """The ranks of the default process group, or those of them that are listed, in that order.
+
+    What gloo waits for longer than the group's timeout raises TimeoutError, and what cannot be reached ConnectionError.
+    """
 
     def __init__(self, ranks: Sequence[int] | None = None):
         whole = list(range(dist.get_world_size()))
@@ -40,8 +44,9 @@ class TorchTransport:
         requests = dist.batch_isend_irecv(operations) if operations else []
 
         def wait() -> None:
-            for request in requests:
-                request.wait()
+            with self._named(f"an exchange with ranks {sorted({rank for rank, _ in incoming + outgoing})}"):
+                for request in requests:
+                    request.wait()
             outgoing.clear()  # a tensor on its way must live until here
             if arriving is not incoming:
                 for (_, x), (_, arrived) in zip(incoming, arriving, strict=True):
@@ -52,5 +57,18 @@ class TorchTransport:
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         if self.size > 1:
             self.sent_bytes += reduced_bytes(x, self.size)
-            dist.all_reduce(x, group=self.group)
+            # NCCL sums on GPUs alone.
+            summed = x.cuda() if dist.get_backend(self.group) == "nccl" else x
+            with self._named("a sum over ranks"):
+                dist.all_reduce(summed, group=self.group)
+            if summed is not x:
+                x.copy_(summed)
         return x
+
+    @contextlib.contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # of gloo
+            kind = TimeoutError if "timed out" in str(error).lower() else ConnectionError
+            raise kind(f"rank {self.rank} of {self.size}, {what}: {error}") from None

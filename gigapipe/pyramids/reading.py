@@ -1,0 +1,93 @@
+"""Reading pyramids as long trainings need it: tried again, named where it fails, kept on the node's own disk."""
+
+import functools
+import hashlib
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from gigapipe.aside import written_aside
+from gigapipe.errors import InputError
+from gigapipe.pyramids.store import files_of_rectangle, open_array
+
+WAITS = (1.0, 5.0, 25.0)
+"""Seconds before a read that failed is tried again: a file system that many nodes share has its moments."""
+
+SLOW = 60.0
+"""Seconds from which on a read is told of."""
+
+RESERVE = 0.05
+"""Share of a node's own disk that stays free."""
+
+
+def read_pixels(
+    array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], stage: Path | None = None
+) -> np.ndarray:
+    """Pixels (channel, row, column), uint8, of `rows` × `columns` (half-open) of an array of a pyramid.
+
+    Only the chunks that this rectangle touches are read. With a folder to `stage` in, on the node's own disk, they are
+    copied there first, and read there from then on, by all of the node's ranks; what it has no room for is read where
+    it lies. Raises InputError, naming the array and the host, if the read fails again after `WAITS`.
+    """
+    host, begun = socket.gethostname(), time.monotonic()
+    for wait in (*WAITS, None):
+        try:
+            source = staged(array, rows, columns, stage) if stage else array
+            pixels = source[:, slice(*rows), slice(*columns)]
+            break
+        except (OSError, ValueError, RuntimeError) as error:  # zarrs and zarr's own codecs raise one each
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            where = f"{array.store.root}/{array.path}: rows {rows[0]}–{rows[1]}, columns {columns[0]}–{columns[1]}"
+            if wait is None:
+                raise InputError(
+                    f"{where}: cannot be read on {host} ({reason}); look at its disk, and check the pyramid with "
+                    "`gigapipe verify`"
+                ) from None
+            print(f"{where}: cannot be read on {host} ({reason}); again in {wait:g} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+            stage = None  # the fault may be the copy's
+    if (took := time.monotonic() - begun) > SLOW:
+        print(f"{array.store.root}/{array.path}: a read took {took:.0f} s on {host}", file=sys.stderr, flush=True)
+    return pixels
+
+
+def staged(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], stage: Path) -> zarr.Array:
+    """The array as far as it lies in `stage`, where now lie the chunks that the rectangle touches.
+
+    The array itself where there is no room for them.
+    """
+    folder = Path(array.store.root) / array.path
+    copy = _copy(folder, stage)
+    for file in files_of_rectangle(array, rows, columns):
+        near = Path(copy.store.root) / file.relative_to(folder)
+        if near.exists() or not file.exists():  # what is white has no file
+            continue
+        disk = shutil.disk_usage(stage)
+        if disk.free - file.stat().st_size < RESERVE * disk.total:
+            _tell_once(f"{stage}: the disk of {socket.gethostname()} is full; the rest is read where it lies")
+            return array
+        with written_aside(near) as partial:
+            shutil.copyfile(file, partial)
+    return copy
+
+
+@functools.lru_cache(maxsize=4096)
+def _copy(folder: Path, stage: Path) -> zarr.Array:
+    """An array like the one in `folder`, still without chunks; of one that has been made anew, another."""
+    metadata = [folder / name for name in ("zarr.json", ".zarray", ".zattrs") if (folder / name).exists()]
+    made = [(path.stat().st_mtime_ns, path.read_bytes()) for path in metadata]
+    copy = stage / hashlib.sha256(repr((str(folder.resolve()), made)).encode()).hexdigest()[:16]
+    for path in metadata:
+        with written_aside(copy / path.name) as partial:
+            shutil.copyfile(path, partial)
+    return open_array(copy)
+
+
+@functools.lru_cache
+def _tell_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
