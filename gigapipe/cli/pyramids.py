@@ -45,7 +45,10 @@ def add_pyramid(verbs: Verbs) -> None:
     sub.add_argument("--shard", type=positive, help="pixels a side of a file of chunks; by default a chunk is a file")
     sub.add_argument("--ome-zarr", choices=["0.5", "0.4"], default="0.5", help="0.4 for QuPath and other old readers")
     sub.add_argument(
-        "--scheduler", default="threads", help="Dask's: threads, processes, or the address of a distributed one"
+        "--scheduler",
+        default="threads",
+        help="Dask's: threads, processes, the address of a distributed one, or slurm, lsf, pbs or sge, where --threads "
+        "jobs are submitted as Dask's jobqueue.yaml says",
     )
     sub.add_argument(
         "--leave-out", action="store_true", help="write why a slide cannot be used in place of its store, and succeed"

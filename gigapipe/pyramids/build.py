@@ -35,6 +35,7 @@ from gigapipe.slides.reader import Slide
 from gigapipe.slides.tissue import Tissue, find_tissue
 
 OVERVIEW = 1024  # px of the longest side, at most, of the picture in which tissue is found
+QUEUES = {"slurm": "SLURMCluster", "lsf": "LSFCluster", "pbs": "PBSCluster", "sge": "SGECluster"}  # of dask-jobqueue
 # What a build needs until it ends, in the folder of the store.
 WORK = Path("work")
 BEGUN, DONE, PIECES, TISSUE = (WORK / name for name in ("begun", "done", "pieces", "tissue.npz"))
@@ -79,7 +80,8 @@ def build_pyramid(
 
     The store is written aside and renamed when whole; what was in `folder` before is replaced only then. A build that
     was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's: `threads`,
-    `processes`, or the address of a distributed one.
+    `processes`, the address of a distributed one, or one of `QUEUES`, to which as many jobs are submitted as there are
+    `threads`.
 
     Raises InputError, naming the slide, if it cannot be read or is coarser than one of `resolutions`.
     """
@@ -260,8 +262,20 @@ def _workers(threads: int, scheduler: str) -> Iterator[None]:
             from distributed import Client
         except ImportError:
             raise InputError(f"scheduler {scheduler}: needs `pip install distributed`") from None
-        with Client(scheduler):
+        cluster = _submitted(scheduler, threads) if scheduler in QUEUES else contextlib.nullcontext(scheduler)
+        with cluster as address, Client(address):
             yield
+
+
+def _submitted(queue: str, jobs: int):
+    """A cluster of Dask's own, of so many jobs; what each of them asks for stands in Dask's configuration."""
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise InputError(f"scheduler {queue}: needs `pip install dask-jobqueue`") from None
+    cluster = getattr(dask_jobqueue, QUEUES[queue])()
+    cluster.scale(jobs=jobs)
+    return cluster
 
 
 @functools.lru_cache(maxsize=4)

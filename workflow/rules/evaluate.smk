@@ -22,13 +22,13 @@ rule predict:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        memory=options("training", ["memory"]),
+        limits=options("training", ["memory", "stage"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
     shell:
         "{resources.launcher} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
-        " --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.memory}"
+        " --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.limits}"
         " --output {output} > {log} 2>&1"
 
 

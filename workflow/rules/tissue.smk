@@ -49,7 +49,7 @@ rule train:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=options("training", ["memory", "keep_checkpoints"]),
+        limits=options("training", ["memory", "stage", "keep_checkpoints"]),
         time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
@@ -91,14 +91,14 @@ rule segment:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        memory=options("training", ["memory"]),
+        limits=options("training", ["memory", "stage"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
     shell:
         "{resources.launcher} gigapipe segment --folds {input.folds} --pyramids {params.pyramids}"
-        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.memory}"
+        " --masks {params.masks} --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.limits}"
         " --output {output} > {log} 2>&1"
 
 
