@@ -1,7 +1,13 @@
 #!/bin/bash
 # Stop what up.sh started, and remove it: tests/slurm/down.sh [FOLDER]
 folder=${1:-/tmp/gigapipe-slurm}
-for pid in "$folder"/{slurmd-node1,slurmd-node2,slurmctld,munged}.pid; do
-    [ -f "$pid" ] && kill "$(cat "$pid")"
+for file in "$folder"/{slurmd-node1,slurmd-node2,slurmctld,munged}.pid; do
+    [ -f "$file" ] || continue
+    pid=$(cat "$file")
+    kill "$pid"
+    for _ in $(seq 100); do # slurmctld writes its state before it ends
+        kill -0 "$pid" 2> /dev/null || break
+        sleep 0.1
+    done
 done
 rm -rf "$folder" /etc/slurm/slurm.conf
