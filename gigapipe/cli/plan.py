@@ -1,0 +1,153 @@
+"""The verb that says which meshes hold a training, and how fast they would be, before any of it runs."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from gigapipe.aside import written_aside
+from gigapipe.cli.arguments import Verbs, positive, size_in_bytes, sizes, verb
+from gigapipe.errors import InputError
+from gigapipe.planning.machines import MACHINES, machine
+
+NETWORKS = ("resnet18", "resnet34", "resnet50", "unet")
+
+
+def add_verbs(verbs: Verbs) -> None:
+    sub = verb(
+        verbs, plan, "Say which meshes hold a training, what a step would take, and which mesh is best. A model."
+    )
+    sub.add_argument("model", help=f"{', '.join(NETWORKS)}, or a function that makes one, as mine:unet")
+    sub.add_argument("canvas", type=sizes, help="rows and columns of an image, as 22528x22528")
+    sub.add_argument(
+        "--machine", default="summit", help=f"{', '.join(MACHINES)}, or a file that --measure wrote: a rank's hardware"
+    )
+    sub.add_argument("--ranks", type=positive, help="how many GPUs there are; without it, the fewest that suffice")
+    sub.add_argument("--batch", type=positive, default=1, help="images a step, over all data ranks")
+    sub.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of activations")
+    sub.add_argument(
+        "--norm", choices=["batch", "frozen", "group", "none"], default="batch", help="what normalises in a ResNet"
+    )
+    sub.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="of a rank, in place of the machine's")
+    sub.add_argument("--ranks-per-node", type=positive, help="in place of the machine's")
+    sub.add_argument("--near", type=size_in_bytes, metavar="SIZE", help="bytes a second between ranks of a node")
+    sub.add_argument("--far", type=size_in_bytes, metavar="SIZE", help="bytes a second from a node to others")
+    sub.add_argument("--scaling", action="store_true", help="also tables of strong and weak scaling up to --ranks")
+    sub.add_argument(
+        "--measure", type=Path, metavar="FILE", help="measure this machine (a minute), write it to FILE, plan for it"
+    )
+
+
+def plan(args: argparse.Namespace) -> None:
+    if len(args.canvas) != 2:
+        raise InputError("canvas: give rows and columns, as 22528x22528")
+    from gigapipe.planning import scaling
+    from gigapipe.planning.calibration import measure
+
+    if args.measure:
+        fit = measure(args.ranks_per_node or 2)
+        print(*fit.lines, "", sep="\n")
+        with written_aside(args.measure) as partial:
+            partial.write_text(json.dumps(fit.machine._asdict(), indent=2) + "\n")
+        chosen = fit.machine
+    else:
+        chosen = machine(args.machine)
+    given = {name: getattr(args, name) for name in ("memory", "ranks_per_node", "near", "far")}
+    chosen = chosen._replace(**{name: value for name, value in given.items() if value})
+    job = job_of(args, on_gpu=not chosen.measured)
+    table = scaling.meshes(job, chosen, args.ranks, args.batch)
+    best = scaling.best(table)
+    rows, columns = args.canvas
+    norm = f", norm {args.norm}" if args.model.startswith("resnet") else ""
+    print(
+        f"{args.model}{norm}, {rows:,} × {columns:,} px, batch {args.batch}, {args.precision}, on {chosen.name}.\n"
+        "Predicted by a model; nothing was run.\n"
+    )
+    print(_table(table, best, chosen))
+    if best is None:
+        few = f"{args.ranks} ranks" if args.ranks else "any number of ranks that was looked at"
+        print(f"\nNo mesh of {few} holds it in {chosen.room / 1e9:.1f} GB a rank.", flush=True)
+        from gigapipe.planning.streamed import streamed
+
+        print(*streamed(job, chosen), sep="\n")
+    elif args.scaling:
+        _print_scaling(job, chosen, best, args.ranks)
+    print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
+
+
+def job_of(args: argparse.Namespace, on_gpu: bool):
+    """What is to be planned: the model, its canvas, and the loss that gigapipe trains it with."""
+    import functools
+
+    import torch
+    from torch import nn
+
+    from gigapipe.models import RESNETS, GigapixelUNet
+    from gigapipe.planning.cost import default_loss
+    from gigapipe.planning.scaling import Job
+    from gigapipe.spatial.check import load
+    from gigapipe.spatial.recording import without_pixels
+    from gigapipe.training.segmentation import dice_and_cross_entropy
+
+    loss = default_loss
+    if args.model in RESNETS:
+        make = functools.partial(RESNETS[args.model], 2, args.norm)
+    elif args.model == "unet":
+        make = GigapixelUNet
+
+        def loss(output):
+            return dice_and_cross_entropy(output, torch.zeros_like(output, dtype=torch.float32))
+    else:
+        sys.path.insert(0, "")
+        try:
+            make = load(args.model)
+        except ValueError as error:
+            raise InputError(f"model {error}, or one of {', '.join(NETWORKS)}") from None
+    with without_pixels():
+        first = next((m for m in make().modules() if isinstance(m, nn.Conv2d)), None)
+    return Job(make, args.canvas, args.precision, first.in_channels if first else 3, loss, on_gpu)
+
+
+def _table(table, best, machine) -> str:
+    room = f"fits {machine.room / 1e9:.1f}"
+    lines = [
+        f"    {'data × rows × columns':>21} {'ranks':>6} {'memory, GB':>11} {room:>10} {'halo, MB':>9} {'sent, MB':>9} "
+        f"{'step, s':>9} {'images/s':>9} {'efficiency':>10}"
+    ]
+    for row in table.itertuples():
+        mark = "→" if best is not None and row.Index == best.name else " "
+        lines.append(
+            f"  {mark} {f'{row.data} × {row.rows} × {row.columns}':>21} {row.ranks:6} {row.memory_gb:11.2f} "
+            f"{'yes' if row.fits else 'no':>10} {row.halo_mb:9.2f} {row.sent_mb:9.1f} {row.seconds:9.4g} "
+            f"{row.images_per_second:9.4g} {row.efficiency:10.0%}"
+        )
+    return "\n".join(lines)
+
+
+def _print_scaling(job, machine, best, ranks: int | None) -> None:
+    from gigapipe.planning import scaling
+
+    first = int(best["rows"] * best["columns"])
+    last = ranks or 16 * first
+    print(f"\nStrong scaling: one image over {first} to {last} ranks")
+    print(_table(scaling.strong_scaling(job, machine, list(scaling.ranks_up_to(first, last))), None, machine))
+    data = list(scaling.ranks_up_to(1, max(1, last // first)))
+    print(f"\nWeak scaling: an image for every {best['rows']} × {best['columns']} ranks")
+    table = scaling.weak_scaling(job, machine, (int(best["rows"]), int(best["columns"])), data)
+    print(_table(table, None, machine))
+
+
+def _assumptions(args: argparse.Namespace) -> list[str]:
+    loss = (
+        "cross-entropy, with Dice for unet" if args.model in NETWORKS else "cross-entropy, of every pixel for an image"
+    )
+    return [
+        "memory and bytes are one rank's, each step: that in the middle of the mesh, which sends most; a canvas that "
+        "does not divide evenly counts as if it did, and were a little larger",
+        "of each number of ranks an image, the mesh with the shortest borders",
+        "an operation takes as long as its arithmetic or its memory traffic, whichever is longer; nothing overlaps, "
+        "neither exchange and arithmetic nor the all-reduce and the backward pass",
+        "efficiency: the time of the undivided step on one such rank, if it had the memory, over ranks × this step's",
+        f"the loss is {loss}; weights, gradients and AdamW's two moments are float32 on every rank; reading the images "
+        "and AdamW's own time are not counted",
+    ]

@@ -1,0 +1,262 @@
+"""Seconds, efficiency and the best mesh: an α–β–flops model on top of what a step is counted to cost.
+
+An operation takes as long as its arithmetic or its memory traffic, whichever is longer, and its start. A message takes
+α + bytes / β, an all-reduce over n ranks 2 ⌈log₂ n⌉ α + 2 (n - 1) / n × bytes / β. Nothing overlaps. See
+docs/planning.md.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from gigapipe.errors import InputError
+from gigapipe.planning.cost import Cost, default_loss, step_cost
+from gigapipe.planning.machines import Machine
+from gigapipe.spatial import NotDecomposed
+
+COLUMNS = [
+    "source", "data", "rows", "columns", "ranks", "canvas_rows", "canvas_columns", "batch", "memory_gb", "fits",
+    "halo_mb", "sent_mb", "compute_seconds", "exchange_seconds", "reduce_seconds", "seconds", "images_per_second",
+    "efficiency",
+]  # fmt: skip
+"""`source` is "model" or "measured"; memory and bytes are one rank's, each step; `batch` is that of all ranks."""
+
+
+class Job(NamedTuple):
+    """A model trained on canvases (rows, columns)."""
+
+    make: Callable[[], nn.Module]
+    canvas: tuple[int, int]
+    precision: str = "float32"
+    channels: int = 3
+    loss: Callable = default_loss
+    on_gpu: bool = True
+
+
+class Seconds(NamedTuple):
+    compute: float
+    exchange: float
+    reduce: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+@functools.cache
+def cost_of(job: Job, mesh: tuple[int, int, int], batch: int) -> Cost:
+    """What a step costs the rank in the middle of a mesh, which has the most neighbours; `batch` a data rank.
+
+    Where the canvas does not divide evenly it is taken as a little larger, so that this rank's part is the largest.
+    """
+    data, rows, columns = mesh
+    if data > 2:  # more data ranks change nothing but how many take part in what all sum
+        known = cost_of(job, (2, rows, columns), batch)
+        everyone = range(data * rows * columns)
+        reductions = (replace(r, ranks=everyone) if len(r.ranks) > rows * columns else r for r in known.reductions)
+        return replace(known, reductions=tuple(reductions))
+    canvas = (math.ceil(n / parts) * parts for n, parts in zip(job.canvas, (rows, columns), strict=True))
+    middle = rows // 2 * columns + columns // 2
+    dtype = getattr(torch, job.precision)
+    shape = (batch, job.channels, *canvas)
+    try:
+        return step_cost(job.make, shape, mesh, middle, dtype, job.loss, job.on_gpu)
+    except (NotDecomposed, ValueError, RuntimeError) as error:
+        raise InputError(f"a step on {' × '.join(map(str, shape))} cannot be planned: {error}") from None
+
+
+def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
+    """The model."""
+    flops = machine.flops_share * machine.flops[precision]
+    arithmetic, moved = cost.operations.T
+    compute = np.maximum(arithmetic / flops, moved / (machine.bandwidth_share * machine.bandwidth)).sum()
+    compute += len(cost.operations) * machine.operation
+    node = cost.rank // machine.ranks_per_node
+    exchange = 0.0
+    for one in cost.exchanges:
+        for rank, size in one.to.items():
+            near = rank // machine.ranks_per_node == node
+            link = machine.near if near else machine.far / machine.ranks_per_node
+            exchange += (machine.near_latency if near else machine.far_latency) + size / (machine.link_share * link)
+    reduce = 0.0
+    for one in cost.reductions:
+        n = len(one.ranks)
+        near = max(one.ranks) // machine.ranks_per_node == min(one.ranks) // machine.ranks_per_node
+        link = machine.near if near else min(machine.far, machine.near or math.inf)
+        latency = machine.near_latency if near else machine.far_latency
+        reduce += 2 * math.ceil(math.log2(n)) * latency + 2 * (n - 1) / n * one.bytes / (machine.link_share * link)
+    return Seconds(float(compute), exchange, reduce)
+
+
+def undivided_seconds(job: Job, machine: Machine, batch: int) -> float:
+    """Of a step on one rank of this machine, had it the memory."""
+    return batch * step_seconds(cost_of(job, (1, 1, 1), 1), machine, job.precision).compute
+
+
+def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) -> dict:
+    """A row of `COLUMNS`: a step of `batch` images over all ranks of a mesh.
+
+    `efficiency` is the time of the undivided step on one rank that had the memory, over ranks × this step's time.
+    Raises InputError if the batch does not divide over the data ranks, or the machine has no such ranks or precision.
+    """
+    check(machine, job.precision, ranks := math.prod(mesh))
+    if batch % mesh[0]:
+        raise InputError(f"batch {batch} does not divide over {mesh[0]} data ranks; give a multiple")
+    cost = cost_of(job, mesh, batch // mesh[0])
+    seconds = step_seconds(cost, machine, job.precision)
+    known = {
+        "source": "model",
+        **dict(zip(("data", "rows", "columns"), mesh, strict=True)),
+        "ranks": ranks,
+        "canvas_rows": job.canvas[0],
+        "canvas_columns": job.canvas[1],
+        "batch": batch,
+        "memory_gb": cost.memory / 1e9,
+        "fits": cost.memory <= machine.room,
+        "halo_mb": cost.halo / 1e6,
+        "sent_mb": cost.sent / 1e6,
+        "compute_seconds": seconds.compute,
+        "exchange_seconds": seconds.exchange,
+        "reduce_seconds": seconds.reduce,
+        "seconds": seconds.total,
+        "images_per_second": batch / seconds.total,
+        "efficiency": undivided_seconds(job, machine, batch) / (ranks * seconds.total),
+    }
+    return {name: known[name] for name in COLUMNS}
+
+
+def check(machine: Machine, precision: str, ranks: int) -> None:
+    """Raise InputError if the machine has no such precision, or not so many ranks."""
+    if precision not in machine.flops:
+        raise InputError(f"{machine.name}: its speed in {precision} is unknown; give {' or '.join(machine.flops)}")
+    if ranks > machine.ranks_per_node and not machine.far:
+        raise InputError(
+            f"{machine.name} has {machine.ranks_per_node} ranks, not {ranks}; give --far, or another machine"
+        )
+
+
+def shapes(ranks: int, canvas: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows × columns of so many ranks, those with the shortest borders first; none with more ranks than pixels."""
+    pairs = [(rows, ranks // rows) for rows in range(1, ranks + 1) if ranks % rows == 0]
+    fitting = [pair for pair in pairs if all(p <= n for p, n in zip(pair, canvas, strict=True))]
+    return sorted(fitting, key=lambda pair: (canvas[0] / pair[0] + canvas[1] / pair[1], pair))
+
+
+def surely_too_large(job: Job, machine: Machine, ranks: int, batch: int) -> bool:
+    """Whether shards of so many ranks cannot fit: what the undivided step makes of an image, divided, does not."""
+    undivided = cost_of(job, (1, 1, 1), 1)
+    weights = cost_of(job._replace(canvas=(64, 64)), (1, 1, 1), 1).memory
+    return batch * (undivided.memory - weights) / ranks > machine.room
+
+
+def meshes(job: Job, machine: Machine, ranks: int | None, batch: int, most: int = 3) -> pd.DataFrame:
+    """The best few meshes of so many ranks, or of the fewest that hold the images and some more; `COLUMNS`.
+
+    Data ranks come first, for they cost least. What surely does not fit is left out, unless nothing fits: then the
+    mesh is shown that takes least.
+    """
+    check(machine, job.precision, ranks or 1)
+    rows = []
+    counts = [ranks] if ranks else _numbers(machine)
+    for count in counts:
+        for data in sorted(_divisors(math.gcd(count, batch)), reverse=True):
+            found = shapes(count // data, job.canvas)
+            if not found or surely_too_large(job, machine, count // data, batch // data):
+                continue
+            rows.append(predict(job, machine, (data, *found[0]), batch))
+            if ranks is None or sum(row["fits"] for row in rows) >= most:
+                break
+        if sum(row["fits"] for row in rows) >= most:
+            break
+    if not rows:
+        count = counts[-1] if ranks else machine.ranks_per_node if not machine.far else MOST_RANKS
+        data = 1 if ranks is None else min(_divisors(math.gcd(count, batch)))
+        found = shapes(count // data, job.canvas)
+        if not found:
+            raise InputError(f"{count} ranks are more than a canvas of {job.canvas[0]} × {job.canvas[1]} px can have")
+        rows.append(predict(job, machine, (data, *found[0]), batch))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values(["fits", "efficiency"], ascending=False, ignore_index=True)
+
+
+MOST_RANKS = 4096
+
+
+def _numbers(machine: Machine) -> list[int]:
+    """Numbers of ranks worth a look: parts of a node, then nodes, twice as many each time."""
+    numbers = _divisors(machine.ranks_per_node)
+    while machine.far and 2 * numbers[-1] <= MOST_RANKS:
+        numbers.append(2 * numbers[-1])
+    return numbers
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def best(table: pd.DataFrame) -> pd.Series | None:
+    """The mesh that fits and makes most of its ranks; None where none fits."""
+    fitting = table[table["fits"]]
+    return None if fitting.empty else fitting.loc[fitting["efficiency"].idxmax()]
+
+
+def strong_scaling(job: Job, machine: Machine, ranks: list[int]) -> pd.DataFrame:
+    """One image over ever more ranks; `COLUMNS`."""
+    points = [(1, *shapes(count, job.canvas)[0]) for count in ranks]
+    return pd.DataFrame([predict(job, machine, mesh, 1) for mesh in points], columns=COLUMNS)
+
+
+def weak_scaling(job: Job, machine: Machine, shape: tuple[int, int], data: list[int]) -> pd.DataFrame:
+    """Ever more images, each over as many ranks; `COLUMNS`."""
+    points = [predict(job, machine, (count, *shape), count) for count in data]
+    return pd.DataFrame(points, columns=COLUMNS)
+
+
+def measured(trainings: list[Path]) -> pd.DataFrame:
+    """The same points of trainings that were run, from their training.json; what was not measured is NaN.
+
+    `efficiency` is that against the training on one rank, where there is one of the same images.
+    """
+    points = []
+    for path in trainings:
+        record = json.loads(Path(path).read_text())
+        data, rows, columns = record["mesh"]
+        seconds, batch = record["seconds_per_step"], record["settings"]["batch"]
+        canvas = record["settings"].get("canvas", math.nan)
+        points.append(
+            {
+                "source": "measured",
+                "data": data,
+                "rows": rows,
+                "columns": columns,
+                "ranks": data * rows * columns,
+                "canvas_rows": canvas,
+                "canvas_columns": canvas,
+                "batch": batch,
+                "memory_gb": record["peak_memory_per_rank_mb"] / 1e3,
+                "fits": True,
+                "seconds": seconds,
+                "images_per_second": batch / seconds,
+            }
+        )
+    table = pd.DataFrame(points, columns=COLUMNS)
+    alone = table[table["ranks"] == 1].drop_duplicates("canvas_rows").set_index("canvas_rows")["images_per_second"]
+    table["efficiency"] = table["images_per_second"] / (table["ranks"] * table["canvas_rows"].map(alone))
+    return table
+
+
+def ranks_up_to(first: int, last: int) -> Iterator[int]:
+    """`first`, four times as many each time, and `last`."""
+    while first < last:
+        yield first
+        first *= 4
+    yield last

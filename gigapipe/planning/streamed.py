@@ -1,0 +1,37 @@
+"""What one rank would need to compute an image tile by tile that no mesh holds."""
+
+from gigapipe.errors import InputError
+from gigapipe.planning.machines import Machine
+from gigapipe.planning.scaling import Job, undivided_seconds
+
+
+def streamed(job: Job, machine: Machine) -> list[str]:
+    """Lines that say how one rank streams one image of the job, in how much memory and time; or what it would need.
+
+    Running statistics of BatchNorm are taken as frozen. Slow: every way through the layers is looked at.
+    """
+    import torch
+    from torch import nn
+
+    from gigapipe.spatial import plan_streaming
+
+    model = job.make().to(memory_format=torch.channels_last)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    state = 4 * sum(p.nbytes for p in model.parameters() if p.requires_grad)  # weights, gradients, AdamW's moments
+    dtype = getattr(torch, job.precision)
+    frozen = "; BatchNorm with frozen statistics, for in training each would need all before it once more"
+    try:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            plan = plan_streaming(model, (1, job.channels, *job.canvas), machine.room, loss=job.loss, base=state)
+    except NotImplementedError as error:
+        raise InputError(f"it cannot be streamed: {error}") from None
+    except ValueError as error:
+        return [f"streamed on one rank (docs/streaming.md): {error}"]
+    seconds = plan.time * undivided_seconds(job, machine, 1)
+    return [
+        f"streamed on one rank (docs/streaming.md): at most {plan.peak / 1e9:.1f} GB, {seconds:.4g} s an image, "
+        f"{plan.time:.2f} × the time of an undivided step{frozen if norms else ''}:",
+        *(f"  {line}" for line in plan.lines[:-1]),
+    ]

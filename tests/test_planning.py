@@ -1,0 +1,170 @@
+"""What is planned is what is done: bytes of real ranks, memory of a real process; and the plan as it is read."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, gigapipe, run_ranks
+from ranks_planning import CASES
+
+from gigapipe.errors import InputError
+from gigapipe.models import GigapixelUNet, resnet18
+from gigapipe.planning import scaling
+from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
+from gigapipe.planning.machines import MACHINES, machine
+
+SUMMIT = MACHINES["summit"]
+
+
+@functools.cache
+def sent() -> dict[str, list[int]]:
+    return {row["case"]: row["sent"] for row in run_ranks("ranks_planning.py", 4)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predicted_bytes_are_those_that_each_rank_sends(case):
+    make, shape, mesh, precision = CASES[case]
+    predicted = [step_cost(make, shape, mesh, rank, getattr(torch, precision)).sent for rank in range(4)]
+    assert predicted == sent()[case]
+
+
+def test_halo_of_one_convolution_is_what_the_arithmetic_of_windows_says():
+    def make():
+        return torch.nn.Conv2d(2, 5, 3, padding=1, bias=False)
+
+    cost = step_cost(make, (1, 2, 30, 20), (1, 3, 1), 1, loss=lambda x: x.sum())
+    row = 2 * 20 * 4  # bytes
+    # Forward a row to each neighbour; an image without gradient gets none back.
+    assert [e.to for e in cost.exchanges] == [{0: row, 2: row}]
+    assert cost.flops >= 2 * 9 * 2 * 5 * 10 * 20  # of the shard alone, forward
+    undivided = step_cost(make, (1, 2, 30, 20), loss=lambda x: x.sum())
+    assert undivided.flops == 2 * (2 * 9 * 2 * 5 * 30 * 20)  # forward, and the weight's gradient
+
+
+MEASURE = """
+import sys
+from gigapipe.allocator import return_freed_tensors
+return_freed_tensors()
+sys.path.insert(0, "benchmarks")
+import planning
+planning.CONFIGURATIONS[:] = [planning.Configuration("resnet18", "batch", 1280, "float32")]
+planning.worker(planning.CONFIGURATIONS[0], 0, 2)
+"""
+
+
+def test_predicted_memory_is_that_of_a_process():
+    done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    taken = json.loads(done.stdout.splitlines()[-1])["taken"]
+    predicted = step_cost(lambda: resnet18(2), (1, 3, 1280, 1280)).memory
+    assert predicted == pytest.approx(taken, rel=0.15)
+
+
+def unet(canvas=(512, 768), **options) -> scaling.Job:
+    return scaling.Job(GigapixelUNet, canvas, **options)
+
+
+def test_memory_falls_with_ranks_and_grows_with_the_canvas_and_the_batch():
+    memory = [scaling.cost_of(unet(), (1, n, n), 1).memory for n in (1, 2, 4)]
+    assert memory[0] > 1.8 * memory[1] > 1.8 * 1.8 * memory[2]
+    assert scaling.cost_of(unet((1024, 768)), (1, 1, 1), 1).memory > 1.8 * memory[0]
+    assert scaling.cost_of(unet(), (1, 1, 1), 2).memory > 1.8 * memory[0]
+
+
+def test_many_data_ranks_are_what_two_are_with_larger_sums():
+    job = unet((75, 53))
+    derived = scaling.cost_of(job, (4, 2, 1), 1)
+    traced = step_cost(job.make, (1, 3, 76, 53), (4, 2, 1), 1, on_gpu=True)
+    assert derived.sent == traced.sent and derived.memory == traced.memory and derived.flops == traced.flops
+
+
+def test_the_time_model_by_hand():
+    slow = SUMMIT._replace(
+        flops={"float32": 1e3}, bandwidth=1e2, near=10.0, far=60.0, ranks_per_node=2, flops_share=1.0,
+        bandwidth_share=1.0, link_share=1.0, near_latency=0.5, far_latency=2.0, operation=0.25,
+    )  # fmt: skip
+    cost = Cost(1, 0, np.array([[2e3, 10], [0, 300]]), (Exchange({0: 20, 3: 60}),), (Reduction(90, range(4)),))
+    seconds = scaling.step_seconds(cost, slow, "float32")
+    assert seconds.compute == pytest.approx(2 + 3 + 2 * 0.25)  # arithmetic, then memory
+    assert seconds.exchange == pytest.approx(0.5 + 20 / 10 + 2.0 + 60 / 30)  # a node's link is shared by two ranks
+    assert seconds.reduce == pytest.approx(2 * 2 * 2.0 + 1.5 * 90 / 10)
+
+
+def test_a_mesh_that_does_not_fit_is_said_so_and_the_best_one_fits():
+    small = SUMMIT._replace(memory=40e6)
+    table = scaling.meshes(unet(), small, None, 1)
+    best = scaling.best(table)
+    assert best is not None and best["fits"] and best["memory_gb"] <= small.room / 1e9
+    fewer = scaling.predict(unet(), small, (1, 1, 1), 1)
+    assert not fewer["fits"] and fewer["ranks"] < best["ranks"]
+    assert scaling.best(scaling.meshes(unet(), small, 1, 1)) is None
+
+
+def test_scaling_tables_are_frames_for_figures(tmp_path):
+    strong = scaling.strong_scaling(unet(), SUMMIT, [1, 4, 16])
+    weak = scaling.weak_scaling(unet(), SUMMIT, (2, 2), [1, 3])
+    record = {"mesh": [1, 1, 1], "seconds_per_step": 2.0, "peak_memory_per_rank_mb": 500.0}
+    for ranks, seconds in ((1, 2.0), (2, 1.25)):
+        record |= {"mesh": [1, ranks, 1], "seconds_per_step": seconds, "settings": {"canvas": 64, "batch": 4}}
+        (tmp_path / f"{ranks}.json").write_text(json.dumps(record))
+    measured = scaling.measured([tmp_path / "1.json", tmp_path / "2.json"])
+    everything = pd.concat([strong, weak, measured])
+    assert list(everything.columns) == scaling.COLUMNS
+    assert set(everything["source"]) == {"model", "measured"}
+    assert list(strong["ranks"]) == [1, 4, 16] and strong["efficiency"].is_monotonic_decreasing
+    assert strong["efficiency"].iloc[0] == pytest.approx(1)
+    assert list(weak["ranks"]) == [4, 12] and list(weak["batch"]) == [1, 3]
+    assert list(measured["efficiency"]) == [1, pytest.approx(0.8)]
+    assert measured["sent_mb"].isna().all(), "nobody has measured it"
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_presets_are_sane(name):
+    it = machine(name)
+    assert 10e9 < it.room < it.memory < 200e9
+    assert all(1e13 < flops < 1e15 for flops in it.flops.values()) and "float32" in it.flops
+    assert 5e11 < it.bandwidth < 5e12
+    assert (it.near is None) == (it.far is None) == (it.ranks_per_node == 1)
+    assert it.near is None or it.near < it.bandwidth
+    assert not it.measured and "assumed" in " ".join(it.assumptions())
+
+
+def test_the_plan_is_read_at_a_glance():
+    done = gigapipe("plan", "unet", "2048x3000", "--machine", "perlmutter", "--memory", "100MB", "--scaling").stdout
+    lines = done.splitlines()
+    assert lines[0] == "unet, 2,048 × 3,000 px, batch 1, float32, on Perlmutter, A100 40 GB."
+    assert sum(line.strip().startswith("→") for line in lines) == 1
+    assert "Strong scaling" in done and "Weak scaling" in done
+    assert "a model; nothing was run" in done and "40% of the peak" in done and "0.1 GB a rank" in done
+    done = gigapipe("plan", "unet", "2048x3000", "--machine", "workstation", "--memory", "200MB").stdout
+    assert "→" not in done and "No mesh" in done and "streamed on one rank" in done
+    assert "the time of an undivided step" in done
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("resnet18", "512x512", "--machine", "no-such"), "none of summit, frontier"),
+        (("resnet18", "512x512", "--precision", "bfloat16"), "its speed in bfloat16 is unknown; give float32"),
+        (("resnet18", "512x512", "--machine", "apple", "--ranks", "2"), "has 1 ranks, not 2"),
+        (("mine:unet", "512x512"), "package.module:function, or one of resnet18"),
+        (("resnet18", "512"), "rows and columns"),
+        (("torch.nn:Flatten", "64x64"), "cannot be planned"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(arguments, message):
+    done = gigapipe("plan", *arguments, check=False)
+    assert done.returncode == 1 and message in done.stdout and "Traceback" not in done.stdout, done.stdout
+    assert len(done.stdout.strip().splitlines()) == 1
+
+
+def test_batches_and_ranks_that_do_not_go_together_are_refused():
+    with pytest.raises(InputError, match="batch 3 does not divide over 2 data ranks"):
+        scaling.predict(unet(), SUMMIT, (2, 1, 1), 3)
+    with pytest.raises(InputError, match="more than a canvas"):
+        scaling.meshes(unet((16, 16)), SUMMIT, 1021, 1)
