@@ -128,7 +128,7 @@ def _print_scaling(job, machine, best, ranks: int | None) -> None:
     from gigapipe.planning import scaling
 
     first = int(best["rows"] * best["columns"])
-    last = ranks or 16 * first
+    last = ranks or (16 * first if machine.far else machine.ranks_per_node)
     print(f"\nStrong scaling: one image over {first} to {last} ranks")
     print(_table(scaling.strong_scaling(job, machine, list(scaling.ranks_up_to(first, last))), None, machine))
     data = list(scaling.ranks_up_to(1, max(1, last // first)))

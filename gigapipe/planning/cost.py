@@ -47,12 +47,14 @@ class Reduction:
 class Cost:
     """What one step, forward and backward, costs one rank.
 
-    `memory` is the most bytes of tensors at a time: weights, gradients, AdamW's moments, the rank's part of the image
-    and what is made of it. `operations` (operations, 2) are multiplications and additions, and bytes read and written.
+    `memory` is the most bytes of tensors at a time: the `state` (weights, buffers, gradients, AdamW's moments), the
+    rank's part of the image and what is made of it. `operations` (operations, 2) are multiplications and additions, and
+    bytes read and written.
     """
 
     rank: int
     memory: int
+    state: int
     operations: np.ndarray
     exchanges: tuple[Exchange, ...]
     reductions: tuple[Reduction, ...]
@@ -108,7 +110,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is torch.ops.aten._local_scalar_dense.default:
-            return 0  # a question about values: nobody knows them
+            return 0  # of a value, which nobody knows: BatchNorm asks whether it counted too few
         result = function(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         for tensor in made:
@@ -192,6 +194,7 @@ def step_cost(
     return Cost(
         rank,
         counter.most + MOMENTS * trained,
+        sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + (1 + MOMENTS) * trained,
         np.array(counter.operations, dtype=float).reshape(-1, 2),
         tuple(n for n in transport.noted if isinstance(n, Exchange)),
         tuple(n for n in transport.noted if isinstance(n, Reduction)),

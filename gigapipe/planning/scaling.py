@@ -71,7 +71,9 @@ def cost_of(job: Job, mesh: tuple[int, int, int], batch: int) -> Cost:
     try:
         return step_cost(job.make, shape, mesh, middle, dtype, job.loss, job.on_gpu)
     except (NotDecomposed, ValueError, RuntimeError) as error:
-        raise InputError(f"a step on {' × '.join(map(str, shape))} cannot be planned: {error}") from None
+        raise InputError(
+            f"a step on {' × '.join(map(str, shape))} cannot be planned: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
@@ -142,6 +144,8 @@ def check(machine: Machine, precision: str, ranks: int) -> None:
         raise InputError(
             f"{machine.name} has {machine.ranks_per_node} ranks, not {ranks}; give --far, or another machine"
         )
+    if min(ranks, machine.ranks_per_node) > 1 and not machine.near:
+        raise InputError(f"{machine.name}: the link between ranks of a node is unknown; give --near")
 
 
 def shapes(ranks: int, canvas: tuple[int, int]) -> list[tuple[int, int]]:
@@ -154,8 +158,7 @@ def shapes(ranks: int, canvas: tuple[int, int]) -> list[tuple[int, int]]:
 def surely_too_large(job: Job, machine: Machine, ranks: int, batch: int) -> bool:
     """Whether shards of so many ranks cannot fit: what the undivided step makes of an image, divided, does not."""
     undivided = cost_of(job, (1, 1, 1), 1)
-    weights = cost_of(job._replace(canvas=(64, 64)), (1, 1, 1), 1).memory
-    return batch * (undivided.memory - weights) / ranks > machine.room
+    return undivided.state + batch * (undivided.memory - undivided.state) / ranks > machine.room
 
 
 def meshes(job: Job, machine: Machine, ranks: int | None, batch: int, most: int = 3) -> pd.DataFrame:
@@ -224,7 +227,7 @@ def weak_scaling(job: Job, machine: Machine, shape: tuple[int, int], data: list[
 def measured(trainings: list[Path]) -> pd.DataFrame:
     """The same points of trainings that were run, from their training.json; what was not measured is NaN.
 
-    `efficiency` is that against the training on one rank, where there is one of the same images.
+    `efficiency` is that against the training on one rank, where there is one of the same canvas.
     """
     points = []
     for path in trainings:

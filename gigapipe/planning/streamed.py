@@ -13,9 +13,9 @@ def streamed(job: Job, machine: Machine) -> list[str]:
     import torch
     from torch import nn
 
-    from gigapipe.spatial import plan_streaming
+    from gigapipe.spatial import Mesh, decompose, plan_streaming
 
-    model = job.make().to(memory_format=torch.channels_last)
+    model = decompose(job.make().to(memory_format=torch.channels_last), Mesh())  # which names the layers
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
         norm.eval()
