@@ -1,11 +1,11 @@
 """What `gigapipe plan` predicts beside what is measured on this machine: memory and bytes of a training step.
 
-    python benchmarks/planning.py [--only resnet18] [--steps 2]
+    python benchmarks/planning.py [--only resnet18] [--steps 3]
 
 Each configuration in processes of its own, as many as it has ranks, with huge pages and freed memory given back at once
 (gigapipe/allocator.py). The base is what a process has after it has loaded its libraries and made one step of a tiny
 network, so that torch has all that it loads at first use; memory is counted above it, before model and image are made:
-the largest resident set of two steps of AdamW, of the rank that takes most. Predictions are made in a process that
+the largest resident set of three steps of AdamW, of the rank that takes most. Predictions are made in a process that
 runs none of it.
 """
 
@@ -173,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="part of a configuration's line")
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

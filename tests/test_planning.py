@@ -15,7 +15,7 @@ from ranks_planning import CASES
 from gigapipe.cli import main
 from gigapipe.errors import InputError
 from gigapipe.models import GigapixelUNet, resnet18
-from gigapipe.planning import scaling
+from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
 
@@ -122,6 +122,30 @@ def test_scaling_tables_are_frames_for_figures(tmp_path):
     assert list(weak["ranks"]) == [4, 12] and list(weak["batch"]) == [1, 3]
     assert list(measured["efficiency"]) == [1, pytest.approx(0.8)]
     assert measured["sent_mb"].isna().all(), "nobody has measured it"
+
+
+def test_the_example_of_the_docs_runs(capsys):
+    exec((ROOT / "docs/planning.md").read_text().split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.count("model") == 2
+
+
+def test_a_fit_finds_the_machine_again(monkeypatch):
+    kinds = [("resnet18", 128), ("resnet18", 320), ("unet", 640)]
+    steps = [(network, size, precision) for network, size in kinds for precision in ("float32", "bfloat16")]
+    monkeypatch.setattr(calibration, "STEPS", steps)
+    true = SUMMIT._replace(
+        flops={"float32": 2e10, "bfloat16": 9e10}, bandwidth=6e9, operation=2e-5, flops_share=1.0, bandwidth_share=1.0
+    )
+    seconds = []
+    for network, size, precision in steps:
+        cost = step_cost(calibration.maker(network), (1, 3, size, size), precision=getattr(torch, precision))
+        seconds.append(scaling.step_seconds(cost, true, precision).compute)
+    messages = [3e-5 + size / 2e9 for size in calibration.MESSAGES]
+    found = calibration.fit({"steps": seconds, "messages": messages, "base": 3e8}, 2).machine
+    assert found.flops == pytest.approx(true.flops, rel=0.02)
+    assert found.bandwidth == pytest.approx(6e9, rel=0.02) and found.operation == pytest.approx(2e-5, rel=0.1)
+    assert found.near == pytest.approx(2e9, rel=1e-6) and found.near_latency == pytest.approx(3e-5, rel=1e-6)
+    assert found.measured and found.memory * found.reserve == pytest.approx(3e8)
 
 
 @pytest.mark.parametrize("name", MACHINES)

@@ -61,7 +61,7 @@ def fit(found: dict, ranks: int) -> Fit:
 
     counted = []
     for network, size, precision in STEPS:
-        cost = step_cost(_maker(network), (1, 3, size, size), precision=getattr(torch, precision))
+        cost = step_cost(maker(network), (1, 3, size, size), precision=getattr(torch, precision))
         counted.append((precision, cost.operations))
     seconds = np.array(found["steps"])
 
@@ -94,7 +94,7 @@ def fit(found: dict, ranks: int) -> Fit:
         flops_share=1.0,
         bandwidth_share=1.0,
         link_share=1.0,
-        near_latency=max(latency, float(times.min()) / 2),
+        near_latency=max(latency, float(times.min()) / 2),  # a line through noise may begin below zero
         operation=operation,
         reserve=found["base"] / memory,
         measured=True,
@@ -105,7 +105,7 @@ def fit(found: dict, ranks: int) -> Fit:
     return Fit(machine, lines)
 
 
-def _maker(network: str):
+def maker(network: str):
     from gigapipe.models import RESNETS, GigapixelUNet
 
     return GigapixelUNet if network == "unet" else lambda: RESNETS[network](2)
@@ -126,7 +126,7 @@ def run() -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // world.size))
     base, steps = resident_memory(), []
     for network, size, precision in STEPS:
-        model = decompose(_maker(network)().to(memory_format=torch.channels_last), Mesh())
+        model = decompose(maker(network)().to(memory_format=torch.channels_last), Mesh())
         image = shard(torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last), Mesh())
         dtype = getattr(torch, precision)
         taken = []
