@@ -65,8 +65,10 @@ def plan(args: argparse.Namespace) -> None:
     )
     print(_table(table, best, chosen))
     if best is None:
-        few = f"{args.ranks} ranks" if args.ranks else "any number of ranks that was looked at"
-        print(f"\nNo mesh of {few} holds it in {chosen.room / 1e9:.1f} GB a rank.", flush=True)
+        print(
+            f"\nNo mesh of up to {table['ranks'].max()} ranks holds it in {chosen.room / 1e9:.1f} GB a rank.",
+            flush=True,
+        )
         from gigapipe.planning.streamed import streamed
 
         print(*streamed(job, chosen), sep="\n")
