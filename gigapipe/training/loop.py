@@ -22,6 +22,7 @@ from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.cost import Meter
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.streaming import Streaming
 
@@ -98,7 +99,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     checkpoints = Checkpoints(Path(output).with_name("checkpoints"), keep)
     identity = json.dumps([asdict(settings), task.identity()], sort_keys=True)
     shape = [mesh.data, mesh.rows, mesh.columns]
-    cost = {"mesh": shape, "memory": task.streaming.memory, "seconds": [], "peak_memory_mb": 0.0}
+    cost = {"mesh": shape, "memory": task.streaming.memory, "seconds": [], "spent": [], "peak_memory_mb": 0.0}
     state = {"epoch": 0, "step": 0, "losses": [], "history": [], "best": {"loss": math.inf}, **cost}
     steps = task.slides // settings.batch
     if (found := _newest(checkpoints, identity, mesh)) is not None:
@@ -125,6 +126,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         parts = {"identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         checkpoints.save(state["epoch"] * steps + state["step"], state | parts)
 
+    meter = Meter(mesh)
     longest = {"step": 0.0, "validation": 0.0}  # seconds, in this process
     for epoch in range(state["epoch"], settings.epochs):
         model.train()
@@ -135,6 +137,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         for step, (indices, symmetries) in enumerate(batches, start=first):
             begun = time.perf_counter()
             mesh.stage = f"step {step + 1} of {steps} of epoch {epoch + 1}"
+            meter.start()
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule((epoch * steps + step) / (settings.epochs * steps))
             optimizer.zero_grad()
@@ -145,6 +148,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
             state["losses"].append(loss)
             state["step"] = step + 1
             state["seconds"].append(time.perf_counter() - begun)
+            state["spent"].append(meter.spent())
             longest["step"] = max(longest["step"], state["seconds"][-1])
             stopping = _agreed(stop, longest["step" if step + 1 < steps else "validation"], mesh)
             if speak and (stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY):
@@ -175,13 +179,19 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     if speak:
         with written_aside(output) as partial:
             torch.save({"task": settings.task, "model": state["best"]["model"], "settings": asdict(settings)}, partial)
+        # The first steps of a process also pay for its warming up.
+        seconds = statistics.median(state["seconds"][2:] or state["seconds"])
+        sent, joules = (statistics.fmean(of_steps) for of_steps in zip(*state["spent"], strict=True))
         record = {
             "settings": asdict(settings),
             "best_epoch": state["best"]["epoch"],
             "mesh": shape,
             "memory": task.streaming.memory,
-            # The first steps of a process also pay for its warming up.
-            "seconds_per_step": statistics.median(state["seconds"][2:] or state["seconds"]),
+            "streamed": task.streaming.tiled,
+            "seconds_per_step": seconds,
+            "images_per_second": settings.batch / seconds,
+            "sent_bytes_per_step": sent,
+            "joules_per_step": None if math.isnan(joules) else joules,
             "peak_memory_per_rank_mb": state["peak_memory_mb"],
             "parameters": sum(p.numel() for p in model.parameters()),
             "training_slides": task.slides,

@@ -36,6 +36,11 @@ class Streaming:
             held = torch.cuda.memory_allocated() if mesh.device.type == "cuda" else resident_memory()
             self.base = held + (_training_state(trained) if trained else 0)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether training computes images tile by tile, for they did not fit."""
+        return True in self.plans and self.plans[True].whole_from != 1
+
     def prepare(self, model: nn.Module, shape: tuple[int, int, int, int], loss: Callable | None = None) -> None:
         """Decide how what follows is computed, for images up to `shape`, and say so. All ranks call it together.
 

@@ -1,0 +1,63 @@
+"""What a training step costs beside time and memory: bytes between ranks, and energy where the machine tells."""
+
+import math
+import socket
+import zlib
+from pathlib import Path
+
+import torch
+
+from gigapipe.spatial import Mesh
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux says what the processors of a host have used (RAPL, Intel's and AMD's)."""
+
+
+class Meter:
+    """Counts what is spent between `start` and `spent`. All ranks of the mesh make it and ask it together.
+
+    A processor's counter begins again after some 20 minutes at full power: what takes longer is counted too low.
+    """
+
+    def __init__(self, mesh: Mesh, powercap: Path = POWERCAP):
+        self.mesh = mesh
+        self.transports = {id(carrier): carrier for carrier in (mesh.everyone, mesh.image)}.values()
+        hosts = torch.zeros(mesh.size, dtype=torch.int64)
+        hosts[mesh.rank] = zlib.crc32(socket.gethostname().encode())
+        hosts = mesh.everyone.sum_(hosts).tolist()
+        # One rank of each host reads what all of them use. "intel-rapl:0" is a processor, "intel-rapl:0:0" part of it.
+        first = hosts.index(hosts[mesh.rank]) == mesh.rank
+        self.processors = sorted(powercap.glob("*-rapl:[0-9]")) if first else None
+        self.start()
+
+    def start(self) -> None:
+        self.sent, self.energy = self._sent(), self._energy()
+
+    def spent(self) -> tuple[float, float]:
+        """Bytes that all ranks have sent, and joules that all processors of their hosts have used, by whatever ran.
+
+        Joules are NaN if a host does not tell.
+        """
+        joules = 0.0
+        if self.processors is not None:
+            joules = math.nan if not self.processors else 0.0
+            for processor, before, now in zip(self.processors, self.energy, self._energy(), strict=True):
+                joules += (
+                    now - before if now >= before else now - before + _read(processor, "max_energy_range_uj")
+                ) / 1e6
+        spent = torch.tensor([self._sent() - self.sent, joules], dtype=torch.float64)
+        sent, joules = self.mesh.everyone.sum_(spent).tolist()
+        return sent, joules
+
+    def _sent(self) -> int:
+        return sum(carrier.sent_bytes for carrier in self.transports)
+
+    def _energy(self) -> list[float]:
+        return [_read(processor, "energy_uj") for processor in self.processors or []]
+
+
+def _read(processor: Path, name: str) -> float:
+    try:
+        return float((processor / name).read_text())
+    except (OSError, ValueError):  # on many machines only root may read it
+        return math.nan
