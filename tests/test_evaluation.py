@@ -1,17 +1,21 @@
-"""Sample sheets, folds, AUC and its interval, the comparison table."""
+"""Sample sheets, folds, the comparison table."""
 
 import json
+import re
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import gigapipe
-from sklearn.metrics import roc_auc_score
+from scipy.special import expit
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.comparison import as_markdown, compare, draw
+from gigapipe.evaluation.comparison import compare, draw
+from gigapipe.evaluation.comparison_text import as_html, as_markdown
 from gigapipe.evaluation.folds import make_folds, read_folds, roles
-from gigapipe.evaluation.metrics import auc_interval, fold_auc
+from gigapipe.evaluation.networks import read_networks
 from gigapipe.slides.phantom import cohort, sheet_row
 from gigapipe.slides.sheet import read_sheet
 
@@ -59,8 +63,8 @@ def spoil(column, value, row=3):
         (spoil("source", "PH-000-A.svs"), "file PH-000-A.svs is listed twice"),
         (spoil("label", "solid", row=0), "patient PH-000 has labels acinar and solid"),
         (lambda sheet: sheet.drop(columns="label"), "no column label"),
-        (lambda sheet: sheet[sheet["label"] == "solid"], "needs two labels, but has 1 \\(solid\\)"),
-        (lambda sheet: sheet.iloc[:0], "needs two labels, but has 0 \\(no slides\\)"),
+        (lambda sheet: sheet[sheet["label"] == "solid"], "needs two labels or more, but has 1 \\(solid\\)"),
+        (lambda sheet: sheet.iloc[:0], "needs two labels or more, but has 0 \\(no slides\\)"),
     ],
 )
 def test_a_wrong_sheet_is_refused_in_one_line(sheet, change, message, tmp_path):
@@ -86,12 +90,12 @@ def test_names_that_look_like_numbers_stay_names(sheet, tmp_path):
     text = "\ufeff" + numbered.to_csv(sep="\t", index=False).replace("\n", "\t\n").replace("\t\n", "\n", 1)
     (tmp_path / "slides.tsv").write_text(text)
     gigapipe("folds", tmp_path / "slides.tsv", tmp_path)
-    pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.tsv").drop(columns="fold"), numbered)
+    pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.tsv").drop(columns=["fold", "split"]), numbered)
 
 
 def test_folds_share_no_patient_and_keep_the_balance(sheet):
     table = make_folds(sheet, folds=4, seed=0, by="patient")
-    assert (table.groupby("patient")["fold"].nunique() == 1).all()
+    assert (table.groupby("patient")["fold"].nunique() == 1).all() and set(table["split"]) == {"patient"}
     share = table.groupby("fold")["label"].apply(lambda labels: (labels == "solid").mean())
     assert len(share) == 4 and abs(share - (sheet["label"] == "solid").mean()).max() < 0.1
     for fold in range(4):
@@ -113,57 +117,131 @@ def test_folds_that_cannot_be_made_are_refused(sheet):
         roles(make_folds(sheet, folds=4, seed=0), 4)
 
 
-def predictions(rng, patients: int, signal: float, folds: int = 2) -> pd.DataFrame:
-    rows = [
-        {"patient": p, "fold": p % folds, "positive": p // folds % 2 == 1, "score": rng.normal() + effect}
-        for p in range(patients)
-        for effect in [rng.normal() + signal * (p // folds % 2)]
-        for _ in range(2)
-    ]
-    return pd.DataFrame(rows)
+def network(folder: Path, mpp: float, signal: float, seed=0, fold=0, split="site", mesh=(1, 1, 1), **record):
+    """What one network leaves behind: `predictions.tsv` and `training.json` of 24 slides it was not trained on.
+
+    Which slides are difficult is the same at any resolution, as it is in truth.
+    """
+    rng, own = np.random.default_rng([seed, fold]), np.random.default_rng([seed, fold, round(mpp)])
+    rows = []
+    for i, part in enumerate(["test"] * 16 + ["validation"] * 8):
+        patient = f"{(fold + i // 16) % 3}{i // 2:02d}"  # looks like a number
+        positive = i // 2 % 2
+        score = expit(rng.normal() + 0.3 * own.normal() + signal * (positive - 0.5))
+        names = {"slide": f"{patient}-{i % 2}", "patient": patient, "site": "a", "label": ["acinar", "solid"][positive]}
+        rows.append({**names, "part": part, "split": split, "seed": seed, "fold": fold, "mpp": mpp, "score": score})
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "predictions.tsv", sep="\t", index=False)
+    settings = {
+        "mpp": mpp,
+        "seed": seed,
+        "fold": fold,
+        "canvas": 64,
+        "batch": 2,
+        "network": "resnet18",
+        "weights": None,
+    }
+    record = {
+        "settings": settings, "mesh": mesh, "memory": None, "streamed": False, "seconds_per_step": 1.0 + fold,
+        "images_per_second": 2 / (1.0 + fold), "peak_memory_per_rank_mb": 100.0 + fold, "parameters": 1234567,
+        "sent_bytes_per_step": 2e6, "joules_per_step": None, **record,
+    }  # fmt: skip
+    (folder / "training.json").write_text(json.dumps(record))
+    return folder
 
 
-def test_auc_is_never_ranked_across_folds():
-    table = predictions(np.random.default_rng(0), 40, 1.0)
-    expected = np.mean([roc_auc_score(t["positive"], t["score"]) for _, t in table.groupby("fold")])
-    assert fold_auc(table) == pytest.approx(expected, abs=1e-12)
-    table.loc[table["fold"] == 1, "score"] += 100  # another model, another scale
-    assert fold_auc(table) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    # Score differences are normal, of variance 2 (1 + 1): the true AUC is Φ(signal / 2).
-    from scipy.stats import norm
-
-    truth = norm.cdf(1.0 / 2)
-    covered = 0
-    for seed in range(60):
-        low, high = auc_interval(predictions(np.random.default_rng(seed), 60, 1.0, folds=1), resamples=100, seed=seed)
-        covered += low <= truth <= high
-    assert covered >= 48  # 95 % of 60 is 57; three standard deviations below it
+def compared(folders) -> pd.DataFrame:
+    files = ([folder / name for folder in folders] for name in ("predictions.tsv", "training.json"))
+    return compare(*read_networks(*files))
 
 
 def test_the_comparison_has_a_row_a_resolution(tmp_path):
-    rng = np.random.default_rng(0)
-    tables, records = [], []
-    for mpp, signal in ((8, 0.0), (2, 6.0)):
-        table = predictions(rng, 40, signal)
-        for fold, held_out in table.groupby("fold"):
-            held_out = held_out.assign(mpp=mpp, label=np.where(held_out["positive"], "solid", "acinar"), slide="s")
-            tables.append(tmp_path / f"{mpp}-{fold}.tsv")
-            held_out.drop(columns="positive").to_csv(tables[-1], sep="\t", index=False)
-            records.append(tmp_path / f"{mpp}-{fold}.json")
-            cost = {"seconds_per_step": 1.0 + fold, "peak_memory_per_rank_mb": 100.0 + fold}
-            settings = {"mpp": mpp, "canvas": 64}
-            records[-1].write_text(json.dumps({"settings": settings, "mesh": [1, 2, 2], **cost}))
-    comparison = compare(tables, records)
-    assert list(comparison["mpp"]) == [8, 2]
-    assert list(comparison["ranks"]) == [4, 4]
-    assert list(comparison["seconds_per_step"]) == [1.5, 1.5]
-    assert list(comparison["peak_memory_per_rank_mb"]) == [101, 101]
-    assert comparison["auc"].iloc[0] < 0.7 < 0.9 < comparison["auc"].iloc[1]
-    assert ((comparison["auc_low"] <= comparison["auc"]) & (comparison["auc"] <= comparison["auc_high"])).all()
-    text = as_markdown(comparison)
-    assert len(text.splitlines()) == 4 and f"{comparison['auc'].iloc[1]:.3f}" in text
-    draw(comparison, tmp_path / "figure.png")
+    folders = [
+        network(tmp_path / f"{mpp}-{fold}", mpp, signal, fold=fold, mesh=(1, 2, 2))
+        for mpp, signal in ((8, 0.0), (2, 3.0))
+        for fold in range(3)
+    ]
+    table = compared(folders[::-1])
+    assert list(table["mpp"]) == [8, 2]
+    assert list(table["ranks"]) == [4, 4] and list(table["arm"]) == ["spatial"] * 2
+    assert list(table["pixels"]) == [64 * 64] * 2
+    assert (table["slides"] == 48).all() and (table["patients"] == 24).all() and (table["folds"] == 3).all()
+    assert list(table["seconds_per_step"]) == [2, 2] and list(table["seconds_per_slide"]) == [1, 1]
+    assert list(table["peak_memory_per_rank_mb"]) == [102, 102]  # the most
+    assert table["auc"].iloc[0] < 0.7 < 0.9 < table["auc"].iloc[1]
+    assert ((table["auc_low"] <= table["auc"]) & (table["auc"] <= table["auc_high"])).all()
+    assert np.isnan(table["delta"].iloc[0]) and table["joules_per_step"].isna().all()
+    assert table["coarser"].iloc[1] == 8 and table["p"].iloc[1] < 0.001
+    assert table["delta"].iloc[1] == pytest.approx(table["auc"].iloc[1] - table["auc"].iloc[0], abs=1e-12)
+    # Not known: energy, a spread over one seed, and what drawing patients says where all are told apart.
+    unknown = {"joules_per_step", "auc_sd_seeds", "patient_auc_bootstrap_low", "patient_auc_bootstrap_high"}
+    assert table["patient_auc"].iloc[1] == 1 and 0.8 < table["patient_auc_low"].iloc[1] < 1
+    assert set(table.columns[table.iloc[1].isna()]) == unknown
+    text, page = as_markdown(table), as_html(table)
+    for shown in (
+        f"{table['auc'].iloc[1]:.3f}",
+        f"{table['delta'].iloc[1]:+.3f} (p < 0.001)",
+        "1,234,567",
+        "1 × 2 × 2",
+    ):
+        assert shown in text and escape(shown) in page
+    assert "unknown" in text  # the energy
+    assert re.findall("(?:src|href)=", page) == []  # nothing beside it is needed
+    draw(table, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_arms_splits_and_seeds_stand_side_by_side(tmp_path):
+    folders = [
+        network(tmp_path / f"{mpp}-{mesh}-{split}-{seed}-{fold}", mpp, signal, seed, fold, split, mesh, **arm)
+        for mpp, mesh, arm in (
+            (8, (1, 1, 1), {}),
+            (2, (2, 2, 1), {}),
+            (2, (1, 1, 1), {"memory": 10**9, "streamed": True}),
+        )
+        for split, signal in (("site", 1.0), ("patient", 6.0))
+        for seed in range(2)
+        for fold in range(3)
+    ]
+    table = compared(folders)
+    assert list(table["arm"]) == ["whole", "streamed", "data-parallel + spatial"]
+    assert (table["split"] == "site").all() and (table["seeds"] == 2).all()
+    assert (table["auc"] + 0.1 < table["patient_split_auc"]).all()
+    assert (table["patient_split_auc_low"] > 0.7).all() and (table["auc_sd_seeds"] > 0).all()
+    # The arms are exact: the same scores, the same worth, whatever they cost.
+    assert table["auc"].iloc[1] == table["auc"].iloc[2] and table["delta"].iloc[1] == table["delta"].iloc[2]
+    assert list(table["memory"]) == [0, 10**9, 0]
+    text = as_markdown(table)
+    assert "AUC, folds by site" in text and "AUC, folds by patient" in text and " ± " in text
+    assert f"{table['patient_split_auc'].iloc[0]:.3f} (" in text
+    # A seed more at one resolution changes no difference: networks are paired.
+    more = compared([*folders, *(network(tmp_path / f"more-{fold}", 8, 1.0, 2, fold) for fold in range(3))])
+    assert more["delta"].iloc[1] == table["delta"].iloc[1] and more["auc"].iloc[0] != table["auc"].iloc[0]
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    one, other = (network(tmp_path / f"{fold}", 8, 1.0, fold=fold) for fold in range(2))
+    files = [[folder / name for folder in (one, other)] for name in ("predictions.tsv", "training.json")]
+    with pytest.raises(InputError, match="2 tables of predictions, but 1 trainings"):
+        read_networks(files[0], files[1][:1])
+    with pytest.raises(InputError, match="of different fold; give the same networks, in the same order"):
+        read_networks(files[0], files[1][::-1])
+    with pytest.raises(InputError, match="predictions .*training.json: has no column slide, .*`gigapipe predict`"):
+        read_networks(files[1], files[1])
+    with pytest.raises(InputError, match="training .*predictions.tsv: cannot be read"):
+        read_networks(files[0], files[0])
+    table = pd.read_csv(one / "predictions.tsv", sep="\t")
+    table.assign(label="mixed").to_csv(one / "predictions.tsv", sep="\t", index=False)
+    with pytest.raises(InputError, match="labels acinar, mixed, solid: not all have a column score_acinar"):
+        read_networks(*files)
+    table.iloc[1:].assign(mpp=4.0).to_csv(one / "predictions.tsv", sep="\t", index=False)
+    with pytest.raises(InputError, match="of different mpp"):
+        read_networks(*files)
+
+
+def test_resolutions_tested_on_different_slides_have_no_difference(tmp_path):
+    coarse, fine = (network(tmp_path / f"{mpp}", mpp, 1.0) for mpp in (8, 2))
+    table = pd.read_csv(fine / "predictions.tsv", sep="\t", dtype={"patient": str})
+    table.iloc[1:].to_csv(fine / "predictions.tsv", sep="\t", index=False)
+    compared_ = compared([coarse, fine])
+    assert np.isnan(compared_["p"].iloc[1]) and "unknown" in as_markdown(compared_)

@@ -15,7 +15,9 @@ import pytest
 import torch
 from conftest import gigapipe, run_ranks
 
+from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.folds import read_folds, roles
+from gigapipe.evaluation.networks import read_networks
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 from gigapipe.spatial import Mesh
@@ -70,13 +72,19 @@ def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
         record = json.loads((folder / "training.json").read_text())
         assert record["mesh"] == list(mesh) and record["seconds_per_step"] > 0
         assert 100 < record["peak_memory_per_rank_mb"] < 10_000
+        assert record["images_per_second"] == pytest.approx(2 / record["seconds_per_step"])
+        # Data ranks share gradients, 4 bytes a weight; ranks of one image halos, too.
+        assert (record["sent_bytes_per_step"] > 4 * record["parameters"]) == (ranks > 1), record["sent_bytes_per_step"]
         losses[mesh] = record["history"][0]["validation_loss"]
         training_loss = record["history"][0]["training_loss"]
         common = ["--folds", small_cohort / "folds.tsv", "--pyramids", small_cohort / "pyramids", "--mesh", *mesh]
         model = tmp_path / "1-1-1" / "model.pt"
         gigapipe("predict", *common, "--model", model, "--output", folder / "predictions.tsv", ranks=ranks)
         predictions = pd.read_csv(folder / "predictions.tsv", sep="\t")
-        assert (predictions["fold"] == 0).all()
+        assert (predictions["fold"] == 0).all() and (predictions["split"] == "patient").all()
+        parts = roles(read_folds(small_cohort / "folds.tsv"), 0)
+        for part in ("test", "validation"):
+            assert list(predictions.loc[predictions["part"] == part, "slide"]) == list(parts[part]["slide"])
         scores[mesh] = predictions["score"].to_numpy()
     print(losses)
     for mesh in losses:
@@ -88,6 +96,22 @@ def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
     record = json.loads((tmp_path / "bf16" / "training.json").read_text())
     assert record["settings"]["precision"] == "bfloat16"
     assert record["history"][0]["training_loss"] == pytest.approx(training_loss, rel=0.05)
+
+
+def test_three_classes_are_learnt_and_compared(small_cohort, tmp_path):
+    table = read_folds(small_cohort / "folds.tsv")
+    patients = table.drop_duplicates("patient").set_index("patient")
+    names = (patients.groupby("fold").cumcount() % 3).map(dict(enumerate("abc")))  # each in every fold
+    table.assign(label=table["patient"].map(names)).to_csv(tmp_path / "folds.tsv", sep="\t", index=False)
+    (tmp_path / "pyramids").symlink_to(small_cohort / "pyramids")
+    gigapipe(*training(tmp_path, tmp_path / "model.pt", epochs=1))
+    common = ["--folds", tmp_path / "folds.tsv", "--pyramids", tmp_path / "pyramids", "--model", tmp_path / "model.pt"]
+    gigapipe("predict", *common, "--output", tmp_path / "predictions.tsv")
+    predictions = pd.read_csv(tmp_path / "predictions.tsv", sep="\t")
+    assert predictions[["score_a", "score_b", "score_c"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    row = compare(*read_networks([tmp_path / "predictions.tsv"], [tmp_path / "training.json"])).iloc[0]
+    assert 0 <= row["auc"] <= 1 and 0 <= row["balanced_accuracy"] <= 1 and row["brier"] < 2
+    assert row["arm"] == "whole" and row["sent_bytes_per_step"] == 0
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):

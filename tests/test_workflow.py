@@ -13,6 +13,7 @@ import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -133,7 +134,9 @@ def test_the_known_answer_is_found(demo):
     assert (table["ranks"] == [1, 2]).all()
     assert (table["seconds_per_step"] > 0).all() and (table["peak_memory_per_rank_mb"] > 100).all()
     held_out = pd.concat(pd.read_csv(p, sep="\t") for p in project.glob("results/2um/fold-*/predictions.tsv"))
-    assert sorted(held_out["slide"]) == sorted(p.slide for p in cohort(patients=40))
+    assert sorted(held_out.loc[held_out["part"] == "test", "slide"]) == sorted(p.slide for p in cohort(patients=40))
+    assert (table["brier"] < 0.5).all() and (table["sent_bytes_per_step"] > 0).tolist() == [False, True]
+    assert np.isnan(table.loc[48, "delta"]) and table.loc[2, "p"] < 0.05 and table.loc[2, "coarser"] == 48
 
 
 def test_the_killed_training_went_on_and_nothing_done_was_done_again(demo):
@@ -161,7 +164,7 @@ def test_the_report_holds_table_and_figure(demo):
     project = demo["project"]
     snakemake(project, "--report", "report.html")
     page = (project / "report.html").read_text()
-    assert "comparison.tsv" in page and "comparison.png" in page
+    assert all(f"comparison.{kind}" in page for kind in ("tsv", "html", "png"))
     assert (project / "results/comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -73,15 +73,20 @@ def train(args: argparse.Namespace) -> None:
 
 
 def add_predict(verbs: Verbs) -> None:
-    sub = verb(verbs, predict, "Score the held-out slides of a trained model. Start it with mpiexec.")
+    sub = verb(
+        verbs, predict, "Score the slides that a model was not trained on, held-out fold first. Start it with mpiexec."
+    )
     ranks_arguments(sub)
     sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train` wrote")
-    sub.add_argument("--output", type=Path, required=True, help="the table to write: a score for each held-out slide")
+    sub.add_argument("--output", type=Path, required=True, help="the table to write: a line for each of these slides")
 
 
 def predict(args: argparse.Namespace) -> None:
     return_freed_tensors(streams=args.memory is not None)
+    import pandas as pd
+
     from gigapipe.evaluation.folds import roles
+    from gigapipe.evaluation.targets import targets_of
     from gigapipe.training.classification import ClassifierSettings, predict
     from gigapipe.training.loop import trained_model
     from gigapipe.training.ranks import started
@@ -89,13 +94,17 @@ def predict(args: argparse.Namespace) -> None:
 
     with started(*args.mesh, **launching(args)) as mesh:
         model, settings = trained_model(args.model, ClassifierSettings, mesh)
-        table = roles(slides_of(args), settings.fold)["test"]
+        parts = roles(slides_of(args), settings.fold)
+        # The fold that chose the epoch, too: a threshold may be fixed on it, and on no other slide.
+        table = pd.concat([parts[part].assign(part=part) for part in ("test", "validation")])
         canvases = settings.canvases(table, args.pyramids, mesh, args.stage)
         probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
-            table = table[["slide", "patient", "site", "label", "fold"]].assign(
-                mpp=settings.mpp, score=probabilities[:, 1].tolist()
+            table = table[["slide", "patient", "site", "label", "part", "split"]].assign(
+                seed=settings.seed, fold=settings.fold, mpp=settings.mpp
             )
+            for name, column in targets_of(settings.classes).items():
+                table[column] = probabilities[:, settings.classes.index(name)].tolist()
             with written_aside(args.output) as partial:
                 table.to_csv(partial, sep="\t", index=False)
 
@@ -103,17 +112,20 @@ def predict(args: argparse.Namespace) -> None:
 def add_evaluate(verbs: Verbs) -> None:
     sub = verb(verbs, evaluate, "Compare resolutions: AUC with intervals, and cost, as table and figure.")
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, help="tables that `gigapipe predict` wrote")
-    sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
-    sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md and .png")
+    sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="their training.json, in the same order")
+    sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md, .html and .png")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from gigapipe.evaluation.comparison import as_markdown, compare, draw
+    from gigapipe.evaluation.comparison import compare, draw
+    from gigapipe.evaluation.comparison_text import as_html, as_markdown
+    from gigapipe.evaluation.networks import read_networks
 
-    table = compare(args.predictions, args.trainings)
+    table = compare(*read_networks(args.predictions, args.trainings))
     with written_aside(args.output / "comparison.tsv") as partial:
         table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
-    with written_aside(args.output / "comparison.md") as partial:
-        partial.write_text(as_markdown(table))
+    for name, text in (("comparison.md", as_markdown(table)), ("comparison.html", as_html(table))):
+        with written_aside(args.output / name) as partial:
+            partial.write_text(text)
     with written_aside(args.output / "comparison.png") as partial:
         draw(table, partial)

@@ -1,69 +1,70 @@
-"""The comparison: one row a resolution, what it cost and what it was worth."""
+"""The comparison: one row a resolution, and a way to compute it, with what it was worth and what it cost."""
 
-import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gigapipe.errors import InputError
-from gigapipe.evaluation.metrics import auc_interval, fold_auc
+from gigapipe.evaluation.auc import mean_auc, paired_test
+from gigapipe.evaluation.metrics import summary
+from gigapipe.evaluation.networks import ALIKE, COSTS
+from gigapipe.evaluation.targets import targets_of
+
+SPLITS = ["site", "given", "patient"]
+"""What folds do not share. The first that was run is what a row is about, the others stand beside it."""
 
 
-def compare(predictions: list[Path], trainings: list[Path]) -> pd.DataFrame:
-    """One row a resolution, coarsest first, from the folds' `predictions.tsv` and `training.json`.
+def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """One row a resolution and way to compute it, coarsest first, from the tables of `read_networks`.
 
-    Columns: `mpp`, `canvas` (px a side), `mesh` (data × rows × columns), `ranks`, `slides`, `patients`, `folds`,
-    `auc` with `auc_low` and `auc_high` (95 %), `seconds_per_step` (mean over folds), `peak_memory_per_rank_mb`
-    (largest of the folds). The class that comes second in alphabetical order counts as positive.
+    Columns: `ALIKE` (`memory` is the limit of a rank in bytes, 0 without), `pixels` and `ranks`; `split`; the figures
+    of `summary`; `coarser`, `delta`, `delta_low`, `delta_high` and `p`: the next coarser resolution, in µm per pixel,
+    and the AUC above that of it, by DeLong's paired test on the same slides and folds; where folds of another split
+    were run too, all these figures of it, as `patient_split_auc`; and `COSTS`: means over networks, of memory the most.
+    NaN is what is not known.
     """
-    costs = pd.DataFrame([json.loads(Path(path).read_text()) for path in trainings])
-    costs["mpp"] = [settings["mpp"] for settings in costs["settings"]]
-    names = dict.fromkeys(["slide", "patient", "site", "label"], str)  # which may look like numbers
-    scores = pd.concat([pd.read_csv(path, sep="\t", dtype=names, keep_default_na=False) for path in predictions])
-    if scores["label"].nunique() != 2 or set(scores["mpp"]) != set(costs["mpp"]):
-        raise InputError(
-            f"predictions of {scores['label'].nunique()} labels at {sorted(set(scores['mpp']))} µm/px, trainings at "
-            f"{sorted(set(costs['mpp']))}: give the predictions.tsv and training.json of the same models, of two labels"
-        )
-    scores["positive"] = scores["label"] == sorted(scores["label"].unique())[1]
+    classes = sorted(scores["label"].unique())
     rows = []
-    for mpp, held_out in sorted(scores.groupby("mpp"), reverse=True):
-        cost = costs[costs["mpp"] == mpp]
-        low, high = auc_interval(held_out)
-        rows.append(
-            {
-                "mpp": mpp,
-                "canvas": cost["settings"].iloc[0]["canvas"],
-                "mesh": " × ".join(str(n) for n in cost["mesh"].iloc[0]),
-                "ranks": pd.Series(cost["mesh"].iloc[0]).prod(),
-                "slides": len(held_out),
-                "patients": held_out["patient"].nunique(),
-                "folds": held_out["fold"].nunique(),
-                "auc": fold_auc(held_out),
-                "auc_low": low,
-                "auc_high": high,
-                "seconds_per_step": cost["seconds_per_step"].mean(),
-                "peak_memory_per_rank_mb": cost["peak_memory_per_rank_mb"].max(),
-            }
-        )
-    return pd.DataFrame(rows)
+    for alike, of_row in scores.groupby(ALIKE):
+        cost = costs[(costs[ALIKE] == list(alike)).all(axis=1)]
+        row = dict(zip(ALIKE, alike, strict=True))
+        row |= {"pixels": row["canvas"] ** 2, "ranks": cost["ranks"].iloc[0]}
+        for number, split in enumerate(split for split in SPLITS if (of_row["split"] == split).any()):
+            networks = of_row[of_row["split"] == split]
+            figures = summary(networks, classes) | gain(networks, scores[scores["split"] == split], classes)
+            row |= (
+                {f"{split}_split_{name}": v for name, v in figures.items()} if number else {"split": split, **figures}
+            )
+        row |= {name: cost[name].astype(float).mean() for name in COSTS}
+        row["peak_memory_per_rank_mb"] = cost["peak_memory_per_rank_mb"].max()
+        rows.append(row)
+    table = pd.DataFrame(rows).sort_values(["mpp", "ranks"], ascending=[False, True], ignore_index=True)
+    return table[[name for name in table if name not in COSTS] + COSTS]
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """The table for people."""
-    lines = [
-        "| µm/px | canvas, px | mesh: data × rows × columns | ranks | slides | AUC (95 % interval) "
-        "| s a step | peak memory a rank, MB |",
-        "|---:|---:|:---:|---:|---:|:---:|---:|---:|",
-    ]
-    for row in table.itertuples():
-        lines.append(
-            f"| {row.mpp:g} | {row.canvas}² | {row.mesh} | {row.ranks} | {row.slides} "
-            f"| {row.auc:.3f} ({row.auc_low:.3f}–{row.auc_high:.3f}) | {row.seconds_per_step:.2f} "
-            f"| {row.peak_memory_per_rank_mb:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+def gain(networks: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> dict[str, float]:
+    """What these networks' AUC has above that of the next coarser resolution among `scores`, and DeLong's p.
+
+    Of several rows of that resolution, the one most alike. Networks are paired by seed and fold; NaN where they were
+    not tested on the same slides.
+    """
+    unknown = dict.fromkeys(["coarser", "delta", "delta_low", "delta_high", "p"], np.nan)
+    coarser = scores[scores["mpp"] > networks["mpp"].iloc[0]]
+    if coarser.empty:
+        return unknown
+    unknown["coarser"] = coarser["mpp"].min()
+    nearest = coarser[coarser["mpp"] == unknown["coarser"]]
+    own = networks[ALIKE].iloc[0]
+    other = max((rows for _, rows in nearest.groupby(ALIKE)), key=lambda rows: (rows[ALIKE].iloc[0] == own).sum())
+    pair = [table[table["part"] == "test"] for table in (networks, other)]
+    common = set.intersection(*(set(zip(table["seed"], table["fold"], strict=True)) for table in pair))
+    pair = [table[[key in common for key in zip(table["seed"], table["fold"], strict=True)]] for table in pair]
+    tested = [set(zip(table["seed"], table["fold"], table["slide"], strict=True)) for table in pair]
+    if tested[0] != tested[1] or not common:
+        return unknown
+    delta, low, high, p = paired_test(*(mean_auc(table, targets_of(classes)) for table in pair))
+    return unknown | {"delta": delta, "delta_low": low, "delta_high": high, "p": p}
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

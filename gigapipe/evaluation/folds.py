@@ -18,11 +18,11 @@ UNKNOWN = "unknown"  # a site that the sheet does not know
 
 
 def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> pd.DataFrame:
-    """The sheet with a column `fold` (0 … folds − 1), in which labels have shares as even as can be.
+    """The sheet with columns `fold` (0 … folds − 1), in which labels have shares as even as can be, and `split`.
 
     `by` is what stays in one fold: a `site`, with all its patients, or a `patient`. Patients of unknown site stand each
-    for themselves. Raises InputError if there are fewer than three folds, fewer patients of a label than folds, or
-    fewer sites than folds.
+    for themselves. `split` says which it was: `patient` where no site is known. Raises InputError if there are fewer
+    than three folds, fewer patients of a label than folds, or fewer sites than folds.
     """
     if folds < 3:
         raise InputError(
@@ -39,7 +39,7 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
         from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and trainings only read folds
 
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        sheet = sheet.assign(fold=-1)
+        sheet = sheet.assign(fold=-1, split="patient")
         for fold, (_, rows) in enumerate(splitter.split(sheet, sheet["label"], sheet["patient"])):
             sheet.iloc[rows, sheet.columns.get_loc("fold")] = fold
         return sheet
@@ -50,12 +50,13 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
             "divide by patient"
         )
     fold_of = pd.Series(divide(quantities(sheet, whole), folds, seed), sorted(whole.unique()))
-    return sheet.assign(fold=whole.map(fold_of))
+    return sheet.assign(fold=whole.map(fold_of), split="site")
 
 
 def given_folds(sheet: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The sheet with the folds of a published table: columns `fold` (0, 1, …), and `slide` or `patient`.
 
+    Its column `split` is `given`, whatever they share.
     Raises InputError, naming the slide or patient, if one has no fold, or a patient two.
     """
     try:
@@ -68,7 +69,7 @@ def given_folds(sheet: pd.DataFrame, path: Path) -> pd.DataFrame:
     for name in sheet[key]:
         if name not in folds:
             raise InputError(f"folds {path}: {key} {name} has no fold; add it, or remove its slides from the sheet")
-    table = sheet.assign(fold=sheet[key].map(folds))
+    table = sheet.assign(fold=sheet[key].map(folds), split="given")
     if sorted(table["fold"].unique()) != list(range(table["fold"].max() + 1)):
         raise InputError(f"folds {path}: folds must be 0, 1, … without a gap")
     torn = table.groupby("patient")["fold"].nunique()

@@ -41,8 +41,8 @@ def read_sheet(path: str | Path, source: str | None = None, labelled: bool = Tru
     unless the slides must be `labelled`. Other columns are left out.
 
     Raises InputError, naming the slide where there is one: a column or cell is missing, a name is not usable as a
-    file name, a slide or a file is listed twice, a patient has two labels, or there are not exactly two labels; labels
-    matter only where the slides must be `labelled`.
+    file name, a slide or a file is listed twice, a patient has two labels, or all have one; labels matter
+    only where the slides must be `labelled`.
     """
     sheet = read_table(path)
     if "source" not in sheet and source:
@@ -77,8 +77,8 @@ def read_sheet(path: str | Path, source: str | None = None, labelled: bool = Tru
                 f"sample sheet {path}: patient {patient} has labels {' and '.join(sorted(labels))}; give one"
             )
     labels = sorted(sheet["label"].unique())
-    if labelled and len(labels) != 2:
+    if labelled and len(labels) < 2:
         raise InputError(
-            f"sample sheet {path}: needs two labels, but has {len(labels)} ({', '.join(labels) or 'no slides'})"
+            f"sample sheet {path}: needs two labels or more, but has {len(labels)} ({', '.join(labels) or 'no slides'})"
         )
     return sheet

@@ -44,6 +44,12 @@ rule evaluate:
             labels={"what": "table"},
         ),
         text="<results>/comparison.md",
+        page=report(
+            "<results>/comparison.html",
+            caption="../report/table.rst",
+            category="Comparison of resolutions",
+            labels={"what": "page"},
+        ),
         figure=report(
             "<results>/comparison.png",
             caption="../report/figure.rst",
