@@ -49,5 +49,5 @@ else:
         default_target: True
         input:
             rules.survey.output,
-            rules.folds.output,
+            for_each_model(f"<results>/{DIVISION}folds.tsv"),
             rules.evaluated.input,

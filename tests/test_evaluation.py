@@ -224,6 +224,8 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     files = [[folder / name for folder in (one, other)] for name in ("predictions.tsv", "training.json")]
     with pytest.raises(InputError, match="2 tables of predictions, but 1 trainings"):
         read_networks(files[0], files[1][:1])
+    with pytest.raises(InputError, match="0/predictions.tsv: a network like it is given twice"):
+        read_networks([*files[0], files[0][0]], [*files[1], files[1][0]])
     with pytest.raises(InputError, match="of different fold; give the same networks, in the same order"):
         read_networks(files[0], files[1][::-1])
     with pytest.raises(InputError, match="predictions .*training.json: has no column slide, .*`gigapipe predict`"):

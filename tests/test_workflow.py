@@ -123,6 +123,21 @@ def test_a_dry_run_shows_the_whole_plan(project):
     assert plan(project, "evaluated")["evaluate"] == 1
 
 
+def test_seeds_and_kinds_of_folds_stand_side_by_side(project):
+    (project / "several.yaml").write_text("seeds: [0, 7]\nfolds: {by: [site, patient]}\n")
+    jobs = plan(project, "--configfile", "several.yaml")
+    divisions = 2 * 2  # seeds, kinds of folds
+    models = 3 * 4 * divisions
+    assert (jobs["folds"], jobs["train"], jobs["predict"], jobs["evaluate"]) == (divisions, models, models, 1)
+    _, output = snakemake(project, "-n", "-p", "--cores", 1, "--configfile", "several.yaml", "--", "trained")
+    commands = [line for line in output.splitlines() if " gigapipe " in line]
+    own = [line for line in commands if "/patient-7/" in line]
+    assert len(own) == 1 + models / divisions and all("--seed 7 " in line for line in own)
+    assert sum("--by patient" in line and "results/folds/patient-7 " in line for line in own) == 1
+    assert sum("--folds results/folds/patient-7/folds.tsv" in line for line in own) == models / divisions
+    assert any("--output results/2um/patient-7/fold-3/model.pt" in line for line in own)
+
+
 def test_the_known_answer_is_found(demo):
     project = demo["project"]
     table = pd.read_csv(project / "results/comparison.tsv", sep="\t").set_index("mpp")
@@ -177,6 +192,9 @@ def test_the_workflow_is_lint_free(project):
     "setting, message",
     [
         ("resolutions: [{mpp: fine, canvas: 8, mesh: [1, 1, 1]}]", "resolutions[0].mpp: 'fine' is not of type"),
+        ("seeds: [0, 0]", "seeds: [0, 0] has non-unique elements"),
+        ("folds: {by: hospital}", "folds.by: 'hospital' is not valid"),
+        ("{task: tissue, seeds: [0, 1]}", "task tissue takes one seed"),
         ("folds: {number: 2}", "folds.number: 2 is less than the minimum of 3"),
         ("fold: 3", "'fold' was unexpected"),
         ("slides: nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),

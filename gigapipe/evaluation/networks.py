@@ -31,7 +31,7 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     or `validation`), `slide`, `patient`, `site`, `label`, a column a score (see targets.py), and the columns `ALIKE`.
     Costs have a row for each network: `seed`, `fold`, `split`, and the columns `ALIKE` and `COSTS`.
 
-    Raises InputError if a file cannot be read, or predictions and training are not of one network.
+    Raises InputError if a file cannot be read, predictions and training are not of one network, or one comes twice.
     """
     if len(predictions) != len(trainings):
         raise InputError(
@@ -45,14 +45,17 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
                 raise InputError(f"{table}, {training}: of different {key}; give the same networks, in the same order")
         scores.append(scored.assign(**{key: cost[key] for key in ALIKE}))
         costs.append(cost | {"split": scored["split"].iloc[0]})
-    together = pd.concat(scores, ignore_index=True)
+    together, costs = pd.concat(scores, ignore_index=True), pd.DataFrame(costs)
+    twice = costs.duplicated([*ALIKE, "split", "seed", "fold"])
+    if twice.any():
+        raise InputError(f"predictions {predictions[int(twice.argmax())]}: a network like it is given twice; give one")
     classes = sorted(together["label"].unique())
     lacking = [
         column for column in targets_of(classes).values() if column not in together or together[column].isna().any()
     ]
     if len(classes) < 2 or lacking:
         raise InputError(f"predictions of the labels {', '.join(classes)}: not all have a column {', '.join(lacking)}")
-    return together, pd.DataFrame(costs)
+    return together, costs
 
 
 def arm(mesh: list[int], streamed: bool) -> str:

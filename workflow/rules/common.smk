@@ -74,6 +74,25 @@ SHEET = sample_sheet()
 SHEET_FILE = config.get("slides") or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
 FOLDS = range(config["folds"]["number"])
+SEEDS = config["seeds"]
+BY = config["folds"]["by"]
+SPLITS = (
+    ["given"]
+    if config["folds"].get("given")
+    else [BY] if BY in ("site", "patient") else BY
+)
+# Where folds are, and what is made of one network: a level deeper if the cohort is divided more than once.
+DIVISION, NETWORK = "", "{mpp}um/fold-{fold}"
+if len(SPLITS) * len(SEEDS) > 1:
+    DIVISION, NETWORK = "folds/{split}-{seed}/", "{mpp}um/{split}-{seed}/fold-{fold}"
+    if not LABELLED:
+        raise WorkflowError(
+            "config: task tissue takes one seed and one kind of folds; give one of each"
+        )
+if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unknown"}:
+    raise WorkflowError(
+        "config: folds.by: the sheet knows no site, so that both kinds of folds are the same; give patient"
+    )
 if len(RESOLUTIONS) < len(config["resolutions"]):
     raise WorkflowError("config: resolutions: an mpp is given twice; remove one")
 if weights := config["training"].get("weights"):
@@ -91,6 +110,8 @@ wildcard_constraints:
     slide="|".join(map(re.escape, SHEET or [])),
     mpp="|".join(map(re.escape, RESOLUTIONS)),
     fold=r"\d+",
+    seed=r"\d+",
+    split="|".join(SPLITS),
 
 
 def slide_file(slide):
@@ -164,10 +185,9 @@ COMMON = [
     "batch",
     "learning_rate",
     "weight_decay",
-    "seed",
     "precision",
 ]
-NETWORK = ["network", "norm", "weights", "background"]
+CLASSIFIER = ["network", "norm", "weights", "background"]
 
 
 def options(section, keys):
@@ -191,4 +211,14 @@ def pyramid_options():
 
 
 def for_each_model(pattern):
-    return expand(pattern, mpp=RESOLUTIONS, fold=FOLDS)
+    return expand(pattern, mpp=RESOLUTIONS, split=SPLITS, seed=SEEDS, fold=FOLDS)
+
+
+def split_of(wildcards):
+    """What folds do not share."""
+    return getattr(wildcards, "split", SPLITS[0])
+
+
+def seed_of(wildcards):
+    """What the division into folds begins with, and the weights."""
+    return getattr(wildcards, "seed", SEEDS[0])

@@ -3,15 +3,15 @@
 
 rule predict:
     input:
-        folds="<results>/folds.tsv",
+        folds=f"<results>/{DIVISION}folds.tsv",
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
-        model="<results>/{mpp}um/fold-{fold}/model.pt",
+        model=f"<results>/{NETWORK}/model.pt",
     output:
-        "<results>/{mpp}um/fold-{fold}/predictions.tsv",
+        f"<results>/{NETWORK}/predictions.tsv",
     log:
-        "<logs>/predict/{mpp}um/fold-{fold}.log",
+        f"<logs>/predict/{NETWORK}.log",
     benchmark:
-        "<benchmarks>/predict/{mpp}um/fold-{fold}.tsv"
+        f"<benchmarks>/predict/{NETWORK}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
     threads: cores_of
@@ -34,8 +34,8 @@ rule predict:
 
 rule evaluate:
     input:
-        predictions=for_each_model("<results>/{mpp}um/fold-{fold}/predictions.tsv"),
-        trainings=for_each_model("<results>/{mpp}um/fold-{fold}/training.json"),
+        predictions=for_each_model(f"<results>/{NETWORK}/predictions.tsv"),
+        trainings=for_each_model(f"<results>/{NETWORK}/training.json"),
     output:
         table=report(
             "<results>/comparison.tsv",

@@ -5,18 +5,22 @@ rule folds:
     input:
         SHEET_FILE,
     output:
-        table="<results>/folds.tsv",
-        splits="<results>/splits.tsv",
-        text="<results>/folds.md",
+        table=f"<results>/{DIVISION}folds.tsv",
+        splits=f"<results>/{DIVISION}splits.tsv",
+        text=f"<results>/{DIVISION}folds.md",
     log:
-        "<logs>/folds.log",
+        f"<logs>/{DIVISION}folds.log",
     benchmark:
-        "<benchmarks>/folds.tsv"
+        f"<benchmarks>/{DIVISION}folds.tsv"
     localrule: True
     conda:
         "../../envs/gigapipe.yaml"
     params:
-        folds=config["folds"],
+        number=config["folds"]["number"],
+        seed=seed_of,
+        by=lambda wildcards: (
+            "site" if split_of(wildcards) == "given" else split_of(wildcards)
+        ),
         # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
         source=lambda wildcards: (
             ["--source", config["source"]] if config.get("source") else []
@@ -29,5 +33,5 @@ rule folds:
         ),
         folder=subpath(output.table, parent=True),
     shell:
-        "gigapipe folds {input:q} {params.folder} --folds {params.folds[number]} --seed {params.folds[seed]}"
-        " --by {params.folds[by]} {params.given:q} {params.source:q} {params.labels} > {log} 2>&1"
+        "gigapipe folds {input:q} {params.folder} --folds {params.number} --seed {params.seed}"
+        " --by {params.by} {params.given:q} {params.source:q} {params.labels} > {log} 2>&1"

@@ -55,11 +55,12 @@ rule train:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
+        seed=seed_of,
         settings=options("training", COMMON),
     shell:
         "{resources.launcher} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --masks {params.masks} --mpp {wildcards.mpp} --mesh {params.mesh}"
-        " --threads {resources.cores_per_rank} {params.settings} {resources.limits} {resources.time_limit}"
+        " --threads {resources.cores_per_rank} --seed {params.seed} {params.settings} {resources.limits} {resources.time_limit}"
         " --output {output.model} > {log} 2>&1"
 
 

@@ -3,18 +3,18 @@
 
 rule train:
     input:
-        folds="<results>/folds.tsv",
+        folds=f"<results>/{DIVISION}folds.tsv",
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         weights=config["training"].get("weights") or [],
     output:
         # The folder checkpoints, from which a training goes on that ran out of time or was killed, lies beside these
         # and is no output: Snakemake deletes outputs before it tries again.
-        model="<results>/{mpp}um/fold-{fold}/model.pt",
-        record="<results>/{mpp}um/fold-{fold}/training.json",
+        model=f"<results>/{NETWORK}/model.pt",
+        record=f"<results>/{NETWORK}/training.json",
     log:
-        "<logs>/train/{mpp}um/fold-{fold}.log",
+        f"<logs>/train/{NETWORK}.log",
     benchmark:
-        "<benchmarks>/train/{mpp}um/fold-{fold}.tsv"
+        f"<benchmarks>/train/{NETWORK}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
     threads: cores_of
@@ -31,15 +31,16 @@ rule train:
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
+        seed=seed_of,
         canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp]["canvas"],
-        settings=options("training", NETWORK + COMMON),
+        settings=options("training", CLASSIFIER + COMMON),
     shell:
         "{resources.launcher} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"
-        " --threads {resources.cores_per_rank} {params.settings} {resources.limits} {resources.time_limit}"
+        " --threads {resources.cores_per_rank} --seed {params.seed} {params.settings} {resources.limits} {resources.time_limit}"
         " --output {output.model} > {log} 2>&1"
 
 
 rule trained:
     input:
-        for_each_model("<results>/{mpp}um/fold-{fold}/model.pt"),
+        for_each_model(f"<results>/{NETWORK}/model.pt"),
