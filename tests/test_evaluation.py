@@ -213,7 +213,7 @@ def test_arms_splits_and_seeds_stand_side_by_side(tmp_path):
     assert list(table["memory"]) == [0, 10**9, 0]
     text = as_markdown(table)
     assert "AUC, folds by site" in text and "AUC, folds by patient" in text and " ± " in text
-    assert f"{table['patient_split_auc'].iloc[0]:.3f} (" in text
+    assert f"{table['patient_split_auc'].iloc[0]:.3f} ± " in text
     # A seed more at one resolution changes no difference: networks are paired.
     more = compared([*folders, *(network(tmp_path / f"more-{fold}", 8, 1.0, 2, fold) for fold in range(3))])
     assert more["delta"].iloc[1] == table["delta"].iloc[1] and more["auc"].iloc[0] != table["auc"].iloc[0]

@@ -30,12 +30,12 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         cost = costs[(costs[ALIKE] == list(alike)).all(axis=1)]
         row = dict(zip(ALIKE, alike, strict=True))
         row |= {"pixels": row["canvas"] ** 2, "ranks": cost["ranks"].iloc[0]}
-        for number, split in enumerate(split for split in SPLITS if (of_row["split"] == split).any()):
+        for split in [split for split in SPLITS if (of_row["split"] == split).any()]:
             networks = of_row[of_row["split"] == split]
             figures = summary(networks, classes) | gain(networks, scores[scores["split"] == split], classes)
-            row |= (
-                {f"{split}_split_{name}": v for name, v in figures.items()} if number else {"split": split, **figures}
-            )
+            prefix = f"{split}_split_" if "split" in row else ""
+            row.setdefault("split", split)
+            row |= {prefix + name: value for name, value in figures.items()}
         row |= {name: cost[name].astype(float).mean() for name in COSTS}
         row["peak_memory_per_rank_mb"] = cost["peak_memory_per_rank_mb"].max()
         rows.append(row)

@@ -1,7 +1,7 @@
 """The comparison's table for people: in Markdown, and as a page of HTML that needs nothing beside it."""
 
 from html import escape
-from math import isnan
+from math import isnan, nan
 
 import pandas as pd
 
@@ -14,7 +14,8 @@ NOTES = [
     "Δ is against the next coarser resolution on the same slides and folds, with DeLong's paired p, which is not"
     " corrected for the number of comparisons. Intervals and p are about other patients; how much another training"
     " would change, only several seeds tell.",
-    "Balanced accuracy, sensitivity and specificity are at a threshold fixed on each network's validation slides.",
+    "Balanced accuracy, sensitivity and specificity are at a threshold fixed on each network's validation slides. A"
+    " Brier score is 0 at best; the calibration error is how far probabilities are from what came true, in ten bins.",
     "A slide-step is a training step divided by its slides. Exchanged is what all ranks sent in a step. Energy is that"
     " of all processors of the machines (RAPL), whatever else ran on them.",
 ]
@@ -22,16 +23,17 @@ NOTES = [
 SPLIT_NAMES = {"site": "folds by site", "patient": "folds by patient", "given": "given folds"}
 
 STYLE = """
-body {font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222}
+body {font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222}
 table {border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums}
-th, td {padding: .35rem .7rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: bottom}
+th, td {padding: .35rem .5rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: bottom}
+td {white-space: nowrap}
 th {border-bottom: 2px solid #5b2a86}
 .notes {color: #555; font-size: .9em}
 """
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Two tables, of worth and of cost, with a row for each of `compare`, and what their columns mean."""
+    """Three tables, of worth, decisions and cost, with a row for each of `compare`, and what their columns mean."""
     lines = []
     for title, columns in _tables(table).items():
         lines += [f"**{title}**", "", _line(columns), "|" + "---:|" * len(columns)]
@@ -71,10 +73,14 @@ def _tables(table: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
     worth |= {
         "AUC of patients": [_interval(row, "patient_auc") for row in rows],
         "Δ AUC to the next coarser": [_gain(row) for row in rows],
+    }
+    decisions = row_names | {
         "average precision": [_number(row["average_precision"]) for row in rows],
         "balanced accuracy": [_number(row["balanced_accuracy"]) for row in rows],
-        "sensitivity / specificity": [f"{_number(r['sensitivity'])} / {_number(r['specificity'])}" for r in rows],
-        "Brier": [_number(row["brier"]) for row in rows],
+        "sensitivity": [_number(row["sensitivity"]) for row in rows],
+        "specificity": [_number(row["specificity"]) for row in rows],
+        "Brier score": [_number(row["brier"]) for row in rows],
+        "calibration error": [_number(row["calibration_error"]) for row in rows],
     }
     cost = row_names | {
         "canvas, px": [f"{row['canvas']}²" for row in rows],
@@ -88,7 +94,11 @@ def _tables(table: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
         "exchanged a step, MB": [_number(row["sent_bytes_per_step"] / 1e6, ".3g") for row in rows],
         "energy a step, J": [_number(row["joules_per_step"], ".3g") for row in rows],
     }
-    return {"What resolution is worth": worth, "What it costs": cost}
+    return {
+        "What resolution is worth": worth,
+        f"Decisions and probabilities, {split}": decisions,
+        "What it costs": cost,
+    }
 
 
 def _networks(row: dict) -> str:
@@ -97,14 +107,15 @@ def _networks(row: dict) -> str:
 
 
 def _auc(row: dict, prefix: str) -> str:
-    spread = row[f"{prefix}auc_sd_seeds"]
-    return _interval(row, f"{prefix}auc") + ("" if isnan(spread) else f" ± {spread:.3f}")
+    return _interval(row, f"{prefix}auc", row[f"{prefix}auc_sd_seeds"])
 
 
-def _interval(row: dict, name: str) -> str:
+def _interval(row: dict, name: str, spread: float = nan) -> str:
     if isnan(row[name]):
         return UNKNOWN
-    return f"{row[name]:.3f} ({_number(row[f'{name}_low'])}–{_number(row[f'{name}_high'])})"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    around = "" if isnan(spread) else f" ± {spread:.3f}"
+    return f"{row[name]:.3f}{around} ({UNKNOWN if isnan(low) else f'{low:.3f}–{high:.3f}'})"
 
 
 def _gain(row: dict) -> str:
@@ -113,7 +124,7 @@ def _gain(row: dict) -> str:
     if isnan(row["delta"]):
         return UNKNOWN
     p = "p < 0.001" if row["p"] < 0.001 else f"p = {_number(row['p'])}"
-    return f"{row['delta']:+.3f} ({p})"
+    return f"{row['delta']:+.3f} ({p})".replace("-", "−")
 
 
 def _number(value: float, form: str = ".3f") -> str:
