@@ -9,20 +9,24 @@ from gigapipe.spatial import Mesh
 from gigapipe.training.cost import Meter
 
 
-def write_counter(folder: Path, name: str, energy: int) -> None:
+def write_counter(folder: Path, name: str, energy: int, what: str = "package-0") -> None:
     (folder / name).mkdir(exist_ok=True)
+    (folder / name / "name").write_text(f"{what}\n")
     (folder / name / "energy_uj").write_text(f"{energy}\n")
     (folder / name / "max_energy_range_uj").write_text("1000000000\n")
 
 
 def test_energy_is_that_of_all_processors(tmp_path):
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):  # the last is part of the first
-        write_counter(tmp_path, name, 999_000_000)
+    write_counter(tmp_path, "intel-rapl:0", 999_000_000)
+    write_counter(tmp_path, "intel-rapl:1", 999_000_000, "package-1")
+    write_counter(tmp_path, "intel-rapl:0:0", 999_000_000, "core")  # part of the first
+    write_counter(tmp_path, "intel-rapl:2", 999_000_000, "psys")  # all of the machine
     meter = Meter(Mesh(), tmp_path)
     assert meter.spent() == (0, 0)
     write_counter(tmp_path, "intel-rapl:0", 4_000_000)  # it began again
-    write_counter(tmp_path, "intel-rapl:1", 999_500_000)
-    write_counter(tmp_path, "intel-rapl:0:0", 999_900_000)
+    write_counter(tmp_path, "intel-rapl:1", 999_500_000, "package-1")
+    write_counter(tmp_path, "intel-rapl:0:0", 999_900_000, "core")
+    write_counter(tmp_path, "intel-rapl:2", 999_900_000, "psys")
     assert meter.spent() == (0, 5.5)
     meter.start()
     assert meter.spent() == (0, 0)

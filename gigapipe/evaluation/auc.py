@@ -104,8 +104,8 @@ def mean_auc(scores: pd.DataFrame, targets: Targets) -> MeanAuc:
 def paired_test(one: MeanAuc, other: MeanAuc, level: float = 0.95) -> tuple[float, float, float, float]:
     """`one` − `other`, its interval, and DeLong's two-sided p of no difference, on the same slides and folds."""
     difference = one.value - other.value
-    deviation = np.sqrt((one.influence.sub(other.influence) ** 2).sum(skipna=False))
-    width = norm.ppf((1 + level) / 2) * deviation
+    deviation = float(np.sqrt(((one.influence - other.influence) ** 2).sum(skipna=False)))
+    width = float(norm.ppf((1 + level) / 2)) * deviation
     # No deviation: every slide is ranked alike, or both make no mistake.
     p = 2 * norm.sf(abs(difference) / deviation) if deviation else 1.0 if difference == 0 else np.nan
     return difference, max(-1.0, difference - width), min(1.0, difference + width), float(p)

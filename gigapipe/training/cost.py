@@ -25,9 +25,9 @@ class Meter:
         hosts = torch.zeros(mesh.size, dtype=torch.int64)
         hosts[mesh.rank] = zlib.crc32(socket.gethostname().encode())
         hosts = mesh.everyone.sum_(hosts).tolist()
-        # One rank of each host reads what all of them use. "intel-rapl:0" is a processor, "intel-rapl:0:0" part of it.
-        first = hosts.index(hosts[mesh.rank]) == mesh.rank
-        self.processors = sorted(powercap.glob("*-rapl:[0-9]")) if first else None
+        # One rank of each host reads what all of them use.
+        self.reads = hosts.index(hosts[mesh.rank]) == mesh.rank
+        self.processors = [zone for zone in powercap.glob("*-rapl:*") if _is_processor(zone)] if self.reads else []
         self.start()
 
     def start(self) -> None:
@@ -38,13 +38,10 @@ class Meter:
 
         Joules are NaN if a host does not tell.
         """
-        joules = 0.0
-        if self.processors is not None:
-            joules = math.nan if not self.processors else 0.0
-            for processor, before, now in zip(self.processors, self.energy, self._energy(), strict=True):
-                joules += (
-                    now - before if now >= before else now - before + _read(processor, "max_energy_range_uj")
-                ) / 1e6
+        joules = math.nan if self.reads and not self.processors else 0.0
+        for processor, before, now in zip(self.processors, self.energy, self._energy(), strict=True):
+            again = _read(processor, "max_energy_range_uj") if now < before else 0.0
+            joules += (now - before + again) / 1e6
         spent = torch.tensor([self._sent() - self.sent, joules], dtype=torch.float64)
         sent, joules = self.mesh.everyone.sum_(spent).tolist()
         return sent, joules
@@ -53,7 +50,15 @@ class Meter:
         return sum(carrier.sent_bytes for carrier in self.transports)
 
     def _energy(self) -> list[float]:
-        return [_read(processor, "energy_uj") for processor in self.processors or []]
+        return [_read(processor, "energy_uj") for processor in self.processors]
+
+
+def _is_processor(zone: Path) -> bool:
+    """Not a part of one, such as its cores, nor the whole platform."""
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _read(processor: Path, name: str) -> float:
