@@ -1,4 +1,4 @@
-"""Run under mpiexec: each rank's rectangle of a canvas, under each symmetry, against the whole canvas. Prints JSON."""
+"""Run under mpiexec: each rank's rectangle of a canvas, in each look, against the whole canvas. Prints JSON."""
 
 import json
 import sys
@@ -8,28 +8,45 @@ import torch
 from mpi4py import MPI
 
 from gigapipe.pyramids.canvas import read_canvas
+from gigapipe.spatial import Plan
+from gigapipe.training.augmentation import Look
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.ranks import started
+from gigapipe.training.streaming import Streaming
 
 pyramids, slide, label = sys.argv[1:]
 SIZE, MPP = 53, 8.0  # odd, so that the ranks' rectangles differ in shape
+COLOURS = {"stains": (1.2, 0.8, 0.9), "brightness": 1.1, "contrast": 0.8}
+LOOKS = [Look(symmetry) for symmetry in range(8)] + [Look(6, (0.1, -0.07), **COLOURS), Look(1, (-0.2, 0.2), **COLOURS)]
+
+
+def expected(whole: torch.Tensor, look: Look) -> torch.Tensor:
+    """The whole canvas (1, 3, SIZE, SIZE), from one that is larger by SIZE on each side."""
+    rows, columns = (SIZE + round(part * SIZE) for part in look.shift)
+    image = whole[..., rows : rows + SIZE, columns : columns + SIZE]
+    if look.symmetry & 4:
+        image = image.transpose(2, 3)
+    if look.symmetry & 2:
+        image = image.flip(2)
+    if look.symmetry & 1:
+        image = image.flip(3)
+    return look.colour((255 - image) / 255)
+
 
 with started(1, 2, 2, threads=1) as mesh:
     table = pd.DataFrame({"slide": [slide], "label": [label]})
     canvases = Canvases(table, pyramids, MPP, SIZE, [label], mesh)
-    whole = torch.from_numpy(read_canvas(canvases.pyramids[0], MPP, SIZE)).float()
-    for symmetry in range(8):
-        image, labels = canvases.batch([0], [symmetry])
-        expected = whole
-        if symmetry & 4:
-            expected = expected.transpose(1, 2)
-        if symmetry & 2:
-            expected = expected.flip(1)
-        if symmetry & 1:
-            expected = expected.flip(2)
-        rows, columns = mesh.rectangle((SIZE, SIZE))
-        expected = (255 - expected[:, slice(*rows), slice(*columns)]) / 255
-        worst = (image.local[0] - expected).abs().max().item()
-        worst = MPI.COMM_WORLD.allreduce(worst, MPI.MAX)
+    whole = torch.from_numpy(read_canvas(canvases.pyramids[0], MPP, 3 * SIZE)).float()[None]
+    streaming = Streaming(None, mesh)
+    streaming.plan = Plan(tile=5)
+    rows, columns = (slice(*part) for part in mesh.rectangle((SIZE, SIZE)))
+    for look in LOOKS:
+        want = expected(whole, look)
+        held, _ = canvases.batch([0], [look])
+        worst = (held.local - want[..., rows, columns]).abs().max().item()
+        streamed, _ = canvases.batch([0], [look], streaming)
+        sums = [(image * image.square()).sum((2, 3)) for image in (streamed, want)]  # by tiles of 5 pixels
+        by_tiles = ((sums[0] - sums[1]) / sums[1]).abs().max().item()
+        worst, by_tiles = (MPI.COMM_WORLD.allreduce(value, MPI.MAX) for value in (worst, by_tiles))
         if mesh.rank == 0:
-            print(json.dumps({"symmetry": symmetry, "difference": worst}), flush=True)
+            print(json.dumps({"symmetry": look.symmetry, "difference": worst, "by_tiles": by_tiles}), flush=True)

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gigapipe.models.resnet import AttentionPool2d
+
 
 class Apply(nn.Module):
     """A function as a layer."""
@@ -128,6 +130,7 @@ CASES = {
     "LPPool": (lambda: after(nn.Sigmoid(), nn.LPPool2d(2, 3, 2)), (35, 33)),
     "global average": (lambda: after(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
     "global maximum": (lambda: after(nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
+    "attention pooling": (lambda: after(AttentionPool2d(8), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
     "adaptive average 7x5, flattened": (
         lambda: after(nn.AdaptiveAvgPool2d((7, 5)), nn.Flatten(), nn.Linear(280, 3)),
         (35, 33),

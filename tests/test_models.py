@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gigapipe.errors import InputError
-from gigapipe.models import NORMS, RESNETS, resnet18, resnet50
+from gigapipe.models import NORMS, POOLS, RESNETS, resnet18, resnet50
+from gigapipe.models.resnet import AttentionPool2d
 from gigapipe.training.classification import IMAGENET_DEVIATION, IMAGENET_MEAN, load_torchvision
 
 
@@ -60,6 +61,27 @@ def test_a_network_with_any_norm_learns_a_batch_by_heart(norm):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0], losses
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_small_network_of_any_pool_takes_images_of_any_size(pool):
+    torch.manual_seed(0)
+    model = RESNETS["resnet10"](3, "group", pool, 8)
+    assert model.fc.in_features == 64 and sum(p.numel() for p in model.parameters()) < 100_000
+    sizes = [model(torch.rand(2, 3, rows, columns)).shape for rows, columns in ((64, 64), (97, 50))]
+    assert sizes == [(2, 3), (2, 3)]
+
+
+def test_attention_begins_as_the_average_and_can_look_at_one_place():
+    features = torch.rand(2, 8, 5, 7)
+    pool = AttentionPool2d(8)
+    torch.nn.init.zeros_(pool.score.weight)
+    torch.testing.assert_close(pool(features), features.mean((2, 3), keepdim=True))
+    features[:, :, 3, 4] += 10
+    torch.nn.init.constant_(pool.project.weight, 0.1)
+    torch.nn.init.constant_(pool.project.bias, -3.0)
+    torch.nn.init.constant_(pool.score.weight, 1.0)
+    torch.testing.assert_close(pool(features)[..., 0, 0], features[:, :, 3, 4], rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_statistics_stay():

@@ -15,13 +15,14 @@ import pytest
 import torch
 from conftest import gigapipe, run_ranks
 
+from gigapipe.errors import InputError
 from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.folds import read_folds, roles
 from gigapipe.evaluation.networks import read_networks
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 from gigapipe.spatial import Mesh
-from gigapipe.training.classification import Classification, ClassifierSettings
+from gigapipe.training.classification import Classification, ClassifierSettings, balance
 from gigapipe.training.loop import train
 
 GIGAPIPE = str(Path(sys.executable).with_name("gigapipe"))
@@ -55,11 +56,12 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
-def test_ranks_read_the_rectangles_of_one_canvas_under_every_symmetry(small_cohort):
+def test_ranks_read_the_rectangles_of_one_canvas_in_every_look(small_cohort):
     slide, label = pd.read_csv(small_cohort / "slides.tsv", sep="\t").loc[0, ["slide", "label"]]
     found = run_ranks("ranks_canvases.py", 4, small_cohort / "pyramids", slide, label)
-    assert [f["symmetry"] for f in found] == list(range(8))
+    assert [f["symmetry"] for f in found] == [*range(8), 6, 1]
     assert max(f["difference"] for f in found) <= 1e-6
+    assert max(f["by_tiles"] for f in found) <= 1e-5
 
 
 def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
@@ -153,41 +155,131 @@ def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, 
         assert streamed["history"][0][figure] == pytest.approx(whole["history"][0][figure], rel=1e-3)
 
 
+class Interrupted(Classification):
+    """Ends after some batches, as a kill would."""
+
+    stop_at = 1_000
+
+    def backward(self, indices, epoch):
+        if self.stop_at == 0:
+            raise KeyboardInterrupt
+        self.stop_at -= 1
+        return super().backward(indices, epoch)
+
+
+def in_process(cohort: Path, stop_at: int = 1_000, **more) -> Interrupted:
+    """A training of a small network, in this process, with every augmentation."""
+    table = read_folds(cohort / "folds.tsv")
+    settings = ClassifierSettings(
+        **{
+            "mpp": 8.0, "fold": 0, "epochs": 1, "batch": 2, "learning_rate": 1e-4, "weight_decay": 0.0, "seed": 0,
+            "canvas": 52, "classes": sorted(table["label"].unique()), "network": "resnet10", "width": 8,
+            "shift": 0.1, "stain": 0.2, "brightness": 0.1, "contrast": 0.1,
+        } | more
+    )  # fmt: skip
+    parts = roles(table, 0)
+    training, validation = (
+        settings.canvases(parts[role], cohort / "pyramids", Mesh()) for role in ("training", "validation")
+    )
+    found = Interrupted(settings, training, validation, Mesh(), None)
+    found.stop_at = stop_at
+    return found
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "training.json").read_text())
+
+
 def test_a_long_epoch_is_gone_on_with_in_its_middle(small_cohort, tmp_path, monkeypatch):
     monkeypatch.setattr("gigapipe.training.loop.CHECKPOINT_EVERY", 0.0)
-    table = read_folds(small_cohort / "folds.tsv")
-    settings = ClassifierSettings(
-        mpp=8.0, fold=0, epochs=1, batch=2, learning_rate=1e-4, weight_decay=0.0, seed=0, canvas=52,
-        classes=sorted(table["label"].unique()),
-    )  # fmt: skip
-
-    class Interrupted(Classification):
-        stop_at = 1_000
-
-        def backward(self, indices, symmetries):
-            if self.stop_at == 0:
-                raise KeyboardInterrupt
-            self.stop_at -= 1
-            return super().backward(indices, symmetries)
-
-    def task(stop_at: int) -> Classification:
-        parts = roles(table, 0)
-        training, validation = (
-            settings.canvases(parts[role], small_cohort / "pyramids", Mesh()) for role in ("training", "validation")
-        )
-        found = Interrupted(settings, training, validation, Mesh(), None)
-        found.stop_at = stop_at
-        return found
-
-    train(task(1_000), tmp_path / "a/model.pt")
+    train(in_process(small_cohort), tmp_path / "a/model.pt")
     with pytest.raises(KeyboardInterrupt):
-        train(task(1), tmp_path / "b/model.pt")
+        train(in_process(small_cohort, stop_at=1), tmp_path / "b/model.pt")
     assert [path.name for path in (tmp_path / "b/checkpoints").iterdir()] == ["00000001.pt"]
-    resumed = task(1_000)
+    resumed = in_process(small_cohort)
     train(resumed, tmp_path / "b/model.pt")
     assert 1_000 - resumed.stop_at == resumed.slides // 2 - 1
     whole, resumed = weights(tmp_path / "a/model.pt"), weights(tmp_path / "b/model.pt")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_plateau_returns_to_the_best_and_is_gone_on_with_after_a_kill(small_cohort, tmp_path):
+    # So fast that validation soon gets worse.
+    more = {"schedule": "plateau", "patience": 1, "epochs": 40, "learning_rate": 0.03, "norm": "none"}
+    train(in_process(small_cohort, **more), tmp_path / "a/model.pt")
+    whole = record(tmp_path / "a")
+    losses = [epoch["validation_loss"] for epoch in whole["history"]]
+    assert whole["best_epoch"] == losses.index(min(losses)) + 1
+    assert len(losses) < 40 and losses[-1] > min(losses)
+
+    batches = whole["training_slides"] // 2
+    with pytest.raises(KeyboardInterrupt):
+        train(in_process(small_cohort, stop_at=batches * (len(losses) - 1), **more), tmp_path / "b/model.pt")
+    train(in_process(small_cohort, **more), tmp_path / "b/model.pt")
+    assert record(tmp_path / "b")["history"] == whole["history"]
+    whole, resumed = weights(tmp_path / "a/model.pt"), weights(tmp_path / "b/model.pt")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_training_ends_when_validation_gets_no_better(small_cohort, tmp_path):
+    still = {"learning_rate": 0.0, "norm": "none", "epochs": 30, "patience": 2}  # nothing is learnt: never better
+    train(in_process(small_cohort, **still), tmp_path / "cosine/model.pt")
+    train(in_process(small_cohort, schedule="plateau", **still), tmp_path / "plateau/model.pt")
+    assert len(record(tmp_path / "cosine")["history"]) == 1 + 2
+    assert len(record(tmp_path / "plateau")["history"]) == 1 + 4 * 2  # three falls, and no fourth
+    with pytest.raises(InputError, match="needs patience"):
+        train(in_process(small_cohort, schedule="plateau"), tmp_path / "none/model.pt")
+
+
+def test_accumulated_batches_make_the_step_of_one_batch(small_cohort, tmp_path):
+    def trained(folder: str, **more) -> dict[str, torch.Tensor]:
+        train(in_process(small_cohort, norm="group", learning_rate=1e-3, **more), tmp_path / folder / "model.pt")
+        return weights(tmp_path / folder / "model.pt")
+
+    at_once, added_up, half = (
+        trained(f"{batch}-{times}", batch=batch, accumulate=times) for batch, times in ((4, 1), (2, 2), (2, 1))
+    )
+    assert record(tmp_path / "2-2")["slides_per_step"] == 4
+    assert distance(added_up, at_once) < 0.02 * distance(half, at_once)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return sum((a[name] - b[name]).double().square().sum() for name in a).sqrt().item()
+
+
+def test_slides_look_alike_on_every_mesh(small_cohort, tmp_path):
+    network = ("--network", "resnet10", "--width", 8, "--norm", "group", "--pool", "attention", "--accumulate", 2)
+    looks = ("--shift", 0.1, "--stain", 0.2, "--brightness", 0.1, "--contrast", 0.2, "--class-weights", "balanced")
+    found = {}
+    for name, mesh, more in (
+        ("one", (1, 1, 1), looks), ("space", (1, 2, 1), looks), ("data", (2, 1, 1), looks), ("plain", (1, 1, 1), ())
+    ):  # fmt: skip
+        arguments = training(small_cohort, tmp_path / name / "model.pt", mesh, 2, more=(*network, *more))
+        gigapipe(*arguments, ranks=mesh[0] * mesh[1] * mesh[2])
+        found[name] = weights(tmp_path / name / "model.pt")
+    print({name: distance(found[name], found["one"]) for name in found})
+    for mesh in ("space", "data"):
+        assert distance(found[mesh], found["one"]) < 0.05 * distance(found["plain"], found["one"])
+
+
+def test_a_training_begins_with_a_coarser_model_of_its_fold(small_cohort, tmp_path):
+    train(in_process(small_cohort), tmp_path / "coarse/model.pt")
+    coarse = str(tmp_path / "coarse/model.pt")
+    train(in_process(small_cohort, start=coarse, learning_rate=0.0, canvas=60), tmp_path / "fine/model.pt")
+    assert record(tmp_path / "coarse")["started_from"] is None
+    assert record(tmp_path / "fine")["started_from"] == {"mpp": 8.0, "fold": 0}
+    before, after = weights(tmp_path / "coarse/model.pt"), weights(tmp_path / "fine/model.pt")
+    trained = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(before[name], after[name]) for name in trained)
+    for strange, message in (({"pool": "max"}, "its pool is average, not max"), ({"fold": 1}, "its fold is 0, not 1")):
+        with pytest.raises(InputError, match=message):
+            in_process(small_cohort, start=coarse, **strange)
+
+
+def test_balanced_classes_weigh_the_same():
+    labels = torch.tensor([0, 0, 0, 0, 1, 0])
+    found = balance(labels, 2)[labels]
+    assert found[labels == 0].sum() == pytest.approx(found[labels == 1].sum()) == pytest.approx(3)
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(small_cohort, tmp_path):

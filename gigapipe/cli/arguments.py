@@ -61,3 +61,10 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
+
+
+def share(text: str) -> float:
+    """An argument from 0 to less than 1."""
+    if not 0 <= float(text) < 1:
+        raise ValueError
+    return float(text)

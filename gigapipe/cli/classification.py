@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import written_aside
-from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.arguments import Verbs, positive, share, verb
 from gigapipe.cli.distributed import launching, learning_arguments, ranks_arguments, slides_of, training_settings
 from gigapipe.training.stopping import Stop
 
@@ -22,7 +22,14 @@ def add_train(verbs: Verbs) -> None:
     ranks_arguments(sub)
     learning_arguments(sub, batch=4)
     sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
-    sub.add_argument("--network", choices=["resnet18", "resnet34", "resnet50"], default="resnet18")
+    sub.add_argument("--network", choices=["resnet10", "resnet18", "resnet34", "resnet50"], default="resnet18")
+    sub.add_argument("--width", type=positive, default=64, help="channels after the network's stem")
+    sub.add_argument(
+        "--pool",
+        choices=["average", "max", "attention"],
+        default="average",
+        help="what makes one value a channel of all positions: their mean, largest, or mean by learnt weights",
+    )
     sub.add_argument(
         "--norm",
         choices=["batch", "frozen", "group", "none"],
@@ -30,6 +37,18 @@ def add_train(verbs: Verbs) -> None:
         help="what normalises: BatchNorm over all ranks, the same with the statistics of --weights, GroupNorm, nothing",
     )
     sub.add_argument("--weights", metavar="FILE", help="checkpoint of torchvision's network to begin with")
+    sub.add_argument(
+        "--start", metavar="FILE", help="model of a coarser resolution, of the same network and fold, to begin with"
+    )
+    sub.add_argument(
+        "--class-weights",
+        choices=["none", "balanced"],
+        default="none",
+        help="balanced: the classes weigh the same in the loss, however many slides each has",
+    )
+    sub.add_argument(
+        "--shift", type=share, default=0.0, help="by what share of its side the canvas may lie elsewhere on the slide"
+    )
     sub.add_argument(
         "--background", choices=["keep", "white"], default="keep", help="white: glass becomes white, and costs less"
     )
@@ -53,8 +72,13 @@ def train(args: argparse.Namespace) -> None:
             classes=sorted(table["label"].unique()),
             network=args.network,
             norm=args.norm,
+            pool=args.pool,
+            width=args.width,
+            class_weights=args.class_weights,
             background=args.background,
             weights=args.weights,
+            start=args.start,
+            shift=args.shift,
         )
         training, validation = (
             settings.canvases(parts[role], args.pyramids, mesh, args.stage) for role in ("training", "validation")

@@ -4,7 +4,7 @@ import argparse
 from datetime import timedelta
 from pathlib import Path
 
-from gigapipe.cli.arguments import folder_of_variables, minutes, positive, size_in_bytes
+from gigapipe.cli.arguments import folder_of_variables, minutes, positive, share, size_in_bytes
 from gigapipe.training.stopping import UNFINISHED
 
 
@@ -82,8 +82,28 @@ def learning_arguments(sub: argparse.ArgumentParser, batch: int) -> None:
     sub.add_argument("--learning-rate", type=float, default=3e-4, help="AdamW's, after warm-up; it falls as a cosine")
     sub.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's")
     sub.add_argument(
-        "--seed", type=int, default=0, help="of the first weights, the order of slides and their symmetries"
+        "--schedule",
+        choices=["cosine", "plateau"],
+        default="cosine",
+        help="of the learning rate, after warm-up: a half cosine, or it falls, back to the best weights, where "
+        "validation gets no better for --patience epochs",
     )
+    sub.add_argument(
+        "--patience", type=positive, metavar="EPOCHS", help="end when validation gets no better for so long"
+    )
+    sub.add_argument(
+        "--accumulate", type=positive, default=1, help="batches whose gradients are added up before a step"
+    )
+    sub.add_argument(
+        "--symmetries",
+        choices=["all", "none"],
+        default="all",
+        help="how slides are flipped and turned, drawn for each slide and epoch",
+    )
+    sub.add_argument("--stain", type=share, default=0.0, help="by what share stains may be stronger or weaker")
+    sub.add_argument("--brightness", type=share, default=0.0, help="by what share slides may be darker or lighter")
+    sub.add_argument("--contrast", type=share, default=0.0, help="how far contrast may differ: an exponent of 1 + this")
+    sub.add_argument("--seed", type=int, default=0, help="of the first weights, the order of slides and how they look")
     sub.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],
@@ -103,5 +123,8 @@ def learning_arguments(sub: argparse.ArgumentParser, batch: int) -> None:
 
 def training_settings(args: argparse.Namespace) -> dict:
     """The same, as keywords of the settings."""
-    names = ("mpp", "fold", "epochs", "batch", "learning_rate", "weight_decay", "seed", "precision")
+    names = (
+        "mpp", "fold", "epochs", "batch", "learning_rate", "weight_decay", "seed", "precision",
+        "schedule", "patience", "accumulate", "symmetries", "stain", "brightness", "contrast",
+    )  # fmt: skip
     return {name: getattr(args, name) for name in names}

@@ -65,6 +65,20 @@ def arm(mesh: list[int], streamed: bool) -> str:
     return " + ".join(name for name in used if used[name]) or "whole"
 
 
+def network(settings: dict) -> str:
+    """A network's name, and in what it differs from the one that was published under it."""
+    width = f", width {settings['width']}" if settings["width"] != 64 else ""
+    pool = f", {settings['pool']} pool" if settings["pool"] != "average" else ""
+    return settings["network"] + width + pool
+
+
+def start(settings: dict, started_from: dict | None) -> str:
+    """What a training began with."""
+    if started_from:
+        return f"{started_from['mpp']:g} µm/px"
+    return "given weights" if settings["weights"] else "random"
+
+
 def _read_predictions(path: Path) -> pd.DataFrame:
     names = dict.fromkeys(["slide", "patient", "site", "label", "part", "split"], str)  # which may look like numbers
     try:
@@ -91,9 +105,9 @@ def _read_training(path: Path) -> dict:
             "mesh": " × ".join(map(str, mesh)),
             "ranks": int(np.prod(mesh)),
             "memory": record["memory"] or 0,
-            "network": settings["network"],
-            "start": "given weights" if settings["weights"] else "random",
-            "seconds_per_slide": record["seconds_per_step"] / settings["batch"],
+            "network": network(settings),
+            "start": start(settings, record["started_from"]),
+            "seconds_per_slide": record["seconds_per_step"] / record["slides_per_step"],
         }
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"training {path}: cannot be read ({error!r}); make it with `gigapipe train`") from None

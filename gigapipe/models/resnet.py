@@ -39,10 +39,37 @@ class Gain(nn.Module):
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "frozen": FrozenBatchNorm2d,
-    "group": functools.partial(nn.GroupNorm, 32),
+    "group": lambda channels: nn.GroupNorm(min(32, channels), channels),
     "none": nn.Identity,
 }
 """From a number of channels to a layer. `none`: biases instead, and branches that begin as zero (`Gain`)."""
+
+
+class AttentionPool2d(nn.Module):
+    """The mean over all positions, weighted by a softmax of what two 1 × 1 convolutions make of each: (…, 1, 1).
+
+    Attention-based pooling of Ilse et al., ICML 2018, arXiv:1802.04712, equation 8. Their tanh bounds the scores, so
+    that the softmax needs no maximum over the image: it is one sum, which ranks share and streaming goes through once.
+    """
+
+    def __init__(self, channels: int, hidden: int = 64):
+        super().__init__()
+        self.project = nn.Conv2d(channels, hidden, 1)
+        self.score = nn.Conv2d(hidden, 1, 1, bias=False)  # a softmax would not see a bias
+
+    def forward(self, x):
+        x = x.float() if x.dtype == torch.bfloat16 else x  # counts of positions, and exponentials
+        weight = self.score(torch.tanh(self.project(x))).to(x.dtype).exp()
+        total = torch.cat([x * weight, weight], 1).sum((2, 3), keepdim=True)
+        return total[:, :-1] / total[:, -1:]
+
+
+POOLS: dict[str, Callable[[int], nn.Module]] = {
+    "average": lambda channels: nn.AdaptiveAvgPool2d(1),
+    "max": lambda channels: nn.AdaptiveMaxPool2d(1),
+    "attention": AttentionPool2d,
+}
+"""From a number of channels to what makes one value a channel of a feature map."""
 
 
 class BasicBlock(nn.Module):
@@ -101,28 +128,41 @@ def _projection(inputs: int, outputs: int, stride: int, norm: str) -> nn.Module 
 
 
 class ResNet(nn.Module):
-    """RGB images (batch, 3, rows, columns) of any size to logits (batch, classes), by global average pooling."""
+    """RGB images (batch, 3, rows, columns) of any size to logits (batch, classes), by a pool over all positions.
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: tuple[int, ...], classes: int, norm: str):
+    `width` is the number of channels after the stem, 64 in the networks that were published.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        blocks: tuple[int, ...],
+        classes: int = 1000,
+        norm: str = "batch",
+        pool: str = "average",
+        width: int = 64,
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=norm == "none")
-        self.bn1 = NORMS[norm](64)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=norm == "none")
+        self.bn1 = NORMS[norm](width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        inputs = 64
-        for i, (count, channels) in enumerate(zip(blocks, (64, 128, 256, 512), strict=True)):
+        inputs = width
+        for i, count in enumerate(blocks):
             layer = []
             for j in range(count):
-                layer.append(block(inputs, channels, 2 if i and j == 0 else 1, norm))
-                inputs = channels * block.expansion
+                layer.append(block(inputs, width << i, 2 if i and j == 0 else 1, norm))
+                inputs = (width << i) * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*layer))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = POOLS[pool](inputs)  # torchvision's name, whatever the pool
         self.fc = nn.Linear(inputs, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if pool == "attention":
+            nn.init.zeros_(self.avgpool.score.weight)  # begins as the average
 
     def forward(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -130,13 +170,12 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def resnet18(classes: int = 1000, norm: str = "batch") -> ResNet:
-    return ResNet(BasicBlock, (2, 2, 2, 2), classes, norm)
+RESNETS: dict[str, Callable[..., ResNet]] = {
+    "resnet10": functools.partial(ResNet, BasicBlock, (1, 1, 1, 1)),
+    "resnet18": functools.partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": functools.partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+}
+"""From `ResNet`'s other arguments to a network; `resnet10`, half of the 18, is none of torchvision's."""
 
-
-def resnet34(classes: int = 1000, norm: str = "batch") -> ResNet:
-    return ResNet(BasicBlock, (3, 4, 6, 3), classes, norm)
-
-
-def resnet50(classes: int = 1000, norm: str = "batch") -> ResNet:
-    return ResNet(Bottleneck, (3, 4, 6, 3), classes, norm)
+resnet18, resnet34, resnet50 = (RESNETS[name] for name in ("resnet18", "resnet34", "resnet50"))

@@ -23,18 +23,20 @@ def read_canvas(
     rows: tuple[int, int] | None = None,
     columns: tuple[int, int] | None = None,
     masked: bool = False,
+    shift: tuple[int, int] = (0, 0),
     stage: Path | None = None,
 ) -> np.ndarray:
     """Pixels (channel, row, column), uint8, of the canvas's `rows` × `columns` (half-open; by default all of it).
 
     Only the chunks that this rectangle touches are read, as `read_pixels` does. `masked`: glass, which is never quite
-    white, becomes white.
+    white, becomes white. `shift`: rows and columns by which the canvas is moved over the slide.
     """
     array = pyramid.array(mpp)
     inside, outside, shape = [], [], []
-    for start, (first, last), length in zip(
-        corner(pyramid, mpp, size), (rows or (0, size), columns or (0, size)), array.shape[1:], strict=True
+    for start, by, (first, last), length in zip(
+        corner(pyramid, mpp, size), shift, (rows or (0, size), columns or (0, size)), array.shape[1:], strict=True
     ):
+        start += by
         begin, end = (min(max(start + edge, 0), length) for edge in (first, last))
         inside.append(slice(begin, end))
         outside.append(slice(begin - start - first, end - start - first))

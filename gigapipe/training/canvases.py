@@ -1,4 +1,4 @@
-"""Canvases as a rank sees them: its rectangle of each slide, read from the pyramid, flipped and turned alike on all."""
+"""Canvases as a rank sees them: its rectangle of each slide, read from the pyramid, and looking alike on all."""
 
 import functools
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.canvas import read_canvas
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Interval, Rectangle
+from gigapipe.training.augmentation import AS_IT_IS, Look
 from gigapipe.training.streaming import Image, Streaming
 
 Read = Callable[[Rectangle], np.ndarray]
@@ -55,20 +56,23 @@ class Canvases:
         return [self.slides, self.labels.tolist(), [pyramid.source["md5"] for pyramid in self.pyramids]]
 
     def batch(
-        self, indices: list[int], symmetries: list[int] | None = None, streaming: Streaming | None = None
+        self, indices: list[int], looks: list[Look] | None = None, streaming: Streaming | None = None
     ) -> tuple[Image, torch.Tensor]:
         """Images (batch, 3, size, size), of which this rank reads only what it owns, and labels (batch,).
 
-        `symmetries` picks one of the square's eight symmetries for each. Streamed images are read when they are used.
+        `looks` has one for each slide; without them they look as they are. Streamed images are read when they are used.
         """
         size = self.size, self.size
+        looks = looks or [AS_IT_IS] * len(indices)
         readers = []
-        for i, symmetry in zip(indices, symmetries or [0] * len(indices), strict=True):
-            read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, **self.reading)
-            readers.append(under_symmetry(read, size, symmetry)[0])
+        for i, look in zip(indices, looks, strict=True):
+            shift = tuple(round(part * self.size) for part in look.shift)
+            read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, shift=shift, **self.reading)
+            readers.append(under_symmetry(read, size, look.symmetry)[0])
 
         def read(rectangle: Rectangle) -> torch.Tensor:
-            return darkness(np.stack([reader(rectangle) for reader in readers]))
+            images = darkness(np.stack([reader(rectangle) for reader in readers]))
+            return in_colours(images, looks)
 
         streaming = streaming or Streaming(None, self.mesh)
         return streaming.image(read, (len(indices), 3, *size)), self.labels[indices]
@@ -85,6 +89,14 @@ def darkness(pixels: np.ndarray) -> torch.Tensor:
     """
     # In bytes as far as that goes: a large tile costs as much to bring about as to convolve.
     return (255 - torch.from_numpy(pixels)).contiguous(memory_format=torch.channels_last).div(255)
+
+
+def in_colours(images: torch.Tensor, looks: list[Look]) -> torch.Tensor:
+    """Images (batch, 3, rows, columns), float32 darkness, each in the colours of its look; in place."""
+    for image, look in zip(images.split(1), looks, strict=True):
+        if (coloured := look.colour(image)) is not image:
+            image.copy_(coloured)
+    return images
 
 
 def under_symmetry(read: Read, size: tuple[int, int], symmetry: int) -> tuple[Read, tuple[int, int]]:

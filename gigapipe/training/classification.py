@@ -13,7 +13,7 @@ from gigapipe.errors import InputError
 from gigapipe.models import RESNETS
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.canvases import Canvases
-from gigapipe.training.loop import Settings
+from gigapipe.training.loop import Settings, read_model
 from gigapipe.training.streaming import Streaming
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,7 +21,11 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings(Settings):
-    """A ResNet (`network`, see models) on canvases of `canvas` px a side; what `background` is, `Canvases` says."""
+    """A ResNet (`network`, `norm`, `pool` and `width`: see models) on canvases of `canvas` px a side.
+
+    What `background` is, `Canvases` says. `class_weights` balanced: both classes weigh the same in the loss, however
+    many slides each has.
+    """
 
     task = "classes"
 
@@ -29,11 +33,16 @@ class ClassifierSettings(Settings):
     classes: list[str]
     network: str = "resnet18"
     norm: str = "batch"
+    pool: str = "average"
+    width: int = 64
+    class_weights: str = "none"
     background: str = "keep"
     weights: str | None = None  # a checkpoint of torchvision's to begin with
+    start: str | None = None  # the model of a coarser resolution to begin with
 
     def model(self) -> nn.Module:
-        return RESNETS[self.network](len(self.classes), self.norm).to(memory_format=torch.channels_last)
+        network = RESNETS[self.network](len(self.classes), self.norm, self.pool, self.width)
+        return network.to(memory_format=torch.channels_last)
 
     def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
         return Canvases(table, pyramids, self.mpp, self.canvas, self.classes, mesh, self.background, stage)
@@ -54,21 +63,33 @@ class Classification:
         self.slides = len(training)
         torch.manual_seed(settings.seed)
         self.model = settings.model()
+        self.started_from = None
         if settings.weights:
             load_torchvision(self.model, Path(settings.weights))
+        if settings.start:
+            self.started_from = load_coarser(self.model, Path(settings.start), settings)
         decompose(self.model.to(mesh.device), mesh)
+        self.class_weights = (
+            balance(training.labels, len(settings.classes)).to(mesh.device)
+            if settings.class_weights == "balanced"
+            else None
+        )
         self.streaming = Streaming(memory, mesh, self.model)
 
     def identity(self) -> list:
-        weights = Path(self.settings.weights).read_bytes() if self.settings.weights else b""
-        return [self.training.identity(), self.validation.identity(), hashlib.sha256(weights).hexdigest()]
+        begun_with = [
+            hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (self.settings.weights, self.settings.start) if p
+        ]
+        return [self.training.identity(), self.validation.identity(), begun_with]
 
-    def backward(self, indices: list[int], symmetries: list[int]) -> float:
+    def backward(self, indices: list[int], epoch: int) -> float:
         self._prepare(len(indices))
-        images, labels = self.training.batch(indices, symmetries, self.streaming)
+        looks = [self.settings.look(epoch, self.training.slides[i]) for i in indices]
+        images, labels = self.training.batch(indices, looks, self.streaming)
         with self.settings.autocast():
             logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels.to(logits.device))
+        # Not divided by the weights of the batch, of which ranks have parts: a batch of one would be weighed by 1.
+        loss = F.cross_entropy(logits.float(), labels.to(logits.device), self.class_weights, reduction="none").mean()
         loss.backward()
         self.streaming.done()
         return loss.item()
@@ -76,7 +97,8 @@ class Classification:
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         self._measure_statistics(batches)
         probabilities = predict(self.model, self.settings, self.validation, self.streaming)
-        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), self.validation.labels).item()
+        weights = self.class_weights.double() if self.class_weights is not None else None
+        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), self.validation.labels, weights).item()
         return {"loss": loss, "accuracy": (probabilities.argmax(1) == self.validation.labels).double().mean().item()}
 
     @torch.no_grad()
@@ -124,6 +146,29 @@ def predict(model: nn.Module, settings: ClassifierSettings, canvases: Canvases, 
         # The ranks of one image have found the same: their sum must count it once.
         found[index] = F.softmax(logits.double(), dim=1)[0] / mesh.image_ranks
     return mesh.everyone.sum_(found)
+
+
+def balance(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Weights (classes,), float32, by which all classes of `labels` together weigh the same; their mean slide 1."""
+    counts = torch.bincount(labels, minlength=classes)
+    return len(labels) / (classes * counts.clamp_min(1)).float()
+
+
+def load_coarser(model: nn.Module, path: Path, settings: ClassifierSettings) -> dict:
+    """Take all weights of the model that `gigapipe train` wrote for a coarser resolution; its mpp and fold.
+
+    Raises InputError if it is no model, of another network or other classes, or has seen slides that are held out now:
+    those of another fold, or of folds divided by another seed.
+    """
+    weights, theirs = read_model(path, ClassifierSettings)
+    for name in ("network", "norm", "pool", "width", "classes", "seed", "fold"):
+        if getattr(theirs, name) != getattr(settings, name):
+            raise InputError(
+                f"start {path}: its {name} is {getattr(theirs, name)}, not {getattr(settings, name)}; "
+                "give the model of the same network and fold at a coarser resolution"
+            )
+    model.load_state_dict(weights)
+    return {"mpp": theirs.mpp, "fold": theirs.fold}
 
 
 def load_torchvision(model: nn.Module, path: Path) -> None:

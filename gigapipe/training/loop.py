@@ -21,10 +21,15 @@ from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, decompose
+from gigapipe.training.augmentation import Augmentation, Look
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.cost import Meter
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.streaming import Streaming
+
+FALLS = 3
+"""How often schedule `plateau` lowers the learning rate, and to what share of it."""
+FALLS_TO = 0.3
 
 CHECKPOINT_EVERY = 300.0
 """Seconds after which the state is written within an epoch, too."""
@@ -45,6 +50,19 @@ class Settings(ABC):
     weight_decay: float
     seed: int
     precision: str = "float32"  # of activations; "bfloat16" by autocast, the weights stay float32
+    accumulate: int = 1  # batches whose gradients make one step
+    schedule: str = "cosine"  # of the learning rate: see _schedule
+    patience: int | None = None  # epochs without a better validation that are one too many
+    symmetries: str = "all"  # how slides may look: see Augmentation
+    shift: float = 0.0
+    stain: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def look(self, epoch: int, slide: str) -> Look:
+        """How a slide looks in an epoch of training."""
+        looks = Augmentation(self.symmetries, self.shift, self.stain, self.brightness, self.contrast)
+        return looks.look(self.seed, epoch, slide)
 
     def autocast(self) -> torch.autocast:
         device = "cuda" if torch.cuda.is_available() else "cpu"  # as `device_of` chooses
@@ -65,12 +83,14 @@ class Task(Protocol):
     streaming: Streaming
     slides: int
     """To train on."""
+    started_from: dict | None
+    """The `mpp` and `fold` of the coarser model that it began with."""
 
     def identity(self) -> list:
         """What says, in JSON, which slides there are to train on and to validate on."""
 
-    def backward(self, indices: list[int], symmetries: list[int]) -> float:
-        """Add the gradient of the mean loss over this data rank's slides; its value."""
+    def backward(self, indices: list[int], epoch: int) -> float:
+        """Add the gradient of the mean loss over this data rank's slides, as they look in this epoch; its value."""
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         """`loss` on the slides to validate on, and other figures; `batches` are those of the epoch that has ended."""
@@ -78,6 +98,9 @@ class Task(Protocol):
 
 def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> None:
     """Train, and write `output` (weights of the best epoch in validation) and `training.json` beside it.
+
+    After `patience` epochs without a better validation it ends; with schedule `plateau` it first returns to the best
+    weights at a lower learning rate, and the optimiser starts anew, `FALLS` times.
 
     After every epoch, within long ones, and when it is to `stop`, the state is written into the folder `checkpoints`
     beside `output`, where the last `keep` stay; a run that finds one made with the same settings and slides goes on
@@ -89,8 +112,11 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     settings, mesh, model = task.settings, task.mesh, task.model
     if settings.batch % mesh.data:
         raise InputError(f"batch: {settings.batch} slides do not divide over {mesh.data} data ranks; give a multiple")
-    if task.slides < settings.batch:
-        raise InputError(f"fold {settings.fold}: {task.slides} training slides do not fill a batch of {settings.batch}")
+    together = settings.batch * settings.accumulate
+    if task.slides < together:
+        raise InputError(f"fold {settings.fold}: {task.slides} training slides do not fill a batch of {together}")
+    if settings.schedule == "plateau" and not settings.patience:
+        raise InputError("schedule plateau: needs patience, the epochs after which the learning rate falls")
     speak = mesh.rank == 0
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -101,7 +127,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     shape = [mesh.data, mesh.rows, mesh.columns]
     cost = {"mesh": shape, "memory": task.streaming.memory, "seconds": [], "spent": [], "peak_memory_mb": 0.0}
     state = {"epoch": 0, "step": 0, "losses": [], "history": [], "best": {"loss": math.inf}, **cost}
-    steps = task.slides // settings.batch
+    state |= {"since": 0, "falls": 0, "ended": False}  # `since`: the epoch from which patience counts
+    steps = task.slides // together
     if (found := _newest(checkpoints, identity, mesh)) is not None:
         saved = checkpoints.load(found)
         if mesh.everyone.sum_(torch.tensor(float(saved is None))):
@@ -112,7 +139,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         as_before = all(state[key] == cost[key] for key in ("mesh", "memory"))
-        if not as_before and found < settings.epochs * steps:
+        if not as_before and found < settings.epochs * steps and not state["ended"]:
             state |= cost  # another mesh, another cost
         del saved  # its weights are in the model now
         if speak:
@@ -129,19 +156,25 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     meter = Meter(mesh)
     longest = {"step": 0.0, "validation": 0.0}  # seconds, in this process
     for epoch in range(state["epoch"], settings.epochs):
+        if state["ended"]:
+            break
         model.train()
         first, saved_at = state["step"], time.perf_counter()
         batches = itertools.islice(_batches(task, epoch), first, None)
+        highest = settings.learning_rate * FALLS_TO ** state["falls"]
         if speak:
             batches = Progress(batches, what=f"epoch {epoch + 1}/{settings.epochs}", unit="steps", total=steps - first)
-        for step, (indices, symmetries) in enumerate(batches, start=first):
+        for step, parts in enumerate(batches, start=first):
             begun = time.perf_counter()
             mesh.stage = f"step {step + 1} of {steps} of epoch {epoch + 1}"
             meter.start()
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _schedule((epoch * steps + step) / (settings.epochs * steps))
+                progress = (epoch * steps + step) / (settings.epochs * steps)
+                group["lr"] = highest * _schedule(settings.schedule, progress)
             optimizer.zero_grad()
-            loss = task.backward(indices, symmetries)
+            loss = sum(task.backward(indices, epoch) for indices in parts) / len(parts)
+            if len(parts) > 1:
+                torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], len(parts))
             loss = mesh.everyone.sum_(torch.tensor(loss, dtype=torch.float64)).item() / mesh.size
             _refuse_divergence(loss, epoch)
             optimizer.step()
@@ -159,7 +192,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
 
         begun = time.perf_counter()
         mesh.stage = f"validation after epoch {epoch + 1}"
-        found = task.validate(indices for indices, _ in _batches(task, epoch))
+        found = task.validate(itertools.chain.from_iterable(_batches(task, epoch)))
         longest["validation"] = max(longest["validation"], time.perf_counter() - begun)
         _refuse_divergence(found["loss"], epoch)
         training_loss = statistics.fmean(state["losses"])
@@ -170,10 +203,18 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         if found["loss"] < state["best"]["loss"]:
             weights = {name: value.clone() for name, value in model.state_dict().items()}
             state["best"] = {"loss": found["loss"], "epoch": epoch + 1, "model": weights}
+            state["since"] = epoch + 1
+        elif settings.patience and epoch + 1 - state["since"] >= settings.patience:
+            state["ended"] = settings.schedule != "plateau" or state["falls"] == FALLS
+            if not state["ended"]:
+                state |= {"since": epoch + 1, "falls": state["falls"] + 1}
+                model.load_state_dict(state["best"]["model"])
+                optimizer.state.clear()
         if speak:
             print("  ".join(f"{k} {v:.4g}" for k, v in state["history"][-1].items()), file=sys.stderr, flush=True)
             save()
-        if epoch + 1 < settings.epochs and (stopping := _agreed(stop, longest["step"], mesh)):
+        more = epoch + 1 < settings.epochs and not state["ended"]
+        if more and (stopping := _agreed(stop, longest["step"], mesh)):
             raise _unfinished(f"after epoch {epoch + 1}, for {stopping}", mesh)
 
     if speak:
@@ -189,12 +230,14 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
             "memory": task.streaming.memory,
             "streamed": task.streaming.tiled,
             "seconds_per_step": seconds,
-            "images_per_second": settings.batch / seconds,
+            "images_per_second": together / seconds,
             "sent_bytes_per_step": sent,
             "joules_per_step": None if math.isnan(joules) else joules,
             "peak_memory_per_rank_mb": state["peak_memory_mb"],
             "parameters": sum(p.numel() for p in model.parameters()),
             "training_slides": task.slides,
+            "slides_per_step": together,
+            "started_from": task.started_from,
             "history": state["history"],
         }
         with written_aside(Path(output).with_name("training.json")) as partial:
@@ -205,8 +248,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
 S = TypeVar("S", bound=Settings)
 
 
-def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
-    """The network that `train` wrote, decomposed over `mesh`, and its settings.
+def read_model(path: Path, kind: type[S]) -> tuple[dict[str, torch.Tensor], S]:
+    """The weights that `train` wrote, and their settings.
 
     Raises InputError if there is no model, or it has learnt something else.
     """
@@ -218,30 +261,39 @@ def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
         raise InputError(f"model {path}: is torn, or no model; make it again with `gigapipe train`") from None
     if not isinstance(saved, dict) or saved.get("task") != kind.task:
         raise InputError(f"model {path}: has not learnt {kind.task}; give one that has")
-    settings = kind(**saved["settings"])
+    return saved["model"], kind(**saved["settings"])
+
+
+def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
+    """The network that `train` wrote, decomposed over `mesh`, and its settings. Raises InputError as `read_model`."""
+    weights, settings = read_model(path, kind)
     model = settings.model()
-    model.load_state_dict(saved["model"])
+    model.load_state_dict(weights)
     return decompose(model.to(mesh.device), mesh), settings
 
 
-def _batches(task: Task, epoch: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield (indices, symmetries) of this rank's slides, step by step; every rank draws the same plan.
+def _batches(task: Task, epoch: int) -> Iterator[list[list[int]]]:
+    """Yield, step by step, this rank's slides of each batch that is accumulated; every rank draws the same plan.
 
-    Slides that do not fill a last batch wait for another epoch.
+    Slides that do not fill a last step wait for another epoch.
     """
-    settings, slides, mesh = task.settings, task.slides, task.mesh
-    rng = np.random.default_rng([settings.seed, epoch])
-    order, symmetries = rng.permutation(slides), rng.integers(0, 8, slides)
-    share = settings.batch // mesh.data
-    for start in range(0, slides - settings.batch + 1, settings.batch):
-        mine = slice(start + mesh.data_index * share, start + (mesh.data_index + 1) * share)
-        yield order[mine].tolist(), symmetries[mine].tolist()
+    settings, mesh = task.settings, task.mesh
+    order = np.random.default_rng([settings.seed, epoch]).permutation(task.slides)
+    share, together = settings.batch // mesh.data, settings.batch * settings.accumulate
+    for start in range(0, task.slides - together + 1, together):
+        firsts = range(start + mesh.data_index * share, start + together, settings.batch)
+        yield [order[first : first + share].tolist() for first in firsts]
 
 
-def _schedule(progress: float, warmup: float = 0.1) -> float:
-    """Share of the full learning rate at `progress` (0 to 1) through training: linear warm-up, then a half cosine."""
+def _schedule(schedule: str, progress: float, warmup: float = 0.1) -> float:
+    """Share of the full learning rate at `progress` (0 to 1) through training.
+
+    Linear warm-up, then a half cosine; `plateau`: all of it, which falls as validation says.
+    """
     if progress < warmup:
         return (progress + 0.01) / (warmup + 0.01)
+    if schedule == "plateau":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 

@@ -20,7 +20,8 @@ from gigapipe.pyramids.reading import read_pixels
 from gigapipe.spatial import Mesh, decompose, gather
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
-from gigapipe.training.canvases import darkness, under_symmetry
+from gigapipe.training.augmentation import AS_IT_IS, Look
+from gigapipe.training.canvases import darkness, in_colours, under_symmetry
 from gigapipe.training.loop import Settings
 from gigapipe.training.streaming import Image, Streaming
 
@@ -67,16 +68,19 @@ class Pairs:
     def size(self, index: int) -> tuple[int, int]:
         return self.masks[index].shape
 
-    def image(self, index: int, streaming: Streaming, symmetry: int = 0) -> Image:
-        """A slide (1, 3, rows, columns), float32 darkness, under one of the square's symmetries."""
-        read, size = under_symmetry(
-            functools.partial(_of_image, self.images[index], self.stage), self.size(index), symmetry
-        )
-        return streaming.image(lambda rectangle: darkness(read(rectangle)[None]), (1, 3, *size))
+    def image(self, index: int, streaming: Streaming, look: Look = AS_IT_IS) -> Image:
+        """A slide (1, 3, rows, columns), float32 darkness; nothing of it is shifted."""
+        of_image = functools.partial(_of_image, self.images[index], self.stage)
+        read, size = under_symmetry(of_image, self.size(index), look.symmetry)
 
-    def mask(self, index: int, streaming: Streaming, beside: Image, symmetry: int = 0) -> Image:
+        def coloured(rectangle: Rectangle) -> torch.Tensor:
+            return in_colours(darkness(read(rectangle)[None]), [look])
+
+        return streaming.image(coloured, (1, 3, *size))
+
+    def mask(self, index: int, streaming: Streaming, beside: Image, look: Look = AS_IT_IS) -> Image:
         """Its mask (1, 1, rows, columns), float32, turned alike."""
-        read, size = under_symmetry(functools.partial(_of_mask, self.masks[index]), self.size(index), symmetry)
+        read, size = under_symmetry(functools.partial(_of_mask, self.masks[index]), self.size(index), look.symmetry)
 
         def as_floats(rectangle: Rectangle) -> torch.Tensor:
             return torch.from_numpy(read(rectangle)[None].astype(np.float32))
@@ -95,6 +99,8 @@ def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
 class Segmentation:
     """A `Task` (see loop.py)."""
 
+    started_from = None
+
     def __init__(self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: int | None):
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
         self.slides = len(training)
@@ -106,11 +112,12 @@ class Segmentation:
     def identity(self) -> list:
         return [self.training.identity(), self.validation.identity()]
 
-    def backward(self, indices: list[int], symmetries: list[int]) -> float:
+    def backward(self, indices: list[int], epoch: int) -> float:
         self._prepare()
         total = 0.0
-        for index, symmetry in zip(indices, symmetries, strict=True):  # of different sizes: one after another
-            loss = self._compared(self.training, index, symmetry, dice_and_cross_entropy)[0] / len(indices)
+        for index in indices:  # of different sizes: one after another
+            look = self.settings.look(epoch, self.training.slides[index])
+            loss = self._compared(self.training, index, look, dice_and_cross_entropy)[0] / len(indices)
             loss.backward()
             self.streaming.done()
             total += loss.item()
@@ -122,7 +129,7 @@ class Segmentation:
         self._prepare()
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
-            both = self._compared(self.validation, index, 0, dice_and_cross_entropy, dice)
+            both = self._compared(self.validation, index, AS_IT_IS, dice_and_cross_entropy, dice)
             found[index] = torch.stack(both) / self.mesh.image_ranks
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
@@ -135,11 +142,11 @@ class Segmentation:
         with self.settings.autocast():
             self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
 
-    def _compared(self, pairs: Pairs, index: int, symmetry: int, *measures) -> list[torch.Tensor]:
+    def _compared(self, pairs: Pairs, index: int, look: Look, *measures) -> list[torch.Tensor]:
         """Measures of the model's output and the mask of a slide."""
         with self.settings.autocast():
-            image = pairs.image(index, self.streaming, symmetry)
-            mask = pairs.mask(index, self.streaming, image, symmetry)
+            image = pairs.image(index, self.streaming, look)
+            mask = pairs.mask(index, self.streaming, image, look)
             logits = self.model(image)
             return [measure(logits, mask) for measure in measures]
 

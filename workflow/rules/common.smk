@@ -98,6 +98,14 @@ if len(RESOLUTIONS) < len(config["resolutions"]):
 if weights := config["training"].get("weights"):
     if not Path(weights).exists():
         raise WorkflowError(f"config: training.weights: no such file: {weights}")
+if config["training"]["schedule"] == "plateau" and not config["training"]["patience"]:
+    raise WorkflowError(
+        "config: training.schedule: plateau needs training.patience, the epochs after which the learning rate falls"
+    )
+if config["training"]["coarse_to_fine"] and config["training"].get("weights"):
+    raise WorkflowError(
+        "config: training: coarse_to_fine and weights are two beginnings of one network; remove one"
+    )
 for resolution in config["resolutions"]:
     if config["training"]["batch"] % resolution["mesh"][0]:
         raise WorkflowError(
@@ -186,8 +194,24 @@ COMMON = [
     "learning_rate",
     "weight_decay",
     "precision",
+    "schedule",
+    "patience",
+    "accumulate",
+    "symmetries",
+    "stain",
+    "brightness",
+    "contrast",
 ]
-CLASSIFIER = ["network", "norm", "weights", "background"]
+CLASSIFIER = [
+    "network",
+    "width",
+    "norm",
+    "pool",
+    "weights",
+    "class_weights",
+    "shift",
+    "background",
+]
 
 
 def options(section, keys):
@@ -208,6 +232,15 @@ def pyramid_options():
         f"--{flag.replace('_', '-')}" for flag in flags if config["pyramids"][flag]
     ]
     return " ".join([options("pyramids", keys), *chosen])
+
+
+def coarser_model(wildcards):
+    """The model that this training begins with: of the next coarser resolution and the same fold, if it is to."""
+    coarser = [mpp for mpp in RESOLUTIONS if float(mpp) > float(wildcards.mpp)]
+    if not config["training"]["coarse_to_fine"] or not coarser:
+        return []
+    of_coarser = dict(wildcards.items()) | {"mpp": min(coarser, key=float)}
+    return f"<results>/{NETWORK}/model.pt".format(**of_coarser)
 
 
 def for_each_model(pattern):

@@ -6,6 +6,7 @@ rule train:
         folds=f"<results>/{DIVISION}folds.tsv",
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         weights=config["training"].get("weights") or [],
+        start=coarser_model,
     output:
         # The folder checkpoints, from which a training goes on that ran out of time or was killed, lies beside these
         # and is no output: Snakemake deletes outputs before it tries again.
@@ -34,10 +35,12 @@ rule train:
         seed=seed_of,
         canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp]["canvas"],
         settings=options("training", CLASSIFIER + COMMON),
+        start=lambda wildcards, input: ["--start", input.start] if input.start else [],
     shell:
         "{resources.launcher} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"
-        " --threads {resources.cores_per_rank} --seed {params.seed} {params.settings} {resources.limits} {resources.time_limit}"
+        " --threads {resources.cores_per_rank} --seed {params.seed} {params.settings} {params.start:q} {resources.limits}"
+        " {resources.time_limit}"
         " --output {output.model} > {log} 2>&1"
 
 
