@@ -138,6 +138,16 @@ def test_seeds_and_kinds_of_folds_stand_side_by_side(project):
     assert any("--output results/2um/patient-7/fold-3/model.pt" in line for line in own)
 
 
+def test_a_finer_training_waits_for_the_coarser_one_that_it_begins_with(project):
+    finest = "results/2um/fold-1/model.pt"
+    assert plan(project, finest)["train"] == 1
+    (project / "mine.yaml").write_text("training: {coarse_to_fine: true}")
+    assert plan(project, finest, "--configfile", "mine.yaml")["train"] == 3
+    _, output = snakemake(project, "-n", "-p", finest, "--configfile", "mine.yaml")
+    started = re.findall(r"--mpp (\d+) .* --start results/(\d+)um/fold-1/model.pt ", output)
+    assert sorted(started) == [("2", "8"), ("8", "48")]
+
+
 def test_the_known_answer_is_found(demo):
     project = demo["project"]
     table = pd.read_csv(project / "results/comparison.tsv", sep="\t").set_index("mpp")
@@ -205,6 +215,8 @@ def test_the_workflow_is_lint_free(project):
             "an mpp is given twice",
         ),
         ("resolutions: [{mpp: 8, canvas: 9, mesh: [3, 1, 1]}]", "do not divide over the 3 data ranks"),
+        ("training: {stain: 2}", "training.stain: 2 is greater than or equal to the maximum of 1"),
+        ("training: {schedule: plateau}", "training.schedule: plateau needs training.patience"),
     ],
 )
 def test_a_wrong_config_is_said_in_one_line(project, setting, message):
