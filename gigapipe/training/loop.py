@@ -210,6 +210,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
                 state |= {"since": epoch + 1, "falls": state["falls"] + 1}
                 model.load_state_dict(state["best"]["model"])
                 optimizer.state.clear()
+                if speak:
+                    print(f"back to epoch {state['best']['epoch']}, at a lower learning rate", file=sys.stderr)
         if speak:
             print("  ".join(f"{k} {v:.4g}" for k, v in state["history"][-1].items()), file=sys.stderr, flush=True)
             save()
