@@ -271,7 +271,11 @@ def test_a_training_begins_with_a_coarser_model_of_its_fold(small_cohort, tmp_pa
     before, after = weights(tmp_path / "coarse/model.pt"), weights(tmp_path / "fine/model.pt")
     trained = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(before[name], after[name]) for name in trained)
-    for strange, message in (({"pool": "max"}, "its pool is average, not max"), ({"fold": 1}, "its fold is 0, not 1")):
+    for strange, message in (
+        ({"weights": coarse}, "two beginnings"),
+        ({"pool": "max"}, "its pool is average, not max"),
+        ({"fold": 1}, "its fold is 0, not 1"),
+    ):
         with pytest.raises(InputError, match=message):
             in_process(small_cohort, start=coarse, **strange)
 

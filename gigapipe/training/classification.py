@@ -59,6 +59,8 @@ class Classification:
                 f"canvas: {settings.canvas} px end as one pixel, and a batch of one pixel has no variance to normalise "
                 "by; give a batch of 2 or more"
             )
+        if settings.weights and settings.start:
+            raise InputError("weights and start are two beginnings of one network; give one")
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
         self.slides = len(training)
         torch.manual_seed(settings.seed)
@@ -69,17 +71,13 @@ class Classification:
         if settings.start:
             self.started_from = load_coarser(self.model, Path(settings.start), settings)
         decompose(self.model.to(mesh.device), mesh)
-        self.class_weights = (
-            balance(training.labels, len(settings.classes)).to(mesh.device)
-            if settings.class_weights == "balanced"
-            else None
-        )
+        balanced = settings.class_weights == "balanced"
+        self.class_weights = balance(training.labels, len(settings.classes)).to(mesh.device) if balanced else None
         self.streaming = Streaming(memory, mesh, self.model)
 
     def identity(self) -> list:
-        begun_with = [
-            hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (self.settings.weights, self.settings.start) if p
-        ]
+        files = [Path(path) for path in (self.settings.weights, self.settings.start) if path]
+        begun_with = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         return [self.training.identity(), self.validation.identity(), begun_with]
 
     def backward(self, indices: list[int], epoch: int) -> float:
