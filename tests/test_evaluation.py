@@ -139,12 +139,14 @@ def network(folder: Path, mpp: float, signal: float, seed=0, fold=0, split="site
         "canvas": 64,
         "batch": 2,
         "network": "resnet18",
+        "width": 64,
+        "pool": "average",
         "weights": None,
     }
     record = {
         "settings": settings, "mesh": mesh, "memory": None, "streamed": False, "seconds_per_step": 1.0 + fold,
         "images_per_second": 2 / (1.0 + fold), "peak_memory_per_rank_mb": 100.0 + fold, "parameters": 1234567,
-        "sent_bytes_per_step": 2e6, "joules_per_step": None, **record,
+        "sent_bytes_per_step": 2e6, "joules_per_step": None, "slides_per_step": 2, "started_from": None, **record,
     }  # fmt: skip
     (folder / "training.json").write_text(json.dumps(record))
     return folder
