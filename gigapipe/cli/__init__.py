@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import gigapipe
-from gigapipe.cli import check, classification, cohorts, gdc, plan, pyramids, segmentation, slides
+from gigapipe.cli import check, classification, cohorts, gdc, plan, pyramids, results, segmentation, slides
 from gigapipe.errors import InputError
 from gigapipe.training.stopping import UNFINISHED, Unfinished
 
@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
     top.add_argument("--version", action="version", version=gigapipe.__version__)
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    for stage in (gdc, slides, pyramids, cohorts, classification, segmentation, check, plan):
+    for stage in (gdc, slides, pyramids, cohorts, classification, segmentation, results, check, plan):
         stage.add_verbs(verbs)
     return top
 

@@ -8,9 +8,10 @@ from gigapipe.cli.arguments import folder_of_variables, minutes, positive, share
 from gigapipe.training.stopping import UNFINISHED
 
 
-def ranks_arguments(sub: argparse.ArgumentParser) -> None:
-    """The slides, and the ranks that work on them."""
-    sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
+def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
+    """The slides, those of all `folds` or others, and the ranks that work on them."""
+    if folds:
+        sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
     sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
     sub.add_argument(
         "--mesh",

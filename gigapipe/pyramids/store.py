@@ -5,6 +5,7 @@ Version 0.5, on version 3 of zarr; on request 0.4, on version 2, which is all th
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ OVERVIEW = "overview.png"
 LEFT_OUT = "left-out.txt"
 ZARR_FORMATS = {"0.5": 3, "0.4": 2}
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
+MAP_COLOURS = ("2166AC", "B2182B", "1B7837", "762A83")
 
 
 @contextlib.contextmanager
@@ -134,6 +136,41 @@ def open_array(folder: Path) -> zarr.Array:
         return zarr.open_array(folder, mode="r")
 
 
+def create_map(
+    folder: Path,
+    name: str,
+    values: np.ndarray,
+    channels: list[str],
+    mpp: float,
+    corner_um: tuple[float, float],
+    slide_mpp: tuple[float, float],
+    attributes: dict,
+) -> None:
+    """Store numbers (channel, row, column), float32, that lie on a slide at `mpp` µm, coarse perhaps, in `folder`.
+
+    `corner_um` is where the outer corner of the first pixel lies, in µm down and right of the slide's outer corner.
+    """
+    group = zarr.open_group(folder / NAME, mode="w", zarr_format=ZARR_FORMATS["0.5"])
+    array = _array(group, "0", values.shape, 512, None, fill=0, dtype="float32")
+    array[:] = values
+    most = float(np.abs(values).max())
+    window = {"min": -most, "max": most, "start": 0.0, "end": most}
+    colours = itertools.cycle(MAP_COLOURS)
+    described = [
+        {"label": label, "color": colour, "active": True, "window": window}
+        for label, colour in zip(channels, colours, strict=False)
+    ]
+    multiscale = _multiscale(name, [(mpp, mpp)], slide_mpp, ["c"], corner_um)
+    _describe(group, {"multiscales": [multiscale], "omero": {"channels": described}})
+    group.attrs["gigapipe"] = {"version": gigapipe.__version__, **attributes}
+
+
+def read_map(folder: Path) -> tuple[np.ndarray, dict]:
+    """The numbers (channel, row, column) and the attributes that `create_map` stored. FileNotFoundError without any."""
+    group = zarr.open_group(folder / NAME, mode="r")
+    return group["0"][:], dict(group.attrs["gigapipe"])
+
+
 def read_label(folder: Path, name: str) -> zarr.Array:
     """A mask that `add_label` stored. KeyError if there is none."""
     return zarr.open_group(folder / NAME, mode="r")[f"labels/{name}/0"]
@@ -154,10 +191,16 @@ def _described(group: zarr.Group) -> dict:
 
 
 def _array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], chunk: int, shard: int | None, fill: int
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunk: int,
+    shard: int | None,
+    fill: int,
+    dtype: str = "uint8",
 ) -> zarr.Array:
     channels, axes = shape[:-2], ["c", "y", "x"][-len(shape) :]
-    options = {"shape": shape, "dtype": "uint8", "fill_value": fill}
+    options = {"shape": shape, "dtype": dtype, "fill_value": fill}
     options["chunks"] = (*channels, *(chunk if shard else min(chunk, n) for n in shape[-2:]))
     if group.metadata.zarr_format == 3:
         shards = shard and (*channels, shard, shard)
@@ -169,11 +212,15 @@ def _array(
 
 
 def _multiscale(
-    name: str, resolutions: list[tuple[float, float]], slide_mpp: tuple[float, float], leading: list[str]
+    name: str,
+    resolutions: list[tuple[float, float]],
+    slide_mpp: tuple[float, float],
+    leading: list[str],
+    corner_um: tuple[float, float] = (0.0, 0.0),
 ) -> dict:
     """What the format says of arrays 0, 1, … (*leading, row, column) at these µm per row and column."""
     lead = [1.0] * len(leading)
-    # Level 0's first pixel is the origin; a coarser pixel's centre lies half the difference further in.
+    # The centre of level 0's first pixel is the origin; a coarser pixel's centre lies half the difference further in.
     datasets = [
         {
             "path": str(i),
@@ -181,7 +228,8 @@ def _multiscale(
                 {"type": "scale", "scale": [*lead, *mpp]},
                 {
                     "type": "translation",
-                    "translation": [0.0] * len(lead) + [(m - own) / 2 for m, own in zip(mpp, slide_mpp, strict=True)],
+                    "translation": [0.0] * len(lead)
+                    + [start + (m - own) / 2 for start, m, own in zip(corner_um, mpp, slide_mpp, strict=True)],
                 },
             ],
         }

@@ -1,0 +1,73 @@
+"""Maps: numbers that a network gives each place of a slide, as an image of its own that lies over the pyramid."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gigapipe.aside import folder_aside
+from gigapipe.errors import InputError
+from gigapipe.pyramids import store
+from gigapipe.pyramids.canvas import corner
+from gigapipe.pyramids.store import Pyramid
+
+NAMES = ("classes", "bias", "mpp", "stride", "canvas", "corner_um")  # what is kept beside the values
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """What each place says for each of `classes`: `values` (class, row, column), float32, without the head's `bias`.
+
+    Places are squares of `stride` pixels, of `mpp` µm, of a canvas of `canvas` px a side; place i is centred on pixel
+    i × `stride`. `corner_um` is the outer corner of that canvas, in µm down and right of the slide's.
+    """
+
+    values: np.ndarray
+    classes: list[str]
+    bias: list[float]
+    mpp: float
+    stride: int
+    canvas: int
+    corner_um: tuple[float, float]
+
+    @property
+    def place_um(self) -> float:
+        """A side of a place."""
+        return self.mpp * self.stride
+
+    @property
+    def first_um(self) -> tuple[float, float]:
+        """The outer corner of the first place: from the centre of the canvas's first pixel half a place back."""
+        return tuple(start + (self.mpp - self.place_um) / 2 for start in self.corner_um)
+
+    def evidence(self, label: str) -> np.ndarray:
+        """For `label` against the mean of the others (row, column), bias included: log-odds where there are two."""
+        values = self.values + np.array(self.bias)[:, None, None]
+        this = self.classes.index(label)
+        return values[this] - np.delete(values, this, axis=0).mean(axis=0)
+
+
+def on_slide(
+    values: np.ndarray, classes: list[str], bias: list[float], pyramid: Pyramid, mpp: float, canvas: int, stride: int
+) -> ActivationMap:
+    """The map of a canvas of `canvas` px a side at `mpp`, where that lies on the slide of `pyramid`."""
+    corner_um = tuple(first * mpp for first in corner(pyramid, mpp, canvas))
+    return ActivationMap(values, classes, bias, mpp, stride, canvas, corner_um)
+
+
+def write_map(folder: Path, found: ActivationMap, slide: str, slide_mpp: tuple[float, float]) -> None:
+    """Store a map, aside first; the folder above `folder` is made if it is missing."""
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    attributes = {name: getattr(found, name) for name in NAMES}
+    place = found.place_um, found.first_um
+    with folder_aside(folder) as partial:
+        store.create_map(partial, slide, found.values, found.classes, *place, slide_mpp, attributes)
+
+
+def read_map(folder: Path) -> ActivationMap:
+    """A stored map. InputError if there is none in `folder`."""
+    try:
+        values, attributes = store.read_map(Path(folder))
+        return ActivationMap(values, **{name: attributes[name] for name in NAMES})
+    except (FileNotFoundError, KeyError):
+        raise InputError(f"map {folder}: no map there; make it with `gigapipe map`") from None

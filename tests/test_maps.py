@@ -1,0 +1,142 @@
+"""Class activation: exact, at its place on the slide, the same on any ranks, and of the slides worth a look."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from conftest import gigapipe
+from ome_zarr_models import open_ome_zarr
+from PIL import Image
+
+from gigapipe.errors import InputError
+from gigapipe.evaluation.maps import chosen_slides, extremes
+from gigapipe.models import resnet18
+from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.build import build_pyramid
+from gigapipe.pyramids.canvas import corner
+from gigapipe.pyramids.maps import ActivationMap, read_map
+from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+from gigapipe.spatial import Mesh, Plan, decompose, gather, shard, stream
+from gigapipe.spatial.recording import Recorded
+from gigapipe.training.activation import STRIDE, Activation
+
+CANVAS = 150  # not a multiple of anything
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Some slides' pyramids, a network trained on them for an epoch, and what it predicts."""
+    folder = tmp_path_factory.mktemp("maps")
+    phantoms = cohort(seed=3, patients=6, folder=str(folder))
+    for phantom in phantoms:
+        write_slide(folder / phantom.source, render(phantom))
+        build_pyramid(folder / phantom.source, folder / "pyramids" / phantom.slide, [4.0])
+    pd.DataFrame(map(sheet_row, phantoms)).to_csv(folder / "slides.tsv", sep="\t", index=False)
+    gigapipe("folds", folder / "slides.tsv", folder, "--folds", 3, "--by", "patient")
+    common = ["--folds", folder / "folds.tsv", "--pyramids", folder / "pyramids"]
+    learning = ["--fold", 0, "--mpp", 4, "--canvas", CANVAS, "--epochs", 1, "--batch", 2]
+    gigapipe("train", *common, *learning, "--output", folder / "model.pt")
+    gigapipe("predict", *common, "--model", folder / "model.pt", "--output", folder / "predictions.tsv")
+    return folder
+
+
+def map_slides(folder, output, *more, **options):
+    files = ["--models", folder / "model.pt", "--predictions", folder / "predictions.tsv"]
+    return gigapipe("map", *files, "--pyramids", folder / "pyramids", "--output", output, *more, **options)
+
+
+def test_the_mean_and_the_bias_are_the_logit_whole_and_streamed():
+    torch.manual_seed(0)
+    mesh = Mesh()
+    model = decompose(resnet18(3), mesh).eval()
+    for buffer in model.buffers():  # the statistics of some training
+        if buffer.is_floating_point():
+            torch.nn.init.uniform_(buffer, 0.5, 2)
+    image = torch.rand(1, 3, 237, 191)
+    with torch.no_grad():
+        logits = model(shard(image, mesh))
+        streamed = Activation(model)(stream(shard(image, mesh), Plan(tile=128)))
+        assert isinstance(streamed, Recorded)
+        for found in (Activation(model)(shard(image, mesh)), streamed.computed()):
+            found = gather(found)
+            assert found.shape == (1, 3, 8, 6)
+            difference = (found.mean((2, 3)) + model.fc.bias - logits).abs().max() / logits.abs().max()
+            assert difference <= 1e-5
+
+
+def test_places_are_centred_on_every_thirty_second_pixel():
+    model = resnet18(2, "none")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.01)  # so that nothing that is looked at is lost
+    model.maxpool = torch.nn.AvgPool2d(3, 2, padding=1)
+    image = torch.ones(1, 3, 32, 1024, requires_grad=True)
+    Activation(model)(image)[0, 1, 0, 16].backward()
+    seen = image.grad[0].abs().sum((0, 1)).nonzero().flatten()
+    assert seen.min() > 0 and seen.max() < 1023
+    assert (seen.min() + seen.max()) / 2 == 16 * STRIDE
+
+
+def test_maps_agree_with_predictions_and_on_any_mesh(trained, tmp_path):
+    map_slides(trained, tmp_path / "one", "--slides", "all")
+    map_slides(trained, tmp_path / "four", "--slides", "all", "--mesh", 1, 2, 2, ranks=4)
+    scores = pd.read_csv(trained / "predictions.tsv", sep="\t").set_index("slide")["score"]
+    assert len(scores) and set(pd.read_csv(tmp_path / "one/maps.tsv", sep="\t")["slide"]) == set(scores.index)
+    for slide, score in scores.items():
+        one, four = (read_map(tmp_path / mesh / slide) for mesh in ("one", "four"))
+        assert one.classes == ["acinar", "solid"] and one.values.shape == (2, 5, 5)
+        assert 1 / (1 + np.exp(-one.evidence("solid").mean())) == pytest.approx(score, abs=1e-5)
+        assert np.abs(one.values - four.values).max() <= 1e-5
+        assert (one.evidence("solid") == -one.evidence("acinar")).all()
+
+
+def test_a_map_lies_over_its_pyramid(trained, tmp_path):
+    map_slides(trained, tmp_path / "maps", "--slides", "all")
+    for slide in pd.read_csv(tmp_path / "maps/maps.tsv", sep="\t")["slide"]:
+        stores = [trained / "pyramids" / slide / "image.zarr", tmp_path / "maps" / slide / "image.zarr"]
+        (scale, start), (place, first) = (
+            [np.array(t[key]) for t, key in zip(transformations, ("scale", "translation"), strict=True)]
+            for store in stores
+            for transformations in [
+                zarr.open_group(store, mode="r").attrs["ome"]["multiscales"][0]["datasets"][0][
+                    "coordinateTransformations"
+                ]
+            ]
+        )
+        begin = np.array([0, *corner(Pyramid(trained / "pyramids" / slide), 4.0, CANVAS)])
+        for i in (0, 4):  # of the canvas's pixel 32 i the same centre, in µm
+            assert first + place * [0, i, i] == pytest.approx(start + scale * (begin + [0, 32 * i, 32 * i]))
+        assert open_ome_zarr(zarr.open_group(stores[1], mode="r")).attributes.ome.multiscales
+        assert np.asarray(Image.open(tmp_path / "maps" / f"{slide}.png")).shape[2] >= 3
+
+
+def held_out(scores: dict, labels: str) -> pd.DataFrame:
+    rows = [{"slide": s, "label": label, "score": v} for (s, v), label in zip(scores.items(), labels, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def test_extremes_are_the_highest_the_lowest_and_what_is_most_wrong():
+    scores = {"a": 0.99, "b": 0.98, "c": 0.6, "d": 0.4, "e": 0.2, "f": 0.01, "g": 0.05}
+    found = extremes(held_out(scores, "nppnpnp"), 1)
+    assert found == {"a": "most wrong", "b": "highest", "f": "lowest"}
+    assert extremes(held_out(scores, "nppnpnp"), 2)["g"] == "most wrong"
+    assert "most wrong" not in extremes(held_out(scores, "pppnnnn"), 3).values()
+    both = pd.concat([held_out(scores, "nppnpnp"), held_out(scores | {"a": 0.0}, "nppnpnp")])  # of two networks
+    assert extremes(both, 1)["g"] == "most wrong"
+
+
+def test_evidence_for_one_of_three_is_against_the_mean_of_the_others():
+    values = np.arange(12.0).reshape(3, 2, 2)
+    found = ActivationMap(values, ["a", "b", "c"], [1.0, 0.0, 0.0], 1.0, 32, 64, (0, 0)).evidence("a")
+    assert found == pytest.approx(values[0] + 1 - (values[1] + values[2]) / 2)
+
+
+def test_what_cannot_be_mapped_is_refused_in_a_line(trained, tmp_path):
+    with pytest.raises(InputError, match="slide nobody: no network has held it out"):
+        chosen_slides([trained / "predictions.tsv"], 1, ["nobody"])
+    with pytest.raises(InputError, match="no map there"):
+        read_map(tmp_path)
+    more = ["--models", trained / "model.pt", trained / "model.pt"]
+    done = map_slides(trained, tmp_path / "x", *more, check=False)
+    assert done.returncode == 1 and done.stdout.startswith("gigapipe: 2 models and 1 predictions")
+    assert not (tmp_path / "x").exists()
