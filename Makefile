@@ -8,11 +8,10 @@ READY := .venv/ready
 .PHONY: demo test
 
 demo: $(READY)
-	@echo "Phantom slides to comparison table: about 10 minutes on 2 cores. Logs are in results/logs."
+	@echo "Phantom slides to the report: about 10 minutes on 2 cores. Logs are in results/logs."
 	PATH="$(BIN):$$PATH" snakemake --cores $(CORES) --quiet rules
-	PATH="$(BIN):$$PATH" snakemake --report results/report.html --quiet all
 	@echo; cat results/comparison.md
-	@echo; echo "Table: results/comparison.tsv   Figure: results/comparison.png   Report: results/report.html"
+	@echo; echo "Table: results/comparison.tsv   Figures: results/figures   Report: results/report.html"
 
 test: $(READY)
 	$(BIN)/ruff check .

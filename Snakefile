@@ -1,4 +1,4 @@
-# The road: slides -> pyramids -> trained models -> table. Each rule calls one `gigapipe VERB`.
+# The road: slides -> pyramids -> trained models -> table and report. Each rule calls one `gigapipe VERB`.
 
 from snakemake.utils import min_version
 
@@ -44,6 +44,7 @@ else:
 
         include: "workflow/rules/train.smk"
         include: "workflow/rules/evaluate.smk"
+        include: "workflow/rules/report.smk"
 
     rule all:
         default_target: True
@@ -51,3 +52,4 @@ else:
             rules.survey.output,
             for_each_model(f"<results>/{DIVISION}folds.tsv"),
             rules.evaluated.input,
+            rules.page.output if LABELLED else [],

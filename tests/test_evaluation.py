@@ -12,7 +12,7 @@ from conftest import gigapipe
 from scipy.special import expit
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.comparison import compare, draw
+from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.comparison_text import as_html, as_markdown
 from gigapipe.evaluation.folds import make_folds, read_folds, roles
 from gigapipe.evaluation.networks import read_networks
@@ -189,8 +189,6 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
         assert shown in text and escape(shown) in page
     assert "unknown" in text  # the energy
     assert re.findall("(?:src|href)=", page) == []  # nothing beside it is needed
-    draw(table, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_arms_splits_and_seeds_stand_side_by_side(tmp_path):

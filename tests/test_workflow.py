@@ -115,7 +115,7 @@ def test_a_dry_run_shows_the_whole_plan(project):
     slides = len(cohort(patients=40))
     models = 3 * 4  # resolutions, folds
     expected = {"phantom": slides + 1, "pyramid": slides, "folds": 1, "train": models, "predict": models}
-    assert jobs == {**expected, "survey": 1, "evaluate": 1, "all": 1}
+    assert jobs == {**expected, "survey": 1, "evaluate": 1, "map": 3, "settings": 1, "page": 1, "all": 1}
     # Stages by name.
     assert plan(project, "slides") == {"phantom": slides, "slides": 1}
     assert plan(project, "pyramids") == {"phantom": slides, "pyramid": slides, "survey": 1, "pyramids": 1}
@@ -179,10 +179,11 @@ def test_touching_a_slide_remakes_what_follows_from_it_and_nothing_else(demo):
     before = slide.stat()
     slide.touch()
     try:
-        assert plan(project) == {"pyramid": 1, "survey": 1, "train": 8, "predict": 8, "evaluate": 1, "all": 1}
+        jobs = {"train": 8, "predict": 8, "evaluate": 1, "map": 2, "page": 1, "all": 1}
+        assert plan(project) == {"pyramid": 1, "survey": 1, **jobs}
     finally:
         os.utime(slide, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert plan(project, "-R", "train") == {"train": 8, "predict": 8, "evaluate": 1, "all": 1}
+    assert plan(project, "-R", "train") == jobs
 
 
 def test_the_report_holds_table_and_figure(demo):

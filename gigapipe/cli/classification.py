@@ -141,7 +141,8 @@ def add_evaluate(verbs: Verbs) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from gigapipe.evaluation.comparison import compare, draw
+    from gigapipe.evaluation import figures
+    from gigapipe.evaluation.comparison import compare
     from gigapipe.evaluation.comparison_text import as_html, as_markdown
     from gigapipe.evaluation.networks import read_networks
 
@@ -152,4 +153,4 @@ def evaluate(args: argparse.Namespace) -> None:
         with written_aside(args.output / name) as partial:
             partial.write_text(text)
     with written_aside(args.output / "comparison.png") as partial:
-        draw(table, partial)
+        figures.write(figures.comparison(table), partial, "png")

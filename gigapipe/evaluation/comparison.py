@@ -1,10 +1,7 @@
 """The comparison: one row a resolution, and a way to compute it, with what it was worth and what it cost."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from gigapipe.evaluation.auc import mean_auc, paired_test
 from gigapipe.evaluation.metrics import summary
@@ -65,33 +62,3 @@ def gain(networks: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> di
         return unknown
     delta, low, high, p = paired_test(*(mean_auc(table, targets_of(classes)) for table in pair))
     return unknown | {"delta": delta, "delta_low": low, "delta_high": high, "p": p}
-
-
-def draw(table: pd.DataFrame, path: Path) -> None:
-    """Write a PNG: AUC against resolution, and against what a step costs, side by side."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    error = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
-    for axes, column, label in (
-        (left, "mpp", "resolution, µm per pixel (finer to the right)"),
-        (right, "seconds_per_step", "cost, seconds a training step"),
-    ):
-        axes.errorbar(table[column], table["auc"], yerr=error, fmt="o-", capsize=4, color="#5b2a86")
-        axes.axhline(0.5, linestyle=":", color="grey")
-        axes.set_xscale("log")
-        axes.set_xticks(table[column], [f"{v:.3g}" for v in table[column]])
-        axes.minorticks_off()
-        axes.margins(x=0.15)
-        axes.set_xlabel(label)
-        for row in table.itertuples():
-            axes.annotate(
-                f"{row.canvas} px",
-                (getattr(row, column), row.auc),
-                xytext=(6, 6),
-                textcoords="offset points",
-                fontsize=8,
-            )
-    left.invert_xaxis()
-    left.set_ylim(0, 1.05)
-    left.set_ylabel("AUC on held-out slides, 95 % interval")
-    figure.savefig(path, dpi=150, format="png")

@@ -247,6 +247,16 @@ def for_each_model(pattern):
     return expand(pattern, mpp=RESOLUTIONS, split=SPLITS, seed=SEEDS, fold=FOLDS)
 
 
+def at_resolution(pattern):
+    """The files of one rule, of all networks of the resolution in the wildcards."""
+
+    def files(wildcards):
+        of_it = pattern.replace("{mpp}", wildcards.mpp)
+        return list(dict.fromkeys(for_each_model(of_it)))
+
+    return files
+
+
 def split_of(wildcards):
     """What folds do not share."""
     return getattr(wildcards, "split", SPLITS[0])

@@ -1,0 +1,254 @@
+"""The figures of a comparison, each a function from a table to a figure; `save` writes them."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from gigapipe.aside import written_aside
+
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666",
+    "axes.labelcolor": "#222",
+    "xtick.color": "#444",
+    "ytick.color": "#444",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "svg.hashsalt": "gigapipe",  # the same figure, the same file
+}
+INK, FAINT = "#5b2a86", "#8a8a8a"
+
+GPU_MEMORY_GB = {
+    "V100 (Summit)": 16,
+    "workstation": 24,
+    "A100 (Perlmutter)": 40,
+    "MI250X, one die (Frontier)": 64,
+    "H100": 80,
+    "Apple, unified": 128,
+}
+
+
+styled = matplotlib.rc_context(STYLE)
+"""Of what draws: the style, while it does."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` with the endings .png and .svg."""
+    for kind in ("png", "svg"):
+        with written_aside(path.with_suffix(f".{kind}")) as partial:
+            write(figure, partial, kind)
+
+
+@styled
+def write(figure: Figure, file, kind: str) -> None:
+    """Write a figure, as `png` or `svg`, to a path or an open file."""
+    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+@styled
+def auc_against_resolution(table: pd.DataFrame) -> Figure:
+    """AUC with its interval at each µm per pixel. Columns: `mpp`, `canvas`, `auc`, `auc_low`, `auc_high`."""
+    figure, (axes,) = _figure(1, 4.6, 3.1)
+    _auc(axes, table, table["mpp"])
+    axes.invert_xaxis()
+    axes.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel="AUC on held-out slides, 95 % interval")
+    return figure
+
+
+@styled
+def auc_against_cost(table: pd.DataFrame) -> Figure:
+    """AUC with its interval against rank-seconds a training step. Also needs `ranks` and `seconds_per_step`."""
+    figure, (axes,) = _figure(1, 4.6, 3.1)
+    _auc(axes, table, table["ranks"] * table["seconds_per_step"], resolution=True)
+    axes.set(xlabel="cost of a training step, seconds × ranks", ylabel="AUC on held-out slides, 95 % interval")
+    return figure
+
+
+@styled
+def comparison(table: pd.DataFrame) -> Figure:
+    """The two side by side; the cost is the time of a step, on however many ranks."""
+    figure, (left, right) = _figure(2, 4.5, 3.6, sharey=True)
+    _auc(left, table, table["mpp"])
+    _auc(right, table, table["seconds_per_step"])
+    left.invert_xaxis()
+    left.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel="AUC on held-out slides, 95 % interval")
+    right.set_xlabel("cost, seconds a training step")
+    return figure
+
+
+@styled
+def roc(predictions: pd.DataFrame) -> Figure:
+    """ROC curves of each resolution: a thin one a network, and their mean at each false positive rate, thick.
+
+    Columns: `mpp`, `network`, `label`, and `score`, the probability of the label that comes second. Networks whose
+    slides have one label have no curve.
+    """
+    from sklearn.metrics import roc_curve  # slow to import
+
+    groups = sorted(predictions.groupby("mpp"), reverse=True)
+    figure, panels = _figure(len(groups), 2.5, 2.7, sharey=True, sharex=True)
+    positive = sorted(predictions["label"].unique())[1]
+    grid = np.linspace(0, 1, 201)
+    for axes, (mpp, scores) in zip(panels, groups, strict=True):
+        curves = []
+        for _, network in scores.groupby("network"):
+            truth = network["label"] == positive
+            if truth.nunique() == 2:
+                false, true, _ = roc_curve(truth, network["score"])
+                axes.plot(false, true, color=INK, linewidth=0.7, alpha=0.35)
+                curves.append(_step_at(grid, false, true))
+        if curves:
+            axes.plot([0, *grid], [0, *np.mean(curves, axis=0)], color=INK, linewidth=2.2)
+        axes.plot([0, 1], [0, 1], linestyle=":", color=FAINT)
+        axes.set(title=f"{mpp:g} µm/px", aspect="equal", xlabel="false positive rate", xlim=(-0.02, 1), ylim=(0, 1.02))
+        axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    panels[0].set_ylabel("true positive rate")
+    return figure
+
+
+@styled
+def confusion(decisions: pd.DataFrame) -> Figure:
+    """How many slides of each label were taken for each. Columns: `mpp`, `label`, `decided`."""
+    groups = sorted(decisions.groupby("mpp"), reverse=True)
+    labels = sorted(set(decisions["label"]) | set(decisions["decided"]))
+    figure, panels = _figure(len(groups), 2.3, 2.5, sharey=True)
+    for axes, (mpp, rows) in zip(panels, groups, strict=True):
+        counts = pd.crosstab(rows["label"], rows["decided"]).reindex(index=labels, columns=labels, fill_value=0)
+        shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+        axes.imshow(shares, cmap="Purples", vmin=0, vmax=1)
+        for (i, j), share in np.ndenumerate(shares):
+            colour = "white" if share > 0.6 else "#222"
+            axes.text(j, i, counts.iloc[i, j], ha="center", va="center", color=colour, fontsize=11)
+        axes.set(title=f"{mpp:g} µm/px", xlabel="taken for")
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(labels)), labels, rotation=90, va="center")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel("is")
+    return figure
+
+
+@styled
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Loss by epoch at each resolution: thin for a network, thick their mean; a dot where its weights were taken.
+
+    Columns: `mpp`, `network`, `epoch`, `training_loss`, `validation_loss`, and `best_epoch` of the network.
+    """
+    groups = sorted(history.groupby("mpp"), reverse=True)
+    figure, panels = _figure(len(groups), 2.5, 2.5, sharey=True)
+    for axes, (mpp, rows) in zip(panels, groups, strict=True):
+        for column, name, colour in (
+            ("training_loss", "training", FAINT),
+            ("validation_loss", "validation", INK),
+        ):
+            for _, network in rows.groupby("network"):
+                axes.plot(network["epoch"], network[column], color=colour, linewidth=0.7, alpha=0.35)
+            mean = rows.groupby("epoch")[column].mean()
+            axes.plot(mean.index, mean, color=colour, linewidth=2.2, label=name)
+        best = rows[rows["epoch"] == rows["best_epoch"]]
+        axes.plot(best["epoch"], best["validation_loss"], "o", color=INK, markersize=3, label="weights taken")
+        axes.set(title=f"{mpp:g} µm/px", xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_ylabel("loss (cross-entropy)")
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
+@styled
+def memory(table: pd.DataFrame) -> Figure:
+    """What a rank takes, against the side of the image, with the memory of known GPUs as lines.
+
+    Columns: `side` (px), `gigabytes`, `kind` (`measured`: points, `model`: a dashed line), `what` (its legend).
+    """
+    figure, (axes,) = _figure(1, 7.6, 4.2)
+    for what, rows in table.groupby("what", sort=False):
+        rows = rows.sort_values("side")
+        if rows["kind"].iloc[0] == "measured":
+            axes.plot(rows["side"], rows["gigabytes"], "o", color=INK, label=what)
+        else:
+            axes.plot(rows["side"], rows["gigabytes"], "--", color=FAINT, label=what)
+    axes.set(xscale="log", yscale="log", xlabel="side of the image, px", ylabel="memory of one rank, GB")
+    sides = [4**i for i in range(10) if table["side"].min() / 2 <= 4**i <= table["side"].max() * 2]
+    axes.set_xticks(sides, [f"{side:,}" for side in sides])
+    axes.minorticks_off()
+    axes.set_ylim(
+        min(table["gigabytes"].min(), 10) / 2, max(table["gigabytes"].max(), max(GPU_MEMORY_GB.values())) * 1.6
+    )
+    axes.yaxis.set_major_formatter("{x:g}")
+    for name, gigabytes in GPU_MEMORY_GB.items():
+        axes.axhline(gigabytes, color="#d9a441", linewidth=0.8, zorder=0)
+        place = axes.get_yaxis_transform()
+        axes.text(1.01, gigabytes, f"{gigabytes} GB  {name}", transform=place, va="center", fontsize=7.5, color="#555")
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+@styled
+def scaling(table: pd.DataFrame) -> Figure:
+    """Efficiency against ranks, strong and weak: measured points, and what a model says as a dashed line.
+
+    Columns: `mode` (`strong` or `weak`), `kind` (`measured` or `model`), `ranks`, `efficiency` (1 is ideal), `seconds`
+    of a step, which measured points are marked with.
+    """
+    modes = [mode for mode in ("strong", "weak") if (table["mode"] == mode).any()]
+    figure, panels = _figure(len(modes), 4.2, 3.2, sharey=True)
+    titles = {"strong": "strong: one image over more ranks", "weak": "weak: an image that grows with the ranks"}
+    for axes, mode in zip(panels, modes, strict=True):
+        rows = table[table["mode"] == mode].sort_values("ranks")
+        measured, model = (rows[rows["kind"] == kind] for kind in ("measured", "model"))
+        axes.axhline(1, linestyle=":", color=FAINT)
+        axes.plot(model["ranks"], model["efficiency"], "--", color=FAINT, label="model")
+        axes.plot(measured["ranks"], measured["efficiency"], "o", color=INK, label="measured")
+        for row in measured.itertuples():
+            axes.annotate(
+                f"{row.seconds:.3g} s", (row.ranks, row.efficiency), (4, 5), textcoords="offset points", fontsize=7.5
+            )
+        ranks = sorted(set(rows["ranks"]))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ranks[:: max(1, len(ranks) // 8)], [f"{n:,}" for n in ranks[:: max(1, len(ranks) // 8)]])
+        axes.minorticks_off()
+        axes.set(title=titles[mode], xlabel="ranks", ylim=(0, max(1.1, rows["efficiency"].max() * 1.05)))
+    panels[0].set_ylabel("efficiency")
+    panels[-1].legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of panels side by side, each so many inches."""
+    figure = Figure(figsize=(panels * width, height), layout="constrained")
+    return figure, figure.subplots(1, panels, squeeze=False, **options)[0]
+
+
+def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
+    """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution."""
+    error = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
+    axes.errorbar(places, table["auc"], yerr=error, fmt="o-", capsize=4, color=INK)
+    axes.axhline(0.5, linestyle=":", color=FAINT)
+    axes.set_xscale("log")
+    ticks = list(places)
+    if any(b / a < 1.3 for a, b in itertools.pairwise(sorted(set(ticks)))):  # they would lie on one another
+        ticks = [t for t in LogLocator(subs=(1, 2, 5)).tick_values(min(ticks), max(ticks)) if min(ticks) / 2 < t]
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    low, high = np.log10([places.min(), places.max()])
+    room = max(0.15 * (high - low), 0.1)
+    axes.set_xlim(10 ** (low - room), 10 ** (high + 1.7 * room))
+    axes.set_ylim(0, 1.05)
+    for row, place in zip(table.itertuples(), places, strict=True):
+        text = f"{row.mpp:g} µm/px" if resolution else f"{row.canvas:,} px"
+        axes.annotate(text, (place, row.auc), xytext=(7, -11), textcoords="offset points", fontsize=8)
+
+
+def _step_at(grid: np.ndarray, false: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The highest true positive rate at no more than each false positive rate of `grid`; ties rise along a line."""
+    return np.interp(grid, false, np.maximum.accumulate(true))

@@ -1,0 +1,77 @@
+# What networks saw, and one page of the whole run.
+
+
+rule map:
+    input:
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
+        models=at_resolution(rules.train.output.model),
+        predictions=at_resolution(rules.predict.output[0]),
+    output:
+        # Of each slide a store with the map, and a picture; and maps.tsv.
+        directory("<results>/{mpp}um/maps"),
+    log:
+        "<logs>/map/{mpp}um.log",
+    benchmark:
+        "<benchmarks>/map/{mpp}um.tsv"
+    conda:
+        "../../envs/gigapipe.yaml"
+    threads: cores_of
+    resources:
+        launcher=launcher_of,
+        mpi=mpi_of,
+        nodes=nodes_of,
+        tasks=ranks_of,
+        cores_per_rank=CORES_PER_RANK,
+        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
+        memory=options("training", ["memory"]),
+    params:
+        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
+        mesh=mesh_of,
+        number=config["maps"],
+    shell:
+        "{resources.launcher} gigapipe map --models {input.models} --predictions {input.predictions}"
+        " --pyramids {params.pyramids} --number {params.number} --mesh {params.mesh}"
+        " --threads {resources.cores_per_rank} {resources.memory} --output {output} > {log} 2>&1"
+
+
+rule settings:
+    output:
+        "<results>/config.yaml",
+    log:
+        "<logs>/settings.log",
+    localrule: True
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
+        config=lambda wildcards: yaml.safe_dump(
+            dict(config), sort_keys=False, allow_unicode=True
+        ),
+    shell:
+        "printf %s {params.config:q} > {output} 2> {log}"
+
+
+rule page:
+    input:
+        table=rules.evaluate.output.table,
+        folds=rules.folds.output,
+        slides=rules.survey.output.picture,
+        maps=(
+            expand("<results>/{mpp}um/maps", mpp=RESOLUTIONS) if config["maps"] else []
+        ),
+        config=rules.settings.output,
+    output:
+        page="<results>/report.html",
+        figures=directory("<results>/figures"),
+    log:
+        "<logs>/page.log",
+    benchmark:
+        "<benchmarks>/page.tsv"
+    localrule: True
+    conda:
+        "../../envs/gigapipe.yaml"
+    params:
+        results=subpath(output.page, parent=True),
+    shell:
+        "gigapipe report {params.results} --config {input.config} --figures {output.figures} --output {output.page}"
+        " > {log} 2>&1"
