@@ -24,8 +24,8 @@ def worth(table: pd.DataFrame) -> Table:
         f"AUC{main and ', ' + main} (95 % interval)": (["auc"], lambda r: _interval(r, "auc")),
     }
     for split, name in SPLITS.items():
-        auc = f"{split}_split_auc"
-        columns[f"AUC, {name} (95 % interval)"] = ([auc], lambda r, auc=auc: _interval(r, auc))
+        if (auc := f"{split}_split_auc") in table:
+            columns[f"AUC, {name} (95 % interval)"] = ([auc], lambda r, auc=auc: _interval(r, auc))
     columns |= {
         "AUC of patients": (["patient_auc"], lambda r: _interval(r, "patient_auc")),
         "Δ to the next coarser": (["delta", "p"], _gain),
@@ -138,4 +138,4 @@ def _gain(row: dict) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
