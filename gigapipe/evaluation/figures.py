@@ -27,6 +27,7 @@ STYLE = {
     "svg.hashsalt": "gigapipe",  # the same figure, the same file
 }
 INK, FAINT = "#5b2a86", "#8a8a8a"
+COLOURS = [INK, "#1b7a6b", "#c2571a", "#37618e"]
 
 GPU_MEMORY_GB = {
     "V100 (Summit)": 16,
@@ -230,14 +231,21 @@ def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure
 
 
 def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
-    """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution."""
-    error = [table["auc"] - table["auc_low"], table["auc_high"] - table["auc"]]
-    axes.errorbar(places, table["auc"], yerr=error, fmt="o-", capsize=4, color=INK)
+    """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution.
+
+    What was computed in different ways (`arm`, if the table has it) is joined by lines of different colours.
+    """
+    ways = table["arm"] if "arm" in table else pd.Series("", table.index)
+    for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
+        error = [rows["auc"] - rows["auc_low"], rows["auc_high"] - rows["auc"]]
+        axes.errorbar(places[rows.index], rows["auc"], yerr=error, fmt="o-", capsize=4, color=colour, label=way)
+    if ways.nunique() > 1:
+        axes.legend(fontsize=8, loc="lower right")
     axes.axhline(0.5, linestyle=":", color=FAINT)
     axes.set_xscale("log")
-    ticks = list(places)
-    if any(b / a < 1.3 for a, b in itertools.pairwise(sorted(set(ticks)))):  # they would lie on one another
-        ticks = [t for t in LogLocator(subs=(1, 2, 5)).tick_values(min(ticks), max(ticks)) if min(ticks) / 2 < t]
+    ticks = sorted(set(places))
+    if any(b / a < 1.3 for a, b in itertools.pairwise(ticks)):  # they would lie on one another
+        ticks = [t for t in LogLocator(subs=(1, 2, 5)).tick_values(ticks[0], ticks[-1]) if ticks[0] / 2 < t]
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     low, high = np.log10([places.min(), places.max()])

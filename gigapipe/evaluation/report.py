@@ -56,7 +56,6 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         if figures_to:
             figures.save(figure, figures_to / name)
         drawn[name] = {"source": inline_figure(figure), "caption": caption}
-    folds = results / "folds.md"
     found_answer = answer(table)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -67,7 +66,7 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         worth=worth(table),
         costs=costs(table),
         figures=drawn,
-        cohort=blocks(folds.read_text()) if folds.exists() else [],
+        cohort=cohort(results),
         contact_sheet=inline_picture(results / "slides.png"),
         maps=list(maps(results, table, found_answer.mpp)),
         runtimes=runtimes(benchmarks),
@@ -82,6 +81,15 @@ def found(results: Path, name: str) -> Iterator[Path]:
         below[:] = sorted(b for b in below if b not in NOT_SEARCHED and not b.endswith(".zarr") and b[0] != ".")
         if name in files:
             yield Path(folder) / name
+
+
+def cohort(results: Path) -> dict[str, list[dict]]:
+    """What `gigapipe folds` says of each way to divide the cohort, by its name; of several seeds the first."""
+    divisions = {}
+    for path in found(results, "folds.md"):
+        split = "" if path.parent == results else path.parent.name.rpartition("-")[0]
+        divisions.setdefault(split, blocks(path.read_text()))
+    return divisions
 
 
 def of_table(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -247,12 +247,16 @@ def for_each_model(pattern):
     return expand(pattern, mpp=RESOLUTIONS, split=SPLITS, seed=SEEDS, fold=FOLDS)
 
 
+def once_each(pattern):
+    """The files of a rule that is run once for several networks."""
+    return list(dict.fromkeys(for_each_model(pattern)))
+
+
 def at_resolution(pattern):
-    """The files of one rule, of all networks of the resolution in the wildcards."""
+    """The files of a rule, of all networks of the resolution in the wildcards."""
 
     def files(wildcards):
-        of_it = pattern.replace("{mpp}", wildcards.mpp)
-        return list(dict.fromkeys(for_each_model(of_it)))
+        return once_each(pattern.replace("{mpp}", wildcards.mpp))
 
     return files
 

@@ -54,7 +54,7 @@ rule settings:
 rule page:
     input:
         table=rules.evaluate.output.table,
-        folds=rules.folds.output,
+        folds=once_each(rules.folds.output.text),
         slides=rules.survey.output.picture,
         maps=(
             expand("<results>/{mpp}um/maps", mpp=RESOLUTIONS) if config["maps"] else []
