@@ -14,7 +14,7 @@ from gigapipe.evaluation.predictions import probabilities, read_predictions
 from gigapipe.pyramids.maps import ActivationMap
 from gigapipe.pyramids.store import OVERVIEW, Pyramid
 
-HEIGHT = 3.6  # of a picture, in inches
+HEIGHT, WIDEST = 2.7, 12.0  # of a picture, in inches
 
 
 def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None = None) -> pd.DataFrame:
@@ -75,7 +75,8 @@ def draw_map(path: Path, found: ActivationMap, pyramid: Pyramid, label: str) -> 
 
     xlim, ylim = (min(left, 0), max(left + side, wide)), (max(top + side, high), min(top, 0))
     shape = (xlim[1] - xlim[0]) / (ylim[0] - ylim[1])
-    figure = Figure(figsize=(2 * HEIGHT * shape + 1, HEIGHT + 0.4), layout="constrained")
+    high_in = min(HEIGHT, (WIDEST - 1) / (2 * shape))
+    figure = Figure(figsize=(2 * high_in * shape + 1, high_in + 0.4), layout="constrained")
     for axes, image in zip(figure.subplots(1, 2), (picture, pale), strict=True):
         axes.imshow(image, extent=(0, wide, high, 0))
         axes.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
@@ -96,7 +97,7 @@ def draw_map(path: Path, found: ActivationMap, pyramid: Pyramid, label: str) -> 
     bar = figure.colorbar(drawn, ax=mapped, shrink=0.9, label=f"log-odds:   {others}  ←    →  {label}")
     bar.outline.set_visible(False)
     _scale_bar(slide, wide)
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=150, format="png")
 
 
 def _scale_bar(axes, wide: float) -> None:
