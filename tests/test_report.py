@@ -104,6 +104,8 @@ def results(tmp_path):
     (folder / "config.yaml").write_text(f"task: classes # {NASTY}\n")
     maps = folder / "2um/maps"
     maps.mkdir()
+    shutil.copytree(folder / "2um", folder / "lung/2um")  # another run's
+    (folder / "lung/2um/fold-0/training.json").write_text("not looked at")
     row = {"slide": "s01", "label": NASTY, "mpp": 2.0, "probability of solid": 0.98765, "chosen": "highest"}
     pd.DataFrame([row]).to_csv(maps / "maps.tsv", sep="\t", index=False)
     Image.fromarray(np.full((40, 80, 3), 200, np.uint8)).save(maps / "s01.png")
@@ -136,14 +138,16 @@ def test_every_figure_is_drawn_as_png_and_svg(results, tmp_path):
     assert all((again / f"{n}.svg").read_bytes() == (tmp_path / "figures" / f"{n}.svg").read_bytes() for n in names)
 
 
-def lines(axes) -> dict[str, np.ndarray]:
-    return {line.get_label(): line.get_xydata() for line in axes.lines}
-
-
 def test_figures_show_the_numbers_of_their_table():
     table = comparison()
     axes = figures.auc_against_resolution(table).axes[0]
     assert axes.lines[0].get_xydata() == pytest.approx(table[["mpp", "auc"]].to_numpy())
+    more = table.assign(split="site", arm=["whole", "whole", "spatial"])
+    for column in ("auc", "auc_low", "auc_high"):
+        more[f"patient_split_{column}"] = table[column] / 2
+    legend = figures.auc_against_resolution(more).axes[0].get_legend().get_texts()
+    expected = [f"{arm}, folds by {split}" for arm in ("whole", "spatial") for split in ("site", "patient")]
+    assert [text.get_text() for text in legend] == expected
     axes = figures.auc_against_cost(table).axes[0]
     assert axes.lines[0].get_xdata() == pytest.approx([0.12, 0.15, 1.2])
 
@@ -189,12 +193,21 @@ def test_what_is_missing_is_left_out(results, tmp_path):
 
 def test_columns_that_the_comparison_may_have_are_shown(results):
     more = comparison(
-        split="site", seeds=3, patient_split_auc=[0.5, 0.81, 0.95], coarser=[np.nan, 48, 8], delta=[np.nan, 0.3, 0.16],
+        split="site", seeds=3, patient_split_auc=[0.5, 0.81, 0.95], patient_split_auc_low=0.4,
+        patient_split_auc_high=1.0, coarser=[np.nan, 48, 8], delta=[np.nan, 0.3, 0.16],
         p=[np.nan, 1e-5, 0.03], brier=0.125, joules_per_step=np.nan,
     )  # fmt: skip
     more.to_csv(results / "comparison.tsv", sep="\t", index=False)
     page = report(results, None, results / "benchmarks")
-    for text in ("folds by site", "folds by patient", "0.950", "+0.300 (p &lt; 0.001)", "0.125", "unknown", "3 × 2"):
+    for text in (
+        "folds by site",
+        "folds by patient",
+        "0.950 (0.400–1.000)",
+        "+0.300 (p &lt; 0.001)",
+        "0.125",
+        "unknown",
+        "3 × 2",
+    ):
         assert text in page
 
 

@@ -233,13 +233,20 @@ def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure
 def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
     """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution.
 
-    What was computed in different ways (`arm`, if the table has it) is joined by lines of different colours.
+    What was computed in different ways (`arm`, if the table has it) is joined by lines of different colours; AUCs of
+    folds that were made otherwise (`…_split_auc`) stand beside it, dashed.
     """
     ways = table["arm"] if "arm" in table else pd.Series("", table.index)
+    others = [name.removesuffix("_split_auc") for name in table if name.endswith("_split_auc")]
     for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
-        error = [rows["auc"] - rows["auc_low"], rows["auc_high"] - rows["auc"]]
-        axes.errorbar(places[rows.index], rows["auc"], yerr=error, fmt="o-", capsize=4, color=colour, label=way)
-    if ways.nunique() > 1:
+        kinds = [("o-", "auc", f"folds by {rows['split'].iloc[0]}" if others else "")]
+        kinds += [("s--", f"{split}_split_auc", f"folds by {split}") for split in others]
+        for form, auc, folds in kinds:
+            error = [rows[auc] - rows[f"{auc}_low"], rows[f"{auc}_high"] - rows[auc]]
+            label = ", ".join(filter(None, (way if ways.nunique() > 1 else "", folds)))
+            faint = {"alpha": 0.6, "linewidth": 1} if form == "s--" else {}
+            axes.errorbar(places[rows.index], rows[auc], error, fmt=form, capsize=4, color=colour, label=label, **faint)
+    if others or ways.nunique() > 1:
         axes.legend(fontsize=8, loc="lower right")
     axes.axhline(0.5, linestyle=":", color=FAINT)
     axes.set_xscale("log")

@@ -24,7 +24,6 @@ from gigapipe.evaluation.answer import answer
 from gigapipe.evaluation.predictions import probabilities, read_predictions
 from gigapipe.evaluation.report_tables import blocks, costs, runtimes, worth
 
-NOT_SEARCHED = {"pyramids", "masks", "phantom", "logs", "benchmarks", "checkpoints"}
 LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "openslide-bin", "mpi4py", "snakemake"]
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
 """What autograd keeps of a training step for each pixel of the image, float32: counted with saved_tensors_hooks."""
@@ -45,48 +44,43 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         raise InputError(
             f"report: {results}/comparison.tsv cannot be read ({error}); make it with `gigapipe evaluate`"
         ) from None
-    networks = [path.parent for path in found(results, "predictions.tsv")]
+    paths = found(results, "predictions.tsv")
+    predictions = of_table(read_predictions(paths), table) if paths else None
     trainings = [json.loads(path.read_text()) for path in found(results, "training.json")]
     trainings = [record for record in trainings if record["settings"]["mpp"] in set(table["mpp"])]
-    predictions = read_predictions([folder / "predictions.tsv" for folder in networks]) if networks else None
-    if predictions is not None:
-        predictions = of_table(predictions, table)
     drawn = {}
     for name, (figure, caption) in all_figures(table, predictions, trainings, results).items():
         if figures_to:
             figures.save(figure, figures_to / name)
         drawn[name] = {"source": inline_figure(figure), "caption": caption}
-    found_answer = answer(table)
+    answered = answer(table)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.jinja").render(
-        answer=found_answer,
+        answer=answered,
         table=table,
         worth=worth(table),
         costs=costs(table),
         figures=drawn,
         cohort=cohort(results),
         contact_sheet=inline_picture(results / "slides.png"),
-        maps=list(maps(results, table, found_answer.mpp)),
+        maps=list(maps(results, table, answered.mpp)),
         runtimes=runtimes(benchmarks),
         config=config.read_text() if config else "",
         made=made(),
     )
 
 
-def found(results: Path, name: str) -> Iterator[Path]:
-    """Files of this name below a folder, but not in stores of pixels, which hold very many."""
-    for folder, below, files in os.walk(results):
-        below[:] = sorted(b for b in below if b not in NOT_SEARCHED and not b.endswith(".zarr") and b[0] != ".")
-        if name in files:
-            yield Path(folder) / name
+def found(results: Path, name: str) -> list[Path]:
+    """Files of this name of all networks of a run; another run's results may lie in a folder beside them."""
+    return sorted(results.glob(f"*um/**/{name}"))
 
 
 def cohort(results: Path) -> dict[str, list[dict]]:
     """What `gigapipe folds` says of each way to divide the cohort, by its name; of several seeds the first."""
     divisions = {}
-    for path in found(results, "folds.md"):
+    for path in sorted([*results.glob("folds.md"), *results.glob("folds/*/folds.md")]):
         split = "" if path.parent == results else path.parent.name.rpartition("-")[0]
         divisions.setdefault(split, blocks(path.read_text()))
     return divisions
