@@ -21,6 +21,7 @@ import yaml
 from conftest import ROOT
 
 from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.maps import read_map
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 
 
@@ -192,6 +193,19 @@ def test_the_report_holds_table_and_figure(demo):
     page = (project / "report.html").read_text()
     assert all(f"comparison.{kind}" in page for kind in ("tsv", "html", "png"))
     assert (project / "results/comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_holds_the_table_and_the_maps_of_what_was_scored(demo):
+    results = demo["project"] / "results"
+    page = (results / "report.html").read_text()
+    for row in pd.read_csv(results / "comparison.tsv", sep="\t").itertuples():
+        assert f"<td>{row.auc:.3f} ({row.auc_low:.3f}–{row.auc_high:.3f})" in page
+        for slide in pd.read_csv(results / f"{row.mpp:g}um/maps/maps.tsv", sep="\t").itertuples():
+            evidence = read_map(results / f"{row.mpp:g}um/maps" / slide.slide).evidence("solid")
+            assert 1 / (1 + np.exp(-evidence.mean())) == pytest.approx(slide.score, abs=1e-4)
+            assert f"Map of slide {slide.slide}" in page
+    assert "training" in page and "confounder" in page  # runtimes, config
+    assert len(list((results / "figures").glob("*.svg"))) == 6
 
 
 def test_the_workflow_is_lint_free(project):
