@@ -50,7 +50,7 @@ def test_the_answer_is_the_coarsest_that_is_not_told_from_the_best():
 
 def test_a_paired_test_outweighs_intervals():
     tested = comparison(coarser=[np.nan, 48, 8], p=[np.nan, 1e-3, 0.03])
-    assert answer(tested).mpp == 2 and "p = 0.030" in answer(tested).reason
+    assert answer(tested).mpp == 2 and "p\xa0=\xa00.030" in answer(tested).reason
     assert answer(tested.assign(p=[np.nan, 1e-3, 0.2])).mpp == 8
     against_best = comparison(p_best=[1e-9, 0.01, np.nan])
     assert answer(against_best).mpp == 2
@@ -142,9 +142,11 @@ def test_figures_show_the_numbers_of_their_table():
     table = comparison()
     axes = figures.auc_against_resolution(table).axes[0]
     assert axes.lines[0].get_xydata() == pytest.approx(table[["mpp", "auc"]].to_numpy())
-    more = table.assign(split="site", arm=["whole", "whole", "spatial"])
+    assert figures.auc_against_resolution(table.assign(arm=["whole", "whole", "spatial"])).axes[0].get_legend() is None
+    more = pd.concat([table, table.tail(1)], ignore_index=True)
+    more = more.assign(split="site", arm=["whole", "whole", "whole", "spatial"])
     for column in ("auc", "auc_low", "auc_high"):
-        more[f"patient_split_{column}"] = table[column] / 2
+        more[f"patient_split_{column}"] = more[column] / 2
     legend = figures.auc_against_resolution(more).axes[0].get_legend().get_texts()
     expected = [f"{arm}, folds by {split}" for arm in ("whole", "spatial") for split in ("site", "patient")]
     assert [text.get_text() for text in legend] == expected

@@ -70,7 +70,7 @@ def _differs(row: pd.Series, best: pd.Series) -> tuple[bool, str]:
     if pd.isna(p) and best.get("coarser") == row["mpp"]:
         p = best.get("p")
     if pd.notna(p):
-        return p < LEVEL, "paired test, " + (f"p = {p:.3f}" if p >= 0.001 else "p < 0.001")
+        return p < LEVEL, "paired test, " + (f"p\xa0=\xa0{p:.3f}" if p >= 0.001 else "p\xa0<\xa00.001")
     if row["auc_high"] < best["auc_low"]:
         return True, "their intervals are apart"
     return False, "their intervals overlap"

@@ -233,20 +233,21 @@ def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure
 def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
     """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution.
 
-    What was computed in different ways (`arm`, if the table has it) is joined by lines of different colours; AUCs of
-    folds that were made otherwise (`…_split_auc`) stand beside it, dashed.
+    Where a resolution was computed in several ways (`arm`, if the table has it) each way has its colour; AUCs of folds
+    that were made otherwise (`…_split_auc`) stand beside it, dashed.
     """
-    ways = table["arm"] if "arm" in table else pd.Series("", table.index)
+    several = "arm" in table and table["mpp"].duplicated().any()
+    ways = table["arm"] if several else pd.Series("", table.index)
     others = [name.removesuffix("_split_auc") for name in table if name.endswith("_split_auc")]
     for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
         kinds = [("o-", "auc", f"folds by {rows['split'].iloc[0]}" if others else "")]
         kinds += [("s--", f"{split}_split_auc", f"folds by {split}") for split in others]
         for form, auc, folds in kinds:
             error = [rows[auc] - rows[f"{auc}_low"], rows[f"{auc}_high"] - rows[auc]]
-            label = ", ".join(filter(None, (way if ways.nunique() > 1 else "", folds)))
+            label = ", ".join(filter(None, (way, folds)))
             faint = {"alpha": 0.6, "linewidth": 1} if form == "s--" else {}
             axes.errorbar(places[rows.index], rows[auc], error, fmt=form, capsize=4, color=colour, label=label, **faint)
-    if others or ways.nunique() > 1:
+    if others or several:
         axes.legend(fontsize=8, loc="lower right")
     axes.axhline(0.5, linestyle=":", color=FAINT)
     axes.set_xscale("log")
