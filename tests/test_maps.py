@@ -11,6 +11,7 @@ from PIL import Image
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.maps import chosen_slides, extremes
+from gigapipe.evaluation.predictions import probabilities
 from gigapipe.models import resnet18
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.build import build_pyramid
@@ -140,3 +141,12 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(trained, tmp_path):
     done = map_slides(trained, tmp_path / "x", *more, check=False)
     assert done.returncode == 1 and done.stdout.startswith("gigapipe: 2 models and 1 predictions")
     assert not (tmp_path / "x").exists()
+
+
+def test_of_three_classes_the_most_wrong_is_who_gives_its_own_the_least():
+    table = pd.DataFrame(
+        {"slide": list("wxyz"), "label": list("abcc"), "score_c": [0.1, 0.6, 0.9, 0.2], "score_a": [0.8, 0.3, 0, 0.7]}
+    )
+    table["score_b"] = 1 - table["score_a"] - table["score_c"]
+    assert list(probabilities(table)) == ["a", "b", "c"]
+    assert extremes(table, 1) == {"y": "highest", "w": "lowest", "x": "most wrong"}  # b has 0.1 of x, c has 0.2 of z
