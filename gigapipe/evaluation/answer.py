@@ -31,7 +31,7 @@ def answer(table: pd.DataFrame) -> Answer:
     if best["auc_low"] <= 0.5:
         return Answer(
             None,
-            "None of these resolutions tells the classes apart.",
+            "No resolution is told from chance.",
             f"The best AUC, {_auc(best)} at {best['mpp']:g} µm per pixel, has an interval that holds 0.5, which is "
             "chance.",
         )

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from gigapipe.aside import written_aside
 
@@ -253,7 +252,10 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = 
     axes.set_xscale("log")
     ticks = sorted(set(places))
     if any(b / a < 1.3 for a, b in itertools.pairwise(ticks)):  # they would lie on one another
-        ticks = [t for t in LogLocator(subs=(1, 2, 5)).tick_values(ticks[0], ticks[-1]) if ticks[0] / 2 < t]
+        decades = range(*np.floor(np.log10([ticks[0], ticks[-1] * 100])).astype(int))
+        round_ones = [n * 10.0**decade for decade in decades for n in (1, 2, 5)]
+        within = [tick for tick in round_ones if ticks[0] / 1.5 < tick < ticks[-1] * 1.5]
+        ticks = within if len(within) > 1 else [ticks[0], ticks[-1]]
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     low, high = np.log10([places.min(), places.max()])

@@ -22,7 +22,7 @@ from gigapipe.errors import InputError
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.answer import answer
 from gigapipe.evaluation.predictions import probabilities, read_predictions
-from gigapipe.evaluation.report_tables import blocks, costs, runtimes, worth
+from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
 
 LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "openslide-bin", "mpi4py", "snakemake"]
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
@@ -61,6 +61,7 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         answer=answered,
         table=table,
         worth=worth(table),
+        decisions=decisions(table),
         costs=costs(table),
         figures=drawn,
         cohort=cohort(results),

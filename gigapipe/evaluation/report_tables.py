@@ -29,13 +29,22 @@ def worth(table: pd.DataFrame) -> Table:
     columns |= {
         "AUC of patients": (["patient_auc"], lambda r: _interval(r, "patient_auc")),
         "Δ to the next coarser": (["delta", "p"], _gain),
+    }
+    return _table(table, columns)
+
+
+def decisions(table: pd.DataFrame) -> Table | None:
+    """What its decisions and probabilities are worth, if the comparison has any of that."""
+    figures = {
         "average precision": _number("average_precision"),
         "balanced accuracy": _number("balanced_accuracy"),
         "sensitivity": _number("sensitivity"),
         "specificity": _number("specificity"),
-        "Brier": _number("brier"),
+        "Brier score": _number("brier"),
+        "calibration error": _number("calibration_error"),
     }
-    return _table(table, columns)
+    there = any(set(needed) <= set(table) for needed, _ in figures.values())
+    return _table(table, _names(table) | figures) if there else None
 
 
 def costs(table: pd.DataFrame) -> Table:
@@ -132,7 +141,7 @@ def _interval(row: dict, name: str) -> str:
 def _gain(row: dict) -> str:
     if pd.isna(row["delta"]):
         return "–" if pd.isna(row.get("coarser")) else UNKNOWN
-    return f"{row['delta']:+.3f} (p " + ("< 0.001)" if row["p"] < 0.001 else f"= {row['p']:.3f})")
+    return f"{row['delta']:+.3f} (p ".replace("-", "−") + ("< 0.001)" if row["p"] < 0.001 else f"= {row['p']:.3f})")
 
 
 def _duration(seconds: float) -> str:
