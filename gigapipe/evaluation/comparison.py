@@ -17,9 +17,9 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
     Columns: `ALIKE` (`memory` is the limit of a rank in bytes, 0 without), `pixels` and `ranks`; `split`; the figures
     of `summary`; `coarser`, `delta`, `delta_low`, `delta_high` and `p`: the next coarser resolution, in µm per pixel,
-    and the AUC above that of it, by DeLong's paired test on the same slides and folds; where folds of another split
-    were run too, all these figures of it, as `patient_split_auc`; and `COSTS`: means over networks, of memory the most.
-    NaN is what is not known.
+    and the AUC above that of it, by DeLong's paired test on the same slides and folds; `p_best`, that of the same test
+    against the row with the best AUC; where folds of another split were run too, all these figures of it, as
+    `patient_split_auc`; and `COSTS`: means over networks, of memory the most. NaN is what is not known.
     """
     classes = sorted(scores["label"].unique())
     rows = []
@@ -36,15 +36,32 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         row |= {name: cost[name].astype(float).mean() for name in COSTS}
         row["peak_memory_per_rank_mb"] = cost["peak_memory_per_rank_mb"].max()
         rows.append(row)
-    table = pd.DataFrame(rows).sort_values(["mpp", "ranks"], ascending=[False, True], ignore_index=True)
+    table = pd.DataFrame(rows)
+    table["p_best"] = against_best(table, scores, classes)
+    table = table.sort_values(["mpp", "ranks"], ascending=[False, True], ignore_index=True)
     return table[[name for name in table if name not in COSTS] + COSTS]
+
+
+def against_best(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> list[float]:
+    """The p of each row's AUC and the best row's, in the split that they are about; NaN for the best row itself."""
+    of_row = [
+        scores[(scores[ALIKE] == list(row[ALIKE])).all(axis=1) & (scores["split"] == row["split"])]
+        for _, row in table.iterrows()
+    ]
+    if table["auc"].isna().all():
+        return [np.nan] * len(table)
+    best = table["auc"].argmax()
+    same = table["split"] == table["split"].iloc[best]
+    return [
+        difference(of_row[best], of_row[i], classes)[3] if i != best and same.iloc[i] else np.nan
+        for i in range(len(table))
+    ]
 
 
 def gain(networks: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> dict[str, float]:
     """What these networks' AUC has above that of the next coarser resolution among `scores`, and DeLong's p.
 
-    Of several rows of that resolution, the one most alike. Networks are paired by seed and fold; NaN where they were
-    not tested on the same slides.
+    Of several rows of that resolution, the one most alike.
     """
     unknown = dict.fromkeys(["coarser", "delta", "delta_low", "delta_high", "p"], np.nan)
     coarser = scores[scores["mpp"] > networks["mpp"].iloc[0]]
@@ -54,11 +71,17 @@ def gain(networks: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> di
     nearest = coarser[coarser["mpp"] == unknown["coarser"]]
     own = networks[ALIKE].iloc[0]
     other = max((rows for _, rows in nearest.groupby(ALIKE)), key=lambda rows: (rows[ALIKE].iloc[0] == own).sum())
+    return unknown | dict(
+        zip(("delta", "delta_low", "delta_high", "p"), difference(networks, other, classes), strict=True)
+    )
+
+
+def difference(networks: pd.DataFrame, other: pd.DataFrame, classes: list[str]) -> tuple[float, float, float, float]:
+    """`paired_test` of networks and others, of the seeds and folds that both have; NaN if not on the same slides."""
     pair = [table[table["part"] == "test"] for table in (networks, other)]
     common = set.intersection(*(set(zip(table["seed"], table["fold"], strict=True)) for table in pair))
     pair = [table[[key in common for key in zip(table["seed"], table["fold"], strict=True)]] for table in pair]
     tested = [set(zip(table["seed"], table["fold"], table["slide"], strict=True)) for table in pair]
     if tested[0] != tested[1] or not common:
-        return unknown
-    delta, low, high, p = paired_test(*(mean_auc(table, targets_of(classes)) for table in pair))
-    return unknown | {"delta": delta, "delta_low": low, "delta_high": high, "p": p}
+        return (np.nan,) * 4
+    return paired_test(*(mean_auc(table, targets_of(classes)) for table in pair))
