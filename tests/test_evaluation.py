@@ -176,7 +176,8 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
     assert table["coarser"].iloc[1] == 8 and table["p"].iloc[1] < 0.001
     assert table["delta"].iloc[1] == pytest.approx(table["auc"].iloc[1] - table["auc"].iloc[0], abs=1e-12)
     assert table["p_best"].iloc[0] == pytest.approx(table["p"].iloc[1])  # the finer one is the best
-    # Not known: energy, what the best is against itself, a spread over one seed, and what drawing patients says where all are told apart.
+    # Not known: energy, the best against itself, a spread over one seed, and what drawing patients says where all are
+    # told apart.
     unknown = {"joules_per_step", "p_best", "auc_sd_seeds", "patient_auc_bootstrap_low", "patient_auc_bootstrap_high"}
     assert table["patient_auc"].iloc[1] == 1 and 0.8 < table["patient_auc_low"].iloc[1] < 1
     assert set(table.columns[table.iloc[1].isna()]) == unknown
