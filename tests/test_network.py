@@ -46,7 +46,7 @@ def start(*arguments) -> subprocess.Popen:
 
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_two_hosts_train_to_the_weights_of_one_and_a_cut_link_ends_both(small_cohort, link, tmp_path, transport):  # noqa: F811
-    more = ["--transport", transport, "--batch", 6]  # few steps: each sends some hundred messages, one after another
+    more = ["--transport", transport, "--batch", 4]  # few steps: each sends some hundred messages, one after another
     gigapipe(*training(small_cohort, tmp_path / "one/model.pt", (1, 2, 1), 1, more=more), ranks=2)
     near = tmp_path / "near"
     more += ["--stage", near]

@@ -14,6 +14,7 @@ from ranks_planning import CASES
 
 from gigapipe.cli import main
 from gigapipe.errors import InputError
+from gigapipe.evaluation import figures
 from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
@@ -109,9 +110,9 @@ def test_a_mesh_that_does_not_fit_is_said_so_and_the_best_one_fits():
 def test_scaling_tables_are_frames_for_figures(tmp_path):
     strong = scaling.strong_scaling(unet(), SUMMIT, [1, 4, 16])
     weak = scaling.weak_scaling(unet(), SUMMIT, (2, 2), [1, 3])
-    record = {"mesh": [1, 1, 1], "seconds_per_step": 2.0, "peak_memory_per_rank_mb": 500.0}
+    record = {"peak_memory_per_rank_mb": 500.0, "slides_per_step": 4, "sent_bytes_per_step": 6e6}
     for ranks, seconds in ((1, 2.0), (2, 1.25)):
-        record |= {"mesh": [1, ranks, 1], "seconds_per_step": seconds, "settings": {"canvas": 64, "batch": 4}}
+        record |= {"mesh": [1, ranks, 1], "seconds_per_step": seconds, "settings": {"canvas": 64}}
         (tmp_path / f"{ranks}.json").write_text(json.dumps(record))
     measured = scaling.measured([tmp_path / "1.json", tmp_path / "2.json"])
     everything = pd.concat([strong, weak, measured])
@@ -121,7 +122,12 @@ def test_scaling_tables_are_frames_for_figures(tmp_path):
     assert strong["efficiency"].iloc[0] == pytest.approx(1)
     assert list(weak["ranks"]) == [4, 12] and list(weak["batch"]) == [1, 3]
     assert list(measured["efficiency"]) == [1, pytest.approx(0.8)]
-    assert measured["sent_mb"].isna().all(), "nobody has measured it"
+    assert list(measured["sent_mb"]) == [6, 3] and measured["halo_mb"].isna().all(), "nobody has measured it"
+    command = ["plan", "unet", "64x64", "--machine", "summit", "--ranks", "4", "--scaling", "--trainings"]
+    gigapipe(*command, *tmp_path.glob("*.json"), "--table", tmp_path / "scaling.tsv")
+    written = pd.read_csv(tmp_path / "scaling.tsv", sep="\t")
+    assert set(zip(written["mode"], written["source"], strict=True)) >= {("strong", "measured"), ("weak", "model")}
+    assert len(figures.scaling(written).axes) == 2
 
 
 def test_the_example_of_the_docs_runs(capsys):

@@ -120,9 +120,9 @@ def results(tmp_path):
 
 def test_every_figure_is_drawn_as_png_and_svg(results, tmp_path):
     modes = [
-        {"mode": mode, "kind": kind, "ranks": n, "efficiency": 1 / n**0.1, "seconds": 1.0}
+        {"mode": mode, "source": source, "ranks": n, "efficiency": 1 / n**0.1, "seconds": 1.0}
         for mode in ("strong", "weak")
-        for kind, most in (("measured", 3), ("model", 12))
+        for source, most in (("measured", 3), ("model", 12))
         for n in 2 ** np.arange(most)
     ]
     pd.DataFrame(modes).to_csv(results / "scaling.tsv", sep="\t", index=False)
@@ -168,7 +168,12 @@ def test_figures_show_the_numbers_of_their_table():
     assert [text.get_text() for text in figures.confusion(decided).axes[0].texts] == ["2", "1", "0", "1"]
 
     scaling = pd.DataFrame(
-        {"mode": "strong", "kind": ["measured", "model", "model"], "ranks": [2, 2, 64], "efficiency": [0.9, 0.92, 0.5]}
+        {
+            "mode": "strong",
+            "source": ["measured", "model", "model"],
+            "ranks": [2, 2, 64],
+            "efficiency": [0.9, 0.92, 0.5],
+        }
     ).assign(seconds=1.0)
     drawn = {line.get_label(): line for line in figures.scaling(scaling).axes[0].lines}
     assert drawn["measured"].get_linestyle() == "None" and drawn["model"].get_linestyle() == "--"

@@ -34,6 +34,10 @@ def add_verbs(verbs: Verbs) -> None:
     sub.add_argument("--far", type=size_in_bytes, metavar="SIZE", help="bytes a second from a node to others")
     sub.add_argument("--scaling", action="store_true", help="also tables of strong and weak scaling up to --ranks")
     sub.add_argument(
+        "--trainings", type=Path, nargs="+", default=[], help="training.json of what was run: its points stand beside"
+    )
+    sub.add_argument("--table", type=Path, metavar="FILE", help="write the tables of scaling, as the report draws them")
+    sub.add_argument(
         "--measure", type=Path, metavar="FILE", help="measure this machine (a minute), write it to FILE, plan for it"
     )
 
@@ -73,7 +77,10 @@ def plan(args: argparse.Namespace) -> None:
 
         print(*streamed(job, chosen), sep="\n")
     elif args.scaling:
-        _print_scaling(job, chosen, best, args.ranks)
+        table = _print_scaling(job, chosen, best, args.ranks, args.trainings)
+        if args.table:
+            with written_aside(args.table) as partial:
+                table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
     print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
 
 
@@ -126,17 +133,28 @@ def _table(table, best, machine) -> str:
     return "\n".join(lines)
 
 
-def _print_scaling(job, machine, best, ranks: int | None) -> None:
+def _print_scaling(job, machine, best, ranks: int | None, trainings: list[Path]):
+    """All points in one table, with a column `mode`: strong or weak."""
+    import pandas as pd
+
     from gigapipe.planning import scaling
 
     first = int(best["rows"] * best["columns"])
     last = ranks or (16 * first if machine.far else machine.ranks_per_node)
     print(f"\nStrong scaling: one image over {first} to {last} ranks")
-    print(_table(scaling.strong_scaling(job, machine, list(scaling.ranks_up_to(first, last))), None, machine))
+    strong = scaling.strong_scaling(job, machine, list(scaling.ranks_up_to(first, last)))
+    print(_table(strong, None, machine))
     data = list(scaling.ranks_up_to(1, max(1, last // first)))
     print(f"\nWeak scaling: an image for every {best['rows']} × {best['columns']} ranks")
-    table = scaling.weak_scaling(job, machine, (int(best["rows"]), int(best["columns"])), data)
-    print(_table(table, None, machine))
+    weak = scaling.weak_scaling(job, machine, (int(best["rows"]), int(best["columns"])), data)
+    print(_table(weak, None, machine))
+    parts = [strong.assign(mode="strong"), weak.assign(mode="weak")]
+    if trainings:
+        ran = scaling.measured(trainings)
+        print("\nMeasured, of trainings:")
+        print(_table(ran, None, machine))
+        parts.append(ran.assign(mode=["strong" if data == 1 else "weak" for data in ran["data"]]))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _assumptions(args: argparse.Namespace) -> list[str]:

@@ -197,15 +197,15 @@ def memory(table: pd.DataFrame) -> Figure:
 def scaling(table: pd.DataFrame) -> Figure:
     """Efficiency against ranks, strong and weak: measured points, and what a model says as a dashed line.
 
-    Columns: `mode` (`strong` or `weak`), `kind` (`measured` or `model`), `ranks`, `efficiency` (1 is ideal), `seconds`
+    Columns: `mode` (`strong` or `weak`), `source` (`measured`, `model`), `ranks`, `efficiency` (1 is ideal), `seconds`
     of a step, which measured points are marked with.
     """
     modes = [mode for mode in ("strong", "weak") if (table["mode"] == mode).any()]
     figure, panels = _figure(len(modes), 4.2, 3.2, sharey=True)
-    titles = {"strong": "strong: one image over more ranks", "weak": "weak: an image that grows with the ranks"}
+    titles = {"strong": "strong: one image over more ranks", "weak": "weak: as many more images as ranks"}
     for axes, mode in zip(panels, modes, strict=True):
         rows = table[table["mode"] == mode].sort_values("ranks")
-        measured, model = (rows[rows["kind"] == kind] for kind in ("measured", "model"))
+        measured, model = (rows[rows["source"] == source] for source in ("measured", "model"))
         axes.axhline(1, linestyle=":", color=FAINT)
         axes.plot(model["ranks"], model["efficiency"], "--", color=FAINT, label="model")
         axes.plot(measured["ranks"], measured["efficiency"], "o", color=INK, label="measured")

@@ -233,7 +233,7 @@ def measured(trainings: list[Path]) -> pd.DataFrame:
     for path in trainings:
         record = json.loads(Path(path).read_text())
         data, rows, columns = record["mesh"]
-        seconds, batch = record["seconds_per_step"], record["settings"]["batch"]
+        seconds, batch = record["seconds_per_step"], record["slides_per_step"]
         canvas = record["settings"].get("canvas", math.nan)
         points.append(
             {
@@ -247,6 +247,7 @@ def measured(trainings: list[Path]) -> pd.DataFrame:
                 "batch": batch,
                 "memory_gb": record["peak_memory_per_rank_mb"] / 1e3,
                 "fits": True,
+                "sent_mb": record["sent_bytes_per_step"] / (data * rows * columns) / 1e6,
                 "seconds": seconds,
                 "images_per_second": batch / seconds,
             }

@@ -110,7 +110,7 @@ def render(phantom: Phantom) -> np.ndarray:
     texture = ndimage.zoom(rng.normal(0, 1, (rows // 60 + 2, columns // 60 + 2)), 60, order=1)[:rows, :columns]
     eosin = tissue * (0.25 + 0.04 * texture) * rng.uniform(0.85, 1.15)
     # Sites differ in their eosin's hue, from pink to orange; how much of it there is differs from slide to slide.
-    hue = np.array([0, 0, 0.3 * (phantom.site_colour + rng.normal(0, 0.02))])
+    hue = np.array([0, 0, 0.6 * phantom.site_colour + rng.normal(0, 0.006)])
     density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * (EOSIN + hue)
     picture = WHITE * 10**-density + rng.normal(0, 2, (rows, columns, 1))
     return np.clip(picture, 0, 255).astype(np.uint8)
