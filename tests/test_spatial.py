@@ -140,6 +140,8 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tmp_path):
     program = str(ROOT / "tests/ranks_forever.py")
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed/rank-0007.txt").write_text("of another run")
     begun = time.monotonic()
     done = subprocess.run(
         ["mpiexec", "-n", "3", sys.executable, program, transport, "hang", tmp_path / "failed"],
@@ -153,6 +155,7 @@ def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tm
     assert re.search("TimeoutError: rank 0 of 3.* 5 ?s|TimeoutError: rank 0 of 3.*5000ms", said), said
     assert f"last in step 5; no answer from rank 1 on {socket.gethostname()}" in said, said
     assert "no answer from rank 1" in (tmp_path / "failed/rank-0000.txt").read_text()
+    assert not (tmp_path / "failed/rank-0007.txt").exists()
 
 
 # --- One rank: what is refused, and how ---

@@ -61,6 +61,9 @@ def started(
                 f"mesh {data} × {rows} × {columns} needs {size} ranks, but MPI knows of {world.size}; start it with "
                 f"`mpiexec -n {size} gigapipe …`, and the mpiexec (or srun --mpi=…) of this MPI library"
             )
+        if last_words and world.rank == 0:
+            for former in last_words.glob("rank-*.txt"):
+                former.unlink()
         hosts = world.allgather(socket.gethostname())
         host = world.Split_type(MPI.COMM_TYPE_SHARED)
         _say_where(world, host, hosts)
