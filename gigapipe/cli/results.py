@@ -55,7 +55,7 @@ def map(args: argparse.Namespace) -> None:
         def maps():
             for network, slides in chosen.groupby("network"):
                 model, settings = trained_model(args.models[network], ClassifierSettings, mesh)
-                canvases = settings.canvases(slides, args.pyramids, mesh)
+                canvases = settings.canvases(slides, args.pyramids, mesh, args.stage)
                 found = activations(model, settings, canvases, Streaming(args.memory, mesh))
                 for slide, pyramid, values in zip(slides.itertuples(), canvases.pyramids, found, strict=True):
                     head = settings.classes, model.fc.bias.tolist()

@@ -23,7 +23,7 @@ rule map:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        memory=options("training", ["memory"]),
+        limits=options("training", ["memory", "stage"]),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
@@ -31,7 +31,7 @@ rule map:
     shell:
         "{resources.launcher} gigapipe map --models {input.models} --predictions {input.predictions}"
         " --pyramids {params.pyramids} --number {params.number} --mesh {params.mesh}"
-        " --threads {resources.cores_per_rank} {resources.memory} --output {output} > {log} 2>&1"
+        " --threads {resources.cores_per_rank} {resources.limits} --output {output} > {log} 2>&1"
 
 
 rule settings:
