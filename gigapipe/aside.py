@@ -82,6 +82,8 @@ def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
         with written_aside(mark) as new:
             new.write_text(identity)
         partial.mkdir()
+    for torn in partial.rglob("*.partial"):  # what was being written when that run was killed: ours, and zarr's
+        torn.unlink()
     try:
         yield partial
     except InputError:
