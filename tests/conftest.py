@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,13 @@ def run_ranks(program: str, ranks: int, *arguments) -> list[dict]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def shown_commands(page: str) -> list[str]:
+    """The commands that start with `gigapipe` or `snakemake` in the blocks of a page, without their comments."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    fenced = [of for kind, of in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if not kind]
+    indented = re.findall(r"^    ((?:gigapipe|snakemake) .*)$", text, re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()] + indented
+    found = [line.partition(" #")[0].strip() for line in lines if line.startswith(("gigapipe ", "snakemake "))]
+    return list(dict.fromkeys(found))

@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, shown_commands
 
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.maps import read_map
@@ -193,6 +193,15 @@ def test_the_report_holds_table_and_figure(demo):
     page = (project / "report.html").read_text()
     assert all(f"comparison.{kind}" in page for kind in ("tsv", "html", "png"))
     assert (project / "results/comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_of_the_reports_page_run(demo):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    commands = shown_commands("docs/report.md")
+    assert [command.split()[1] for command in commands] == ["report", "map"]
+    for command in commands:
+        subprocess.run(["bash", "-c", command], cwd=demo["project"], env=environment, check=True)
+    assert (demo["project"] / "maps/PH-000-A/image.zarr").is_dir()
 
 
 def test_the_page_holds_the_table_and_the_maps_of_what_was_scored(demo):

@@ -1,6 +1,7 @@
 """The figures of a comparison, each a function from a table to a figure; `save` writes them."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,9 @@ GPU_MEMORY_GB = {
 }
 
 
+IN_A_ROW = 3
+"""Panels, at most."""
+
 styled = matplotlib.rc_context(STYLE)
 """Of what draws: the style, while it does."""
 
@@ -52,7 +56,8 @@ def save(figure: Figure, path: Path) -> None:
 @styled
 def write(figure: Figure, file, kind: str) -> None:
     """Write a figure, as `png` or `svg`, to a path or an open file."""
-    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(file, format=kind, dpi=150, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
 
 
 @styled
@@ -112,7 +117,7 @@ def roc(predictions: pd.DataFrame) -> Figure:
         axes.plot([0, 1], [0, 1], linestyle=":", color=FAINT)
         axes.set(title=f"{mpp:g} µm/px", aspect="equal", xlabel="false positive rate", xlim=(-0.02, 1), ylim=(0, 1.02))
         axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    panels[0].set_ylabel("true positive rate")
+    _name_rows(panels, "true positive rate")
     return figure
 
 
@@ -134,7 +139,7 @@ def confusion(decisions: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(labels)), labels, rotation=90, va="center")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    panels[0].set_ylabel("is")
+    _name_rows(panels, "is")
     return figure
 
 
@@ -159,7 +164,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         axes.plot(best["epoch"], best["validation_loss"], "o", color=INK, markersize=3, label="weights taken")
         axes.set(title=f"{mpp:g} µm/px", xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel("loss (cross-entropy)")
+    _name_rows(panels, "loss (cross-entropy)")
     panels[-1].legend(fontsize=8)
     return figure
 
@@ -224,9 +229,19 @@ def scaling(table: pd.DataFrame) -> Figure:
 
 
 def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of panels side by side, each so many inches."""
-    figure = Figure(figsize=(panels * width, height), layout="constrained")
-    return figure, figure.subplots(1, panels, squeeze=False, **options)[0]
+    """A figure of panels side by side, each so many inches, and in rows if they are more than a page is wide."""
+    columns = min(panels, IN_A_ROW)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    found = figure.subplots(rows, columns, squeeze=False, **options).flatten()
+    for unused in found[panels:]:
+        unused.remove()
+    return figure, found[:panels]
+
+
+def _name_rows(panels: Sequence[Axes], name: str) -> None:
+    for first in panels[::IN_A_ROW]:
+        first.set_ylabel(name)
 
 
 def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
@@ -262,9 +277,12 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = 
     room = max(0.15 * (high - low), 0.1)
     axes.set_xlim(10 ** (low - room), 10 ** (high + 1.7 * room))
     axes.set_ylim(0, 1.05)
-    for row, place in zip(table.itertuples(), places, strict=True):
+    before, down = -math.inf, 11  # points
+    for row, place in sorted(zip(table.itertuples(), places, strict=True), key=lambda pair: pair[1]):
         text = f"{row.mpp:g} µm/px" if resolution else f"{row.canvas:,} px"
-        axes.annotate(text, (place, row.auc), xytext=(7, -11), textcoords="offset points", fontsize=8)
+        down = 22 if down == 11 and np.log10(place) - before < 0.2 * (high - low) else 11  # or they lie on one another
+        before = np.log10(place)
+        axes.annotate(text, (place, row.auc), xytext=(7, -down), textcoords="offset points", fontsize=8)
 
 
 def _step_at(grid: np.ndarray, false: np.ndarray, true: np.ndarray) -> np.ndarray:
