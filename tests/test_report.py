@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, gigapipe
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.answer import answer
@@ -82,6 +83,16 @@ def some_predictions(rng) -> pd.DataFrame:
         for mpp, gain in ((48.0, 0), (8.0, 1), (2.0, 3))
         for i, positive, fold in slides
     )
+
+
+def test_a_roc_curve_of_three_labels_is_the_mean_of_each_against_the_rest():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b", "c"], 20)
+    scores = {f"score_{name}": (labels == name) + rng.normal(size=60) for name in "abc"}
+    table = pd.DataFrame({"label": labels, "mpp": 2.0, "network": 0, **scores})
+    thick = max(figures.roc(table).axes[0].lines, key=lambda line: line.get_linewidth())
+    areas = [roc_auc_score(labels == name, table[f"score_{name}"]) for name in "abc"]
+    assert abs(np.trapezoid(thick.get_ydata(), thick.get_xdata()) - np.mean(areas)) < 0.01
 
 
 @pytest.fixture

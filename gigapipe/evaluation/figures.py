@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gigapipe.aside import written_aside
+from gigapipe.evaluation.targets import targets_of
 
 STYLE = {
     "font.size": 10,
@@ -95,25 +96,23 @@ def comparison(table: pd.DataFrame) -> Figure:
 def roc(predictions: pd.DataFrame) -> Figure:
     """ROC curves of each resolution: a thin one a network, and their mean at each false positive rate, thick.
 
-    Columns: `mpp`, `network`, `label`, and `score`, the probability of the label that comes second. Networks whose
+    Columns: `mpp`, `network`, `label`, and `score`, the probability of the label that comes second, or `score_…` of
+    each of more labels: a network's curve is then the mean of those of each label against the rest. Networks whose
     slides have one label have no curve.
     """
-    from sklearn.metrics import roc_curve  # slow to import
-
     groups = sorted(predictions.groupby("mpp"), reverse=True)
     figure, panels = _figure(len(groups), 2.5, 2.7, sharey=True, sharex=True)
-    positive = sorted(predictions["label"].unique())[1]
-    grid = np.linspace(0, 1, 201)
+    targets = targets_of(sorted(predictions["label"].unique()))
     for axes, (mpp, scores) in zip(panels, groups, strict=True):
-        curves = []
-        for _, network in scores.groupby("network"):
-            truth = network["label"] == positive
-            if truth.nunique() == 2:
-                false, true, _ = roc_curve(truth, network["score"])
-                axes.plot(false, true, color=INK, linewidth=0.7, alpha=0.35)
-                curves.append(_step_at(grid, false, true))
+        curves = [
+            np.mean(each, axis=0)
+            for _, network in scores.groupby("network")
+            if (each := [c for label, name in targets.items() if (c := _roc(network["label"] == label, network[name]))])
+        ]
+        for curve in curves:
+            axes.plot(*curve, color=INK, linewidth=0.7, alpha=0.35)
         if curves:
-            axes.plot([0, *grid], [0, *np.mean(curves, axis=0)], color=INK, linewidth=2.2)
+            axes.plot(*np.mean(curves, axis=0), color=INK, linewidth=2.2)
         axes.plot([0, 1], [0, 1], linestyle=":", color=FAINT)
         axes.set(title=f"{mpp:g} µm/px", aspect="equal", xlabel="false positive rate", xlim=(-0.02, 1), ylim=(0, 1.02))
         axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
@@ -285,6 +284,12 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = 
         axes.annotate(text, (place, row.auc), xytext=(7, -down), textcoords="offset points", fontsize=8)
 
 
-def _step_at(grid: np.ndarray, false: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The highest true positive rate at no more than each false positive rate of `grid`; ties rise along a line."""
-    return np.interp(grid, false, np.maximum.accumulate(true))
+def _roc(truth: pd.Series, score: pd.Series) -> tuple[np.ndarray, np.ndarray] | None:
+    """False positive rates from 0 to 1, the same for any slides, and the highest true positive rate at each."""
+    from sklearn.metrics import roc_curve  # slow to import
+
+    if truth.nunique() < 2:
+        return None
+    false, true, _ = roc_curve(truth, score)
+    grid = np.linspace(0, 1, 201)
+    return np.array([0, *grid]), np.array([0, *np.interp(grid, false, np.maximum.accumulate(true))])

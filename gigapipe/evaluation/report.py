@@ -27,6 +27,7 @@ from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes
 LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "openslide-bin", "mpi4py", "snakemake"]
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
 """What autograd keeps of a training step for each pixel of the image, float32: counted with saved_tensors_hooks."""
+FULL_WIDTH = 64
 SIDES = [1024, 22528]  # px, between which the memory of an undivided step is drawn
 PICTURE = 1600  # px of the longest side of a picture in the page
 
@@ -106,12 +107,12 @@ def all_figures(
         "auc-cost": (figures.auc_against_cost(table), "What it costs. A rank is a process, on a GPU or on CPU cores."),
     }
     if predictions is not None and len(predictions):
-        if "score" in predictions:
-            drawn["roc"] = (
-                figures.roc(predictions),
-                "ROC curves on held-out slides: thin for each network, thick their mean. Of each network its own "
-                "slides, for scores of different networks have different scales.",
-            )
+        drawn["roc"] = (
+            figures.roc(predictions),
+            "ROC curves on held-out slides: thin for each network, thick their mean. Of each network its own slides, "
+            "for scores of different networks have different scales."
+            + (" Each class against the rest, and the mean of them." if "score" not in predictions else ""),
+        )
         likely = probabilities(predictions)
         decided = predictions.assign(decided=likely.columns[likely.to_numpy().argmax(axis=1)])
         drawn["confusion"] = (
@@ -148,7 +149,8 @@ def memory_table(table: pd.DataFrame, trainings: list[dict]) -> pd.DataFrame:
         side=table["canvas"], gigabytes=table["peak_memory_per_rank_mb"] / 1000, kind="measured", what="measured"
     )
     parts = [measured[["side", "gigabytes", "kind", "what"]]]
-    for network in sorted({record["settings"].get("network") for record in trainings} & set(SAVED_BYTES)):
+    full = {r["settings"].get("network") for r in trainings if r["settings"].get("width", FULL_WIDTH) == FULL_WIDTH}
+    for network in sorted(full & set(SAVED_BYTES)):
         kept = SAVED_BYTES[network] * np.array(SIDES) ** 2 / 1e9
         parts.append(pd.DataFrame({"side": SIDES, "gigabytes": kept, "kind": "model", "what": f"{network}, undivided"}))
     return pd.concat(parts)
