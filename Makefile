@@ -8,7 +8,7 @@ READY := .venv/ready
 .PHONY: demo test
 
 demo: $(READY)
-	@echo "Phantom slides to the report: about 10 minutes on 2 cores. Logs are in results/logs."
+	@echo "Phantom slides to the report: about 6 minutes on 2 cores. Logs are in results/logs."
 	PATH="$(BIN):$$PATH" snakemake --cores $(CORES) --quiet rules
 	@echo; cat results/comparison.md
 	@echo; echo "Table: results/comparison.tsv   Figures: results/figures   Report: results/report.html"

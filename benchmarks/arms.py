@@ -1,8 +1,9 @@
 """One resolution of a run, trained in several ways, with AUC and cost of each: whole, over ranks, by data, by tiles.
 
-    python benchmarks/arms.py results/lung --mpp 4 --canvas 392 --memory 400MB
+    python benchmarks/arms.py results/lung --mpp 4 --memory 400MB
 
-Takes the slides, folds and settings of a run that is finished. Each way has two cores: two ranks, or two threads.
+Takes the slides, folds and settings of a run that is finished, of one seed and one kind of folds. Each way has two
+cores: two ranks, or two threads.
 """
 
 import argparse
@@ -18,19 +19,21 @@ ARMS = {  # mesh, ranks, threads, and whether memory is limited
     "data-parallel": ("2 1 1", 2, 1, False),
     "streamed": ("1 1 1", 1, 2, True),
 }
+NOT_OPTIONS = ("coarse_to_fine", "memory")  # of the config: where to begin, and what the arms differ in
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("run", type=Path)
-    arguments.add_argument("--mpp", required=True)
-    arguments.add_argument("--canvas", required=True)
-    arguments.add_argument("--memory", required=True)
+    arguments.add_argument("--mpp", type=float, required=True, help="one of the run's resolutions")
+    arguments.add_argument("--memory", required=True, help="of the streamed one")
     arguments.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--output", type=Path, default=Path("results/arms"))
     args = arguments.parse_args()
-    training = yaml.safe_load((args.run / "config.yaml").read_text())["training"]
-    training = {key: value for key, value in training.items() if value is not None and key != "coarse_to_fine"}
+    config = yaml.safe_load((args.run / "config.yaml").read_text())
+    canvas = next(found["canvas"] for found in config["resolutions"] if found["mpp"] == args.mpp)
+    training = config["training"] | {"seed": config["seeds"][0]}
+    training = {key: value for key, value in training.items() if value is not None and key not in NOT_OPTIONS}
     options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in training.items())
     slides = f"--folds {args.run}/folds.tsv --pyramids {args.run}/pyramids"
     models = []
@@ -41,7 +44,7 @@ def main() -> None:
             model.parent.mkdir(parents=True, exist_ok=True)
             launched = f"mpiexec -n {ranks} gigapipe"
             where = f"--mesh {mesh} --threads {threads}" + (f" --memory {args.memory}" if limited else "")
-            what = f"--mpp {args.mpp} --canvas {args.canvas} --fold {fold} {options}"
+            what = f"--mpp {args.mpp:g} --canvas {canvas} --fold {fold} {options}"
             with open(model.with_name("log"), "w") as log:
                 for command in (
                     f"{launched} train {slides} {what} {where} --output {model}",

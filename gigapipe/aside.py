@@ -83,7 +83,7 @@ def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
             new.write_text(identity)
         partial.mkdir()
     for torn in partial.rglob("*.partial"):  # what was being written when that run was killed: ours, and zarr's
-        torn.unlink()
+        torn.unlink(missing_ok=True)  # a worker of that run may live yet, and end with it
     try:
         yield partial
     except InputError:

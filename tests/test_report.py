@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.answer import answer
-from gigapipe.evaluation.report import report, revision
+from gigapipe.evaluation.report import memory_table, report, revision
 from gigapipe.evaluation.report_tables import blocks, runtimes
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -93,6 +93,31 @@ def test_a_roc_curve_of_three_labels_is_the_mean_of_each_against_the_rest():
     thick = max(figures.roc(table).axes[0].lines, key=lambda line: line.get_linewidth())
     areas = [roc_auc_score(labels == name, table[f"score_{name}"]) for name in "abc"]
     assert abs(np.trapezoid(thick.get_ydata(), thick.get_xdata()) - np.mean(areas)) < 0.01
+
+
+def test_a_roc_curve_needs_slides_of_two_labels_only():
+    table = pd.DataFrame({"label": ["a", "b", "b"], "mpp": 2.0, "network": 0})
+    figure = figures.roc(table.assign(score_a=[0.8, 0.1, 0.2], score_b=[0.1, 0.8, 0.7], score_c=0.1))
+    assert len(figure.axes[0].lines) == 3
+
+
+@pytest.mark.parametrize("panels", [1, 4])
+def test_every_panel_has_its_scale(panels):
+    table = pd.concat(some_predictions(np.random.default_rng(0)).assign(mpp=2.0**i) for i in range(panels))
+    figure = figures.roc(table)
+    figure.canvas.draw()
+    assert len(figure.axes) == panels
+    assert all([text.get_text() for text in axes.get_xticklabels()] == ["0.0", "0.5", "1.0"] for axes in figure.axes)
+    assert all(text.get_visible() for axes in figure.axes for text in axes.get_xticklabels())
+
+
+def test_the_undivided_memory_is_that_of_the_published_width_only():
+    def drawn(**settings):
+        training = {"settings": {"network": "resnet18", **settings}}
+        return set(memory_table(comparison(), [training])["what"])
+
+    assert drawn() == drawn(width=64) == {"measured", "resnet18, undivided"}
+    assert drawn(width=16) == {"measured"}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gigapipe.aside import written_aside
-from gigapipe.evaluation.targets import targets_of
+from gigapipe.evaluation.predictions import score_columns
 
 STYLE = {
     "font.size": 10,
@@ -40,8 +40,8 @@ GPU_MEMORY_GB = {
 }
 
 
-IN_A_ROW = 3
-"""Panels, at most."""
+PANELS_IN_A_ROW = 3
+"""As many as are readable on a page."""
 
 styled = matplotlib.rc_context(STYLE)
 """Of what draws: the style, while it does."""
@@ -101,8 +101,8 @@ def roc(predictions: pd.DataFrame) -> Figure:
     slides have one label have no curve.
     """
     groups = sorted(predictions.groupby("mpp"), reverse=True)
-    figure, panels = _figure(len(groups), 2.5, 2.7, sharey=True, sharex=True)
-    targets = targets_of(sorted(predictions["label"].unique()))
+    figure, panels = _figure(len(groups), 2.5, 3.0, sharey=True)
+    targets = score_columns(predictions)
     for axes, (mpp, scores) in zip(panels, groups, strict=True):
         curves = [
             np.mean(each, axis=0)
@@ -229,7 +229,7 @@ def scaling(table: pd.DataFrame) -> Figure:
 
 def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure, Sequence[Axes]]:
     """A figure of panels side by side, each so many inches, and in rows if they are more than a page is wide."""
-    columns = min(panels, IN_A_ROW)
+    columns = min(panels, PANELS_IN_A_ROW)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     found = figure.subplots(rows, columns, squeeze=False, **options).flatten()
@@ -239,7 +239,7 @@ def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure
 
 
 def _name_rows(panels: Sequence[Axes], name: str) -> None:
-    for first in panels[::IN_A_ROW]:
+    for first in panels[::PANELS_IN_A_ROW]:
         first.set_ylabel(name)
 
 
@@ -291,5 +291,5 @@ def _roc(truth: pd.Series, score: pd.Series) -> tuple[np.ndarray, np.ndarray] | 
     if truth.nunique() < 2:
         return None
     false, true, _ = roc_curve(truth, score)
-    grid = np.linspace(0, 1, 201)
+    grid = np.linspace(0, 1, 1001)
     return np.array([0, *grid]), np.array([0, *np.interp(grid, false, np.maximum.accumulate(true))])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.errors import InputError
+from gigapipe.evaluation.targets import Targets
 
 NAMES = ["slide", "patient", "site", "label"]  # which may look like numbers
 
@@ -28,10 +29,19 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
     return together.assign(seed=together.get("seed", 0), part=together.get("part", "test"))
 
 
+def score_columns(predictions: pd.DataFrame) -> Targets:
+    """Of each class that is told from the rest, the column that holds its score, as `targets_of` has named it.
+
+    By the columns: of three classes some slides may have two labels only.
+    """
+    several = {name.removeprefix("score_"): name for name in predictions if name.startswith("score_")}
+    return several or {sorted(predictions["label"].unique())[-1]: "score"}
+
+
 def probabilities(predictions: pd.DataFrame) -> pd.DataFrame:
     """A column for each class, in alphabetical order, a row for each row of `predictions`."""
-    scores = {name.removeprefix("score_"): name for name in predictions if name.startswith("score_")}
-    if scores:
+    scores = score_columns(predictions)
+    if len(scores) > 1:
         return predictions[[scores[label] for label in sorted(scores)]].set_axis(sorted(scores), axis=1)
     first, second = sorted(predictions["label"].unique())
     score = predictions["score"].to_numpy()

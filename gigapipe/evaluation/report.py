@@ -28,6 +28,10 @@ LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "opens
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
 """What autograd keeps of a training step for each pixel of the image, float32: counted with saved_tensors_hooks."""
 FULL_WIDTH = 64
+DASHED = (
+    " Dashed: what a step keeps of an undivided image on one rank in float32, from the layers' sizes. Ranks and tiles "
+    "divide it."
+)
 SIDES = [1024, 22528]  # px, between which the memory of an undivided step is drawn
 PICTURE = 1600  # px of the longest side of a picture in the page
 
@@ -130,10 +134,11 @@ def all_figures(
             "Loss by epoch: thin for each network, thick their mean. The weights are those of the epoch that is best "
             "in validation, on slides that are neither trained on nor held out.",
         )
+    memory = memory_table(table, trainings)
     drawn["memory"] = (
-        figures.memory(memory_table(table, trainings)),
-        "What training takes of memory. Points: the largest process of a run, with all that it loads. Dashed: what a "
-        "step keeps of an undivided image on one rank in float32, from the layers' sizes. Ranks and tiles divide it.",
+        figures.memory(memory),
+        "What training takes of memory. Points: the largest process of a run, with all that it loads."
+        + DASHED * bool((memory["kind"] == "model").any()),
     )
     if (path := results / "scaling.tsv").exists():
         drawn["scaling"] = (

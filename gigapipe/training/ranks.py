@@ -64,6 +64,8 @@ def started(
         if last_words and world.rank == 0:
             for former in last_words.glob("rank-*.txt"):
                 former.unlink()
+            with contextlib.suppress(OSError):  # there was none, or it holds what is not ours
+                last_words.rmdir()
         hosts = world.allgather(socket.gethostname())
         host = world.Split_type(MPI.COMM_TYPE_SHARED)
         _say_where(world, host, hosts)
