@@ -76,20 +76,18 @@ def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    mark = folder.with_name(f".{folder.name}.identity")
-    if not (partial.exists() and mark.exists() and mark.read_text() == identity):
+    mark = partial / ".identity"
+    if not (mark.exists() and mark.read_text() == identity):
         shutil.rmtree(partial, ignore_errors=True)
         with written_aside(mark) as new:
             new.write_text(identity)
-        partial.mkdir()
     for torn in partial.rglob("*.partial"):  # what was being written when that run was killed: ours, and zarr's
         torn.unlink(missing_ok=True)  # a worker of that run may live yet, and end with it
     try:
         yield partial
     except InputError:
         shutil.rmtree(partial, ignore_errors=True)
-        mark.unlink()
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
     mark.unlink()
+    partial.rename(folder)
