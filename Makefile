@@ -1,11 +1,15 @@
-# `make demo` and `make test` set up what they need, once: .venv, with every package pinned in envs/constraints.txt.
+# `make demo`, `make test` and `make check` set up what they need, once: .venv, with every package pinned in
+# envs/constraints.txt. `check` is what to run after each change, `test` is everything.
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
 
-.PHONY: demo test
+# Tests run side by side, one more of them than cores, for some wait.
+SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 1 : 8)) --dist loadgroup
+
+.PHONY: demo check test lint
 
 demo: $(READY)
 	@echo "Phantom slides to the report: about 6 minutes on 2 cores. Logs are in results/logs."
@@ -13,11 +17,16 @@ demo: $(READY)
 	@echo; cat results/comparison.md
 	@echo; echo "Table: results/comparison.tsv   Figures: results/figures   Report: results/report.html"
 
-test: $(READY)
-	$(BIN)/ruff check .
+check: lint
+	PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE) -m "not slow" --quiet $(PYTEST)
+
+test: lint
+	PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
+
+lint: $(READY)
+	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/snakefmt --check Snakefile workflow
-	PATH="$(BIN):$$PATH" python -m pytest $(PYTEST)
 
 # `ready` is written last: a set-up that was interrupted is done again.
 $(READY): pyproject.toml envs/constraints.txt

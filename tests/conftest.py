@@ -1,17 +1,41 @@
-"""Shared material and the launching of ranks."""
+"""Fixtures that many tests share: real material, ranks, and what is dear to make and made once a run."""
 
-import json
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+# Processes side by side have a core each: threads that wait for one another would take it from the others.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).parent.parent
+import pytest
+from cohorts import made_once, make_small_cohort
+from launching import ROOT, Ranks
+from projects import fresh_copy
+
 # Real slides and real histology, which are not part of this project.
 SHARED = Path(os.environ.get("GIGAPIPE_SHARED", ROOT.parent / "shared"))
+
+LONGEST = ["slurm", "demo", "simulation", "ranks"]
+"""Groups of tests, of which each runs in one process, that others should not have to wait for: they begin first."""
+SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "slurm", "small_cohort", "trained"}
+"""Fixtures whose tests start ranks, Snakemake or trainings: `make check` has none of them but those marked `check`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what shares something dear into one group, and what takes long before the rest."""
+    for item in items:
+        for fixture in {"slurm", "demo", "ranks"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(fixture))
+        if SLOW & set(item.fixturenames) and not item.get_closest_marker("check"):
+            item.add_marker(pytest.mark.slow)
+
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        marker = item.get_closest_marker("xdist_group")
+        group = marker.args[0] if marker else ""
+        return LONGEST.index(group) if group in LONGEST else len(LONGEST), not item.get_closest_marker("slow")
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
@@ -23,28 +47,20 @@ def shared() -> Path:
     return SHARED
 
 
-def gigapipe(*arguments, ranks: int = 0, check: bool = True, **options) -> subprocess.CompletedProcess:
-    """Run `gigapipe …` as a user does, under mpiexec if `ranks` is given; its output is text, both streams in one."""
-    launcher = ["mpiexec", "-n", str(ranks)] if ranks else []
-    command = [*launcher, str(Path(sys.executable).with_name("gigapipe")), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, **options)
-    assert not check or done.returncode == 0, done.stdout
-    return done
+@pytest.fixture(scope="session")
+def ranks():
+    """Six real ranks, on which `ranks("module.function", …, mesh=…)` runs a case of tests/ranks."""
+    with Ranks() as six:
+        yield six
 
 
-def run_ranks(program: str, ranks: int, *arguments) -> list[dict]:
-    """Run tests/`program` on `ranks` real ranks; rank 0 prints a JSON object a line, which are returned."""
-    command = ["mpiexec", "-n", str(ranks), sys.executable, str(ROOT / "tests" / program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+@pytest.fixture(scope="session")
+def small_cohort(tmp_path_factory) -> Path:
+    """Twelve patients' pyramids at 8 µm/px, and their folds."""
+    return made_once(tmp_path_factory, "small-cohort", make_small_cohort)
 
 
-def shown_commands(page: str) -> list[str]:
-    """The commands that start with `gigapipe` or `snakemake` in the blocks of a page, without their comments."""
-    text = (ROOT / page).read_text().replace("\\\n", " ")
-    fenced = [of for kind, of in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if not kind]
-    indented = re.findall(r"^    ((?:gigapipe|snakemake) .*)$", text, re.MULTILINE)
-    lines = [line for block in fenced for line in block.splitlines()] + indented
-    found = [line.partition(" #")[0].strip() for line in lines if line.startswith(("gigapipe ", "snakemake "))]
-    return list(dict.fromkeys(found))
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A fresh copy of the project, for dry runs."""
+    return fresh_copy(tmp_path_factory.mktemp("project"))

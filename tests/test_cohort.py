@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from conftest import gigapipe
 from gdc_server import Archive, Fault, serving
-from test_workflow import fresh_copy, snakemake, start
+from launching import gigapipe
+from projects import fresh_copy, snakemake, start
 
 KINDS = ["cut", "reset", "503", "429", "500", "short", "wrong", "json", "html", "no_range", "stall"]
 
@@ -42,8 +42,7 @@ def configured(project: Path, url: str, **more) -> list[str]:
 
 def test_sixty_slides_arrive_whole_through_faults_and_kills(shared, tmp_path):
     slides = archive_of(60, shared, tmp_path / "archive")
-    (project := tmp_path / "project").mkdir()
-    fresh_copy(project)
+    project = fresh_copy(tmp_path / "project")
     archive = Archive(bytes_per_second=10_000_000)
     chance = random.Random(0)
     ids = {}
@@ -91,8 +90,7 @@ def full_name(path: Path, slides: dict) -> str:
 
 def test_slides_that_are_not_kept_are_fetched_once(shared, tmp_path):
     slides = archive_of(2, shared, tmp_path / "archive")
-    (project := tmp_path / "project").mkdir()
-    fresh_copy(project)
+    project = fresh_copy(tmp_path / "project")
     archive = Archive()
     for name, (path, of_project) in slides.items():
         archive.add(path, name, project=of_project)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, gigapipe, shown_commands
-from test_workflow import fresh_copy, snakemake
+from launching import EXIT_GLOO, ROOT, gigapipe
+from projects import fresh_copy, shown_commands, snakemake
 
 from gigapipe.slides.phantom import cohort, render, write_slide
 
@@ -23,6 +23,7 @@ ELSEWHERE = {
     "gigapipe map": "test_workflow.py, with the demo's results",
 }
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
 COMMANDS = {page: commands for page in PAGES if (commands := shown_commands(page))}
 
@@ -64,7 +65,7 @@ def _run(command: str, place: Path) -> None:
         _, output = snakemake(place, *arguments, *([] if "-n" in arguments else ["-n"]))
         assert "Job stats:" in output
     else:
-        print(gigapipe(*arguments, cwd=place).stdout)
+        print(gigapipe(*arguments, cwd=place, process=arguments[0] == "check").stdout)  # which starts processes itself
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -95,7 +96,7 @@ def test_the_lines_of_the_first_page_decompose_a_network(tmp_path):
         "model, criterion = RESNETS['resnet10'](2, width=4), torch.nn.CrossEntropyLoss()\n"
         "my_part, label = torch.rand(1, 3, 512, 1024), torch.tensor([1])\n"
         f"{lines}"
-        "print(all(p.grad is not None for p in model.parameters()), rows, columns)\n"
+        "print(all(p.grad is not None for p in model.parameters()), rows, columns)\n" + EXIT_GLOO
     )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "lines.py"],

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import gigapipe
+from launching import gigapipe
 
 from gigapipe.slides.phantom import cohort, render, write_slide
 
@@ -60,13 +60,14 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def tried(archive, tmp_path_factory) -> dict:
-    """What became of each of `BAD`, and of a server that is not there: side by side, for they try for a minute."""
+    """What became of each of `BAD`, and of a server that is not there: side by side, for they wait between tries."""
     folder = tmp_path_factory.mktemp("bad")
     addresses = {path: archive + path for path in BAD} | {"nobody": "http://127.0.0.1:9/a.svs"}
 
     def download(name: str) -> subprocess.CompletedProcess:
         extra, _ = BAD.get(name, ([], ""))
-        return gigapipe("download", addresses[name], folder / name.strip("/") / "a.svs", *extra, check=False)
+        target = folder / name.strip("/") / "a.svs"
+        return gigapipe("download", addresses[name], target, "--tries", 2, *extra, check=False, process=True)
 
     with ThreadPoolExecutor(len(addresses)) as pool:
         done = dict(zip(addresses, pool.map(download, addresses), strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import gigapipe
+from launching import gigapipe
 from scipy.special import expit
 
 from gigapipe.errors import InputError

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import gigapipe
 from gdc_server import Archive, Fault, serving
+from launching import gigapipe
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.fold_report import site_reader

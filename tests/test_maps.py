@@ -1,11 +1,14 @@
 """Class activation: exact, at its place on the slide, the same on any ranks, and of the slides worth a look."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import zarr
-from conftest import gigapipe
+from cohorts import SMALL_NETWORK, made_once, make_slides
+from launching import gigapipe
 from ome_zarr_models import open_ome_zarr
 from PIL import Image
 
@@ -14,10 +17,8 @@ from gigapipe.evaluation.maps import chosen_slides, extremes
 from gigapipe.evaluation.predictions import probabilities
 from gigapipe.models import resnet18
 from gigapipe.pyramids import Pyramid
-from gigapipe.pyramids.build import build_pyramid
 from gigapipe.pyramids.canvas import corner
 from gigapipe.pyramids.maps import ActivationMap, read_map
-from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 from gigapipe.spatial import Mesh, Plan, decompose, gather, shard, stream
 from gigapipe.spatial.recording import Recorded
 from gigapipe.training.activation import STRIDE, Activation
@@ -25,21 +26,19 @@ from gigapipe.training.activation import STRIDE, Activation
 CANVAS = 150  # not a multiple of anything
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def make_trained(folder: Path) -> None:
     """Some slides' pyramids, a network trained on them for an epoch, and what it predicts."""
-    folder = tmp_path_factory.mktemp("maps")
-    phantoms = cohort(seed=3, patients=6, folder=str(folder))
-    for phantom in phantoms:
-        write_slide(folder / phantom.source, render(phantom))
-        build_pyramid(folder / phantom.source, folder / "pyramids" / phantom.slide, [4.0])
-    pd.DataFrame(map(sheet_row, phantoms)).to_csv(folder / "slides.tsv", sep="\t", index=False)
+    make_slides(folder, [4.0], seed=3, patients=6)
     gigapipe("folds", folder / "slides.tsv", folder, "--folds", 3, "--by", "patient")
     common = ["--folds", folder / "folds.tsv", "--pyramids", folder / "pyramids"]
-    learning = ["--fold", 0, "--mpp", 4, "--canvas", CANVAS, "--epochs", 1, "--batch", 2]
+    learning = ["--fold", 0, "--mpp", 4, "--canvas", CANVAS, "--epochs", 1, "--batch", 2, *SMALL_NETWORK]
     gigapipe("train", *common, *learning, "--output", folder / "model.pt")
     gigapipe("predict", *common, "--model", folder / "model.pt", "--output", folder / "predictions.tsv")
-    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    return made_once(tmp_path_factory, "maps", make_trained)
 
 
 def map_slides(folder, output, *more, **options):

@@ -11,19 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, gigapipe
-from test_training import GIGAPIPE, small_cohort, training, weights  # noqa: F401  the cohort is a fixture
+from cohorts import training, weights
+from launching import GIGAPIPE, ROOT, gigapipe
 
 ENTER = str(ROOT / "tests/network/enter.sh")
 # One machine's processes would find each other's memory, namespaces or not.
-BY_LINK = {"GLOO_SOCKET_IFNAME": "link0", "UCX_NET_DEVICES": "link0", "UCX_TLS": "tcp,self"}
+HOSTS = {"TEST_HOSTS": f"gigapipe-{os.getpid()}"}  # the first words of their names
+BY_LINK = HOSTS | {"GLOO_SOCKET_IFNAME": "link0", "UCX_NET_DEVICES": "link0", "UCX_TLS": "tcp,self"}
 SILENCE, ENDED = 10, 40  # seconds: what ranks are told, and by when docs/clusters.md says that all have ended
 
 
 @pytest.fixture
 def link() -> Iterator[subprocess.Popen]:
     with subprocess.Popen(
-        [sys.executable, ROOT / "tests/network/link.py", "10", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, ROOT / "tests/network/link.py", "10", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | HOSTS,
     ) as process:
         try:
             if process.stdout.readline() != b"up\n":
@@ -45,7 +49,7 @@ def start(*arguments) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
-def test_two_hosts_train_to_the_weights_of_one_and_a_cut_link_ends_both(small_cohort, link, tmp_path, transport):  # noqa: F811
+def test_two_hosts_train_to_the_weights_of_one_and_a_cut_link_ends_both(small_cohort, link, tmp_path, transport):
     more = ["--transport", transport, "--batch", 4]  # few steps: each sends some hundred messages, one after another
     gigapipe(*training(small_cohort, tmp_path / "one/model.pt", (1, 2, 1), 1, more=more), ranks=2)
     near = tmp_path / "near"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import gigapipe
+from launching import gigapipe
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 

@@ -1,6 +1,5 @@
 """What is planned is what is done: bytes of real ranks, memory of a real process; and the plan as it is read."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -9,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, gigapipe, run_ranks
-from ranks_planning import CASES
+from launching import ROOT, gigapipe
+from ranks.planning import CASES
 
 from gigapipe.cli import main
 from gigapipe.errors import InputError
@@ -23,16 +22,11 @@ from gigapipe.planning.machines import MACHINES, machine
 SUMMIT = MACHINES["summit"]
 
 
-@functools.cache
-def sent() -> dict[str, list[int]]:
-    return {row["case"]: row["sent"] for row in run_ranks("ranks_planning.py", 4)}
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_predicted_bytes_are_those_that_each_rank_sends(case):
+def test_predicted_bytes_are_those_that_each_rank_sends(ranks, case):
     make, shape, mesh, precision = CASES[case]
     predicted = [step_cost(make, shape, mesh, rank, getattr(torch, precision)).sent for rank in range(4)]
-    assert predicted == sent()[case]
+    assert predicted == ranks("planning.sent", case, mesh=mesh)
 
 
 def test_halo_of_one_convolution_is_what_the_arithmetic_of_windows_says():

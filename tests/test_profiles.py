@@ -4,15 +4,11 @@ import collections
 import os
 import re
 import shutil
-import signal
 import subprocess
-import threading
-import time
 
 import pytest
 import torch
-import yaml
-from test_workflow import fresh_copy, plan, project, snakemake, start  # noqa: F401  the project is a fixture
+from projects import configured, make_results, plan, snakemake, start, watched
 
 SITES = ["slurm", "frontier", "perlmutter", "lsf", "summit"]
 SUMMIT = ["--profile", "summit"]
@@ -25,30 +21,25 @@ def account(monkeypatch):
 
 
 @pytest.fixture
-def lsf(project, tmp_path, monkeypatch, account):  # noqa: F811
+def lsf(project, tmp_path, monkeypatch, account):
     monkeypatch.setenv("SIMULATED_LSF", str(tmp_path))
     monkeypatch.setenv("PATH", f"{project / 'tests/lsf'}:{os.environ['PATH']}")
     return tmp_path
 
 
-def configured(project, **config) -> list[str]:  # noqa: F811
-    (project / "own.yaml").write_text(yaml.safe_dump(config))
-    return ["--configfile", "own.yaml"]
-
-
 @pytest.mark.parametrize("profile", ["local", "ci-slurm", *SITES])
-def test_every_profile_plans_the_road(project, account, profile):  # noqa: F811
+def test_every_profile_plans_the_road(project, account, profile):
     assert plan(project, "--profile", profile)["train"] == 12
 
 
 @pytest.mark.parametrize("profile", SITES)
-def test_a_missing_account_is_said_in_one_line(project, profile, monkeypatch):  # noqa: F811
+def test_a_missing_account_is_said_in_one_line(project, profile, monkeypatch):
     monkeypatch.delenv("GIGAPIPE_ACCOUNT", raising=False)
     status, output = snakemake(project, "--profile", profile, "-n", check=False)
     assert status and "GIGAPIPE_ACCOUNT is not set; export GIGAPIPE_ACCOUNT=" in output
 
 
-def test_2304_ranks_are_384_nodes_of_summit(project, account):  # noqa: F811
+def test_2304_ranks_are_384_nodes_of_summit(project, account):
     resolution = {"mpp": 0.5, "canvas": 22528, "mesh": [36, 8, 8]}
     arguments = configured(project, resolutions=[resolution], training={"batch": 36})
     _, output = snakemake(project, *SUMMIT, "-n", "--printshellcmds", *arguments)
@@ -66,7 +57,7 @@ def test_2304_ranks_are_384_nodes_of_summit(project, account):  # noqa: F811
         ([1, 200, 300], "60000 ranks need 10000 nodes of 6, and the profile has 4608"),
     ],
 )
-def test_a_mesh_that_fits_no_nodes_is_refused_before_anything_is_submitted(project, account, mesh, message):  # noqa: F811
+def test_a_mesh_that_fits_no_nodes_is_refused_before_anything_is_submitted(project, account, mesh, message):
     arguments = configured(project, resolutions=[{"mpp": 2, "canvas": 208, "mesh": mesh}])
     status, output = snakemake(project, *SUMMIT, *arguments, check=False)
     assert status and message in output, output
@@ -85,38 +76,35 @@ def test_the_simulation_refuses_what_summit_refuses(lsf):
     assert "do not fit 2 nodes" in said("jsrun", "-n", "13", "-r", "6", "-a", "1", "-c", "7", "-g", "1", "true")
 
 
-def test_the_road_under_the_simulation(lsf, project, tmp_path):  # noqa: F811
+@pytest.mark.xdist_group("simulation")
+def test_the_road_under_the_simulation(lsf, project, tmp_path):
     shutil.copytree(project, tmp_path / "project", symlinks=True)
     own = tmp_path / "project"
+    phantom = {"patients": 6, "sites": 3}
+    make_results(own, [8.0], leave=1, **phantom)
     arguments = configured(
         own,
-        phantom={"patients": 6, "sites": 3},
+        phantom=phantom,
         folds={"number": 3},
         resolutions=[{"mpp": 8, "canvas": 52, "mesh": [2, 2, 2]}],
-        training={"epochs": 3, "batch": 2},
+        training={"epochs": 3, "batch": 2, "network": "resnet10", "width": 8},
     )
     # As on Summit, but looked at more often than GPFS likes.
-    arguments += [*SUMMIT, "--max-status-checks-per-second", "10", "--jobs", "2", "--latency-wait", "5"]
-    process = start(own, *arguments)
-    output = []
-    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
-    reader.start()
-    killed = None
-    try:
-        while process.poll() is None:
-            if not killed and list(own.glob("results/8um/fold-0/checkpoints/*.pt")):
-                submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
-                trainings = [i for i, line in enumerate(submitted, start=1) if "gigapipe.train." in line]
-                killed = next(i for i in trainings if (lsf / f"{i}.state").read_text() == "RUN")
-                subprocess.run(["bkill", str(killed)], check=True)
-            time.sleep(0.2)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    reader.join()
-    assert process.returncode == 0, output[0]
+    often = ["--max-status-checks-per-second", "10", "--seconds-between-status-checks", "1"]
+    process = start(own, *arguments, *SUMMIT, *often, "--jobs", "2", "--latency-wait", "5")
+    killed = []
+
+    def kill() -> None:
+        if not killed and list(own.glob("results/8um/fold-0/checkpoints/*.pt")):
+            submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
+            trainings = [i for i, line in enumerate(submitted, start=1) if "gigapipe.train." in line]
+            killed.append(next(i for i in trainings if (lsf / f"{i}.state").read_text() == "RUN"))
+            subprocess.run(["bkill", str(killed[0])], check=True)
+
+    output = watched(process, kill)
+    assert process.returncode == 0, output
     assert (own / "results/comparison.tsv").exists()
-    assert killed and (lsf / f"{killed}.state").read_text() == "EXIT"
+    assert killed and (lsf / f"{killed[0]}.state").read_text() == "EXIT"
     lines = (lsf / "lines").read_text().splitlines()
     trained = [line for line in lines if line.startswith("bsub") and "-J gigapipe.train." in line]
     assert len(trained) == 4  # three folds, one of them again

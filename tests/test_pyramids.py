@@ -15,7 +15,7 @@ import ome_zarr_models.v05
 import pytest
 import tifffile
 import zarr
-from conftest import gigapipe
+from launching import gigapipe
 from PIL import Image, ImageCms
 
 from gigapipe.errors import InputError

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, gigapipe
+from launching import ROOT, gigapipe
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 

@@ -1,6 +1,5 @@
 """gigapipe.spatial: any convolutional network on any mesh is what it is undivided, and what cannot be is refused."""
 
-import functools
 import json
 import os
 import re
@@ -14,62 +13,68 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, gigapipe, run_ranks
-from spatial_models import CASES, LOSSES, Apply
+from launching import EXIT_GLOO, ROOT, gigapipe
+from spatial_cases import CALLS, CASES, LOSSES, OF_A_BATCH, OPERATIONS, REFUSED, ROUNDED, Apply, spelling
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gigapipe.spatial import Mesh, NotDecomposed, SpatialTensor, decompose, shard
-from gigapipe.spatial.tensor import LAYERS
+from gigapipe.spatial.tensor import DECOMPOSED, LAYERS
+
+# 1 × 2, 2 × 2, two data ranks of 2 × 1, and 3 × 2; by MPI and by torch.distributed
+RUNS = [((1, 1, 2), "mpi"), ((1, 2, 2), "torch"), ((2, 2, 1), "torch"), ((1, 3, 2), "mpi")]
 
 
-@functools.cache
-def operators(ranks: int, transport: str) -> dict[str, list[dict]]:
-    found = {}
-    for row in run_ranks("ranks_operators.py", ranks, transport):
-        found.setdefault(row["case"], []).append(row)
-    return found
+@pytest.mark.parametrize("case", [*CASES, *LOSSES])
+def test_a_model_is_exact_on_any_mesh(ranks, case):
+    for mesh, transport in RUNS:
+        if mesh[0] == 1 or case not in OF_A_BATCH:
+            for error, worst in ranks("operators.case", case, mesh=mesh, transport=transport):
+                assert error <= 1e-10, (mesh, worst)
 
 
-@pytest.mark.parametrize("case", [*CASES, *LOSSES, "dropout"])
-def test_operator_is_exact_on_any_mesh(case):
-    # 1 × 2, 2 × 2, two data ranks of 2 × 1, and 3 × 2; by MPI and by torch.distributed
-    rows = [row for run in ((2, "mpi"), (4, "torch"), (6, "mpi")) for row in operators(*run)[case]]
-    assert len(rows) == (3 if case in LOSSES else 4)
-    for row in rows:
-        assert row["error"] <= 1e-10, row
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_is_exact_on_ranks(ranks, operation):
+    for error, worst in ranks("operators.case", operation, mesh=(1, 2, 2) if operation in ROUNDED else (1, 3, 2)):
+        assert error <= 1e-10, worst
 
 
-@functools.cache
-def networks() -> dict[str, dict]:
-    return {row["case"]: row for row in run_ranks("ranks_models.py", 4)}
+def test_every_registered_operation_has_a_case():
+    names = {spelling(function)[1] for function in DECOMPOSED}
+    assert CALLS.keys() <= names, "a case of what is not registered"
+    assert len(OPERATIONS) == len(DECOMPOSED) - len(REFUSED), "two operations of one name"
+
+
+@pytest.mark.parametrize("mesh, transport", RUNS)
+def test_dropout_drops_what_it_drops_undivided(ranks, mesh, transport):
+    assert max(ranks("operators.dropout", mesh=mesh, transport=transport)) <= 1e-10
 
 
 @pytest.mark.parametrize("case", ["MONAI ResNet", "MONAI UNet", "MONAI UNet, instance norm", "MONAI BasicUNet"])
-def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(case):
-    assert networks()[case]["error"] <= 1e-10, networks()[case]
+def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(ranks, case):
+    assert max(ranks("models.monai", case, mesh=(1, 2, 2))) <= 1e-10
 
 
-@pytest.mark.parametrize("case", ["20 steps", "checkpointing", "accumulated", "unfrozen", "evaluation"])
-def test_training_agrees(case):
-    row = networks()[case]
-    assert row["error"] <= 1e-10, row
-    assert row.get("moved", 1) > 0.01, row  # or there was nothing to agree on
+@pytest.mark.parametrize("case", ["twenty_steps", "activation_checkpointing", "accumulation", "unfrozen"])
+def test_training_agrees(ranks, case):
+    for row in ranks(f"models.{case}", mesh=(1, 2, 2)):
+        assert max(row["error"], row.get("evaluation", 0)) <= 1e-10, row
+        assert row.get("moved", 1) > 0.01, row  # or there was nothing to agree on
 
 
-def test_bf16_is_as_good_on_a_mesh_as_undivided():
-    row = networks()["bf16"]
-    assert row["ours"] <= 1.1 * row["plain"], row
+def test_bf16_is_as_good_on_a_mesh_as_undivided(ranks):
+    for row in ranks("models.mixed_precision", mesh=(1, 2, 2)):
+        assert row["ours"] <= 1.1 * row["plain"], row
 
 
-@pytest.mark.parametrize("case", ["DeviceMesh and DDP", "averaged twice"])
-def test_a_device_mesh_with_torch_s_own_data_parallelism(case):
-    assert networks()[case]["error"] <= 1e-10
+def test_a_device_mesh_with_torch_s_own_data_parallelism(ranks):
+    for row in ranks("models.over_device_mesh", mesh=(2, 1, 3), transport="torch"):
+        assert max(row["error"], row["averaged twice"]) <= 1e-10, row
 
 
-def test_random_exchanges_and_networks():
-    exchange, networks = run_ranks("ranks_properties.py", 6)
-    assert exchange["examples"] >= 250 and networks["examples"] >= 60
+@pytest.mark.parametrize("of, least", [("exchange", 250), ("networks", 60)])
+def test_random_exchanges_and_networks(ranks, of, least):
+    assert min(ranks("properties.run", of, mesh=(1, 2, 3), timeout=600)) >= least
 
 
 MODELS_OF_A_USER = """
@@ -92,23 +97,27 @@ def refused():
 
 def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
     (tmp_path / "mine.py").write_text(MODELS_OF_A_USER)
-    done = gigapipe("check", "mine:right", "33x20", "2x1", cwd=tmp_path)
+    done = gigapipe("check", "mine:right", "33x20", "2x1", cwd=tmp_path, process=True)
     assert "exact" in done.stdout
-    done = gigapipe("check", "mine:right", "33x20", "1x2", "--tile", 9, cwd=tmp_path)
+    done = gigapipe("check", "mine:right", "33x20", "1x2", "--tile", 9, cwd=tmp_path, process=True)
     assert "by tiles of 9 px" in done.stdout and "exact: all" in done.stdout
-    done = gigapipe("check", "mine:wrong", "33x20", "2x1", check=False, cwd=tmp_path)
+    done = gigapipe("check", "mine:wrong", "33x20", "2x1", check=False, cwd=tmp_path, process=True)
     assert done.returncode == 1 and "NOT exact" in done.stdout and "output" in done.stdout
-    done = gigapipe("check", "mine:refused", "33x20", "1x2x1", check=False, cwd=tmp_path)
+    done = gigapipe("check", "mine:refused", "33x20", "1x2x1", check=False, cwd=tmp_path, process=True)
     assert done.returncode == 1 and "layer 1" in done.stdout and "Traceback" not in done.stdout, done.stdout
-    done = gigapipe("check", "mine:none", "33x20", "2x1", check=False, cwd=tmp_path)
+    done = gigapipe("check", "mine:none", "33x20", "2x1", check=False, cwd=tmp_path, process=True)
     assert done.returncode == 1 and "package.module:function" in done.stdout and "Traceback" not in done.stdout
 
 
 def test_the_example_of_the_docs_runs(tmp_path):
     page = (ROOT / "docs/spatial.md").read_text()
-    (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
+    (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0] + EXIT_GLOO)
     done = subprocess.run(
-        ["torchrun", "--nproc-per-node", "2", "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        ["torchrun", "--standalone", "--nproc-per-node", "2", "example.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("loss") == 2
@@ -116,7 +125,7 @@ def test_the_example_of_the_docs_runs(tmp_path):
 
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
-    program = str(ROOT / "tests/ranks_forever.py")
+    program = str(ROOT / "tests/ranks/forever.py")
     command = ["mpiexec", "-n", "3", sys.executable, program, transport]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -139,7 +148,7 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
 
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tmp_path):
-    program = str(ROOT / "tests/ranks_forever.py")
+    program = str(ROOT / "tests/ranks/forever.py")
     (tmp_path / "failed").mkdir()
     (tmp_path / "failed/rank-0007.txt").write_text("of another run")
     begun = time.monotonic()

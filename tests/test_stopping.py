@@ -10,26 +10,24 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import gigapipe
-from test_training import GIGAPIPE, small_cohort, training, weights  # noqa: F401  the cohort is a fixture
+from cohorts import made_once, same, training, weights
+from launching import GIGAPIPE, gigapipe
 
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.stopping import RESERVE, UNFINISHED
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(small_cohort, tmp_path_factory) -> dict[str, torch.Tensor]:  # noqa: F811
+def uninterrupted(small_cohort, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Weights of three epochs on two ranks."""
-    path = tmp_path_factory.mktemp("whole") / "model.pt"
-    gigapipe(*training(small_cohort, path, (1, 2, 1), epochs=3), ranks=2)
-    return weights(path)
+
+    def make(folder: Path) -> None:
+        gigapipe(*training(small_cohort, folder / "model.pt", (1, 2, 1), epochs=3), ranks=2)
+
+    return weights(made_once(tmp_path_factory, "uninterrupted", make) / "model.pt")
 
 
-def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_cohort, uninterrupted, tmp_path):  # noqa: F811
+def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_cohort, uninterrupted, tmp_path):
     # So little that each run makes one step, or a validation.
     arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), 3, more=["--time-limit", f"{RESERVE + 0.1}s"])
     stops = 0
@@ -44,7 +42,7 @@ def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_coho
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterrupted, tmp_path, told):  # noqa: F811
+def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterrupted, tmp_path, told):
     arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), 3)
     with subprocess.Popen(
         ["mpiexec", "-n", "2", GIGAPIPE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -60,7 +58,7 @@ def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterr
     assert "resumed after epoch" in again.stdout and same(weights(tmp_path / "model.pt"), uninterrupted)
 
 
-def test_what_was_trained_on_four_ranks_goes_on_on_two(small_cohort, tmp_path):  # noqa: F811
+def test_what_was_trained_on_four_ranks_goes_on_on_two(small_cohort, tmp_path):
     """Without BatchNorm, which makes of the last digits, in which meshes differ, what is seen in the fifth."""
 
     def run(folder: str, mesh: tuple, *more, status: int = 0) -> str:

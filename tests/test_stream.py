@@ -8,34 +8,18 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run_ranks
-from spatial_models import CASES, LOSSES, Apply
+from launching import ROOT
+from spatial_cases import ALL_CASES, Apply, awakened, frozen_resnet18, made
 from torch import nn
 
 from gigapipe.models import GigapixelUNet, resnet18, resnet50
-from gigapipe.models.resnet import FrozenBatchNorm2d, Gain
+from gigapipe.models.resnet import FrozenBatchNorm2d
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
 from gigapipe.spatial.constant import cells_of, divided
 from gigapipe.spatial.window import Interval, Rectangle
 
 TOLERANCE = 1e-10
-
-
-def awakened(model: nn.Module) -> nn.Module:
-    """In float64, with statistics and gains that do something."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-        if isinstance(module, Gain):
-            nn.init.constant_(module.gain, 0.5)
-    return model.double()
-
-
-def frozen_resnet18() -> nn.Module:
-    torch.manual_seed(0)
-    return awakened(resnet18(2, "frozen"))
 
 
 def half_white(*shape: int) -> torch.Tensor:
@@ -45,14 +29,9 @@ def half_white(*shape: int) -> torch.Tensor:
     return images
 
 
-@pytest.mark.parametrize("case", [*CASES, *LOSSES])
-def test_every_operator_is_exact_by_tiles_of_7_pixels(case):
-    make, size = {**CASES, **LOSSES}[case]
-    torch.manual_seed(0)
-    model = make()
-    if case == "SyncBatchNorm":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    worst = compare(model, half_white(2, 3, *size), Mesh(), Plan(tile=7))[0]
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_every_operation_is_exact_by_tiles_of_7_pixels(case):
+    worst = compare(made(case), half_white(2, 3, *ALL_CASES[case].size), Mesh(), Plan(tile=7))[0]
     assert worst.error <= TOLERANCE, worst
 
 
@@ -217,11 +196,11 @@ def test_trainable_batch_norm_between_kept_images_is_exact():
     assert worst.error <= TOLERANCE, worst
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_that_stream_their_shards_are_exact(ranks):
-    rows = run_ranks("ranks_stream.py", ranks)
-    assert len(rows) == {2: 6, 4: 3}[ranks]
-    assert [row for row in rows if not row["error"] <= TOLERANCE] == []
+@pytest.mark.parametrize("mesh", [(1, 1, 2), (2, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize("network", ["ResNet-18, frozen", "ResNet-18, BatchNorm", "U-Net"])
+def test_ranks_that_stream_their_shards_are_exact(ranks, network, mesh):
+    for error, worst in ranks("streaming.network", network, mesh=mesh):
+        assert error <= TOLERANCE, worst
 
 
 def test_what_is_read_tile_by_tile_is_what_is_held():

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import yaml
 import zarr
-from conftest import gigapipe
+from launching import gigapipe
 from PIL import Image
-from test_workflow import fresh_copy, snakemake
+from projects import fresh_copy, snakemake
 
 from gigapipe.evaluation.overlap import dice
 from gigapipe.pyramids import Pyramid

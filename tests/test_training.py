@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,55 +12,24 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import gigapipe, run_ranks
+from cohorts import training, weights
+from launching import GIGAPIPE, gigapipe
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.folds import read_folds, roles
 from gigapipe.evaluation.networks import read_networks
-from gigapipe.pyramids.build import build_pyramid
-from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 from gigapipe.spatial import Mesh
 from gigapipe.training.classification import Classification, ClassifierSettings, balance
 from gigapipe.training.loop import train
 
-GIGAPIPE = str(Path(sys.executable).with_name("gigapipe"))
 
-
-@pytest.fixture(scope="module")
-def small_cohort(tmp_path_factory) -> Path:
-    """Twelve patients' pyramids at 8 µm/px, and their folds."""
-    folder = tmp_path_factory.mktemp("cohort")
-    phantoms = cohort(seed=5, patients=12, folder=str(folder))
-    for phantom in phantoms:
-        write_slide(Path(phantom.source), render(phantom))
-        build_pyramid(Path(phantom.source), folder / "pyramids" / phantom.slide, [8.0])
-    pd.DataFrame(map(sheet_row, phantoms)).to_csv(folder / "slides.tsv", sep="\t", index=False)
-    gigapipe("folds", folder / "slides.tsv", folder, "--folds", 3, "--by", "patient")
-    return folder
-
-
-def training(
-    cohort: Path, output: Path, mesh=(1, 1, 1), epochs=2, canvas=52, precision="float32", more=()
-) -> list[str]:
-    arguments = [
-        "train", "--folds", cohort / "folds.tsv", "--pyramids", cohort / "pyramids", "--fold", 0, "--mpp", 8,
-        "--canvas", canvas, "--mesh", *mesh, "--epochs", epochs, "--batch", 2, "--learning-rate", 1e-4,
-        "--precision", precision, "--output", output, *more,
-    ]  # fmt: skip
-    return list(map(str, arguments))
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["model"]
-
-
-def test_ranks_read_the_rectangles_of_one_canvas_in_every_look(small_cohort):
+def test_ranks_read_the_rectangles_of_one_canvas_in_every_look(ranks, small_cohort):
     slide, label = pd.read_csv(small_cohort / "slides.tsv", sep="\t").loc[0, ["slide", "label"]]
-    found = run_ranks("ranks_canvases.py", 4, small_cohort / "pyramids", slide, label)
-    assert [f["symmetry"] for f in found] == [*range(8), 6, 1]
-    assert max(f["difference"] for f in found) <= 1e-6
-    assert max(f["by_tiles"] for f in found) <= 1e-5
+    for found in ranks("canvases.differences", str(small_cohort / "pyramids"), slide, label, mesh=(1, 2, 2)):
+        symmetries, differences, by_tiles = zip(*found, strict=True)
+        assert symmetries == (*range(8), 6, 1)
+        assert max(differences) <= 1e-6 and max(by_tiles) <= 1e-5
 
 
 def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
@@ -138,7 +106,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
 def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, tmp_path):
     def run(folder: str, *more, check=True) -> str:
         more = ("--norm", "none", "--background", "white", *more)
-        arguments = training(small_cohort, tmp_path / folder / "model.pt", (1, 2, 1), 1, canvas=1000, more=more)
+        output = tmp_path / folder / "model.pt"
+        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1000, network=(), more=more)
         return gigapipe(*arguments, ranks=2, check=check).stdout
 
     run("whole")
@@ -248,7 +217,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def test_slides_look_alike_on_every_mesh(small_cohort, tmp_path):
-    network = ("--network", "resnet10", "--width", 8, "--norm", "group", "--pool", "attention", "--accumulate", 2)
+    network = ("--norm", "group", "--pool", "attention", "--accumulate", 2)
     looks = ("--shift", 0.1, "--stain", 0.2, "--brightness", 0.1, "--contrast", 0.2, "--class-weights", "balanced")
     found = {}
     for name, mesh, more in (

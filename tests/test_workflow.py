@@ -1,10 +1,8 @@
 """The road as a user walks it: the embedded default in a fresh copy of the project, killed half-way, gone on with."""
 
 import collections
-import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,65 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
-from conftest import ROOT, shown_commands
+from projects import fresh_copy, make_results, plan, processes_of, shown_commands, snakemake, start, watched
 
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.maps import read_map
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 
-
-def fresh_copy(folder: Path) -> Path:
-    """What a clone of the project would hold."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    for name in filter(None, listed.stdout.splitlines()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)  # profiles are links
-    return folder
-
-
-def start(folder: Path, *arguments) -> subprocess.Popen:
-    # This environment's programs first, as an activated environment has them.
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.Popen(
-        ["snakemake", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def snakemake(folder: Path, *arguments, check: bool = True) -> tuple[int, str]:
-    process = start(folder, *arguments)
-    try:
-        output, _ = process.communicate(timeout=1500)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert not check or process.returncode == 0, output
-    return process.returncode, output
-
-
-def plan(folder: Path, *arguments) -> dict[str, int]:
-    """How many jobs of each rule a dry run announces."""
-    _, output = snakemake(folder, "-n", "--cores", 2, *arguments)
-    table = output.partition("Job stats:")[2].partition("total")[0]
-    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-
-
 pytestmark = pytest.mark.timeout(1800)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    return fresh_copy(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
@@ -83,32 +31,23 @@ def demo(tmp_path_factory) -> dict:
     config = yaml.safe_load((project / "config/config.yaml").read_text())
     config["resolutions"] = [config["resolutions"][0], config["resolutions"][-1]]
     (project / "config/config.yaml").write_text(yaml.safe_dump(config))
+    make_results(project, [2.0, 48.0], **config["phantom"])
+    killed = []
+
+    def kill() -> None:
+        if not killed and (found := list(project.glob("results/2um/fold-*/checkpoints/*.pt"))):
+            killed.append(found[0].parent.parent)
+            for job in processes_of(project, f"{killed[0].relative_to(project)}/model.pt"):
+                if job.name().startswith(("mpiexec", "hydra")):
+                    job.kill()
+
     process = start(project, "--cores", 2)
-    output = []
-    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
-    reader.start()
-    killed = None
-    try:
-        while process.poll() is None:
-            found = list(project.glob("results/2um/fold-*/checkpoints/*.pt"))
-            if found and not killed:
-                killed = found[0].parent.parent
-                for job in psutil.Process(process.pid).children(recursive=True):
-                    with contextlib.suppress(psutil.Error):  # one that has just ended
-                        if job.name().startswith(("mpiexec", "hydra")) and f"{killed.name}/model.pt" in " ".join(
-                            job.cmdline()
-                        ):
-                            job.kill()
-            time.sleep(0.2)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    reader.join()
-    assert killed and process.returncode != 0, output[0]
+    output = watched(process, kill)
+    assert killed and process.returncode != 0, output
     assert not (project / "results/comparison.tsv").exists()
     finished = {p: p.stat().st_mtime_ns for p in project.glob("results/*um/fold-*/model.pt")}
     snakemake(project, "--cores", 2)
-    return {"project": project, "killed": killed, "finished": finished}
+    return {"project": project, "killed": killed[0], "finished": finished}
 
 
 def test_a_dry_run_shows_the_whole_plan(project):

@@ -365,6 +365,8 @@ def _add_gradients(
     """Compute a tile again, and of each pair add the gradient of the first to the second, in place."""
     with torch.enable_grad():
         tile = segment.compute(rectangles, parts, stand_ins)
+    if not tile.requires_grad:  # of what is detached, or a comparison
+        return
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
     grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.dtype), allow_unused=True)
     del tile

@@ -3,4 +3,4 @@
 while [[ $1 == -* ]]; do shift; done
 host=$1
 shift
-exec ip netns exec "gigapipe-$host" unshare --uts bash -c "hostname host-${host##*.}; $*"
+exec ip netns exec "$TEST_HOSTS-$host" unshare --uts bash -c "hostname host-${host##*.}; $*"

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Stop what up.sh started, and remove it: tests/slurm/down.sh [FOLDER]
-folder=${1:-/tmp/gigapipe-slurm}
-for file in "$folder"/{slurmd-node1,slurmd-node2,slurmctld,munged}.pid; do
+# Stop what up.sh started, and remove it: tests/slurm/down.sh FOLDER
+folder=$1
+for file in "$folder"/{slurmd-node1,slurmd-node2,slurmctld,munged,namespace}.pid; do
     [ -f "$file" ] || continue
     pid=$(cat "$file")
     kill "$pid"
@@ -10,4 +10,4 @@ for file in "$folder"/{slurmd-node1,slurmd-node2,slurmctld,munged}.pid; do
         sleep 0.1
     done
 done
-rm -rf "$folder" /etc/slurm/slurm.conf
+rm -rf "$folder"

@@ -1,11 +1,40 @@
-"""Small models, each of which meets one thing that decomposition can get wrong. Name -> (model, image size)."""
+"""What is compared with undivided torch, on ranks and by tiles: small models, each of which meets one thing that
+decomposition can get wrong; dense losses; and each operation that is registered, by itself.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gigapipe.models.resnet import AttentionPool2d
+from gigapipe.models import resnet18
+from gigapipe.models.resnet import AttentionPool2d, Gain
+from gigapipe.spatial.tensor import DECOMPOSED
+
+
+class Case(NamedTuple):
+    make: Callable[[], nn.Module]
+    size: tuple[int, int]
+    """Rows and columns of the image."""
+
+
+def awakened(model: nn.Module) -> nn.Module:
+    """In float64, with statistics and gains that do something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, Gain):
+            nn.init.constant_(module.gain, 0.5)
+    return model.double()
+
+
+def frozen_resnet18() -> nn.Module:
+    torch.manual_seed(0)
+    return awakened(resnet18(2, "frozen"))
 
 
 class Apply(nn.Module):
@@ -218,7 +247,6 @@ def loss(function, classes: bool = False, **options):
 
 
 WEIGHT = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
-# Losses see their whole batch: on meshes of one data rank only.
 LOSSES = {
     "cross-entropy": (lambda: loss(F.cross_entropy, classes=True), (19, 14)),
     "cross-entropy, weighted, with ignored pixels": (
@@ -242,3 +270,120 @@ LOSSES = {
         (19, 14),
     ),
 }  # fmt: skip
+
+ROWS, COLUMNS = 14, 10
+OTHER = torch.linspace(0.05, 1, ROWS * COLUMNS, dtype=torch.float64).round(decimals=1).view(ROWS, COLUMNS)
+"""A plain tensor as large as the image, of which each rank needs its rectangle."""
+KERNEL = torch.linspace(-1, 1, 4 * 4 * 9, dtype=torch.float64).view(4, 4, 3, 3)
+MATRIX = KERNEL.flatten(1)[:, :4]
+
+
+def channels_last(x):
+    return x.permute(0, 2, 3, 1)
+
+
+# How operations are called on an image (batch, 4 channels, rows, columns) of values from 0.1 to 0.9, if not as f(x).
+ALIKE = {
+    "add sub mul div pow maximum minimum lt le gt ge __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__": (
+        lambda f, x: f(x, OTHER)
+    ),
+    "__truediv__ __rdiv__ __pow__ __rpow__ __lt__ __le__ __gt__ __ge__ logical_and logical_or": (
+        lambda f, x: f(x, OTHER)
+    ),
+    "add_ sub_ mul_ div_ __iadd__ __isub__ __imul__ __idiv__": lambda f, x: f(x.clone(), OTHER),
+    "eq ne __eq__ __ne__": lambda f, x: f(x.round(decimals=1), OTHER),
+    "__and__ __or__": lambda f, x: f(x > 0.4, OTHER > 0.6),
+    "__invert__ logical_not": lambda f, x: f(x > 0.4),
+    "clamp clip": lambda f, x: f(x, 0.3, 0.6),
+    "sum mean": lambda f, x: (f(x, (2, 3)), f(x, 1), f(x).view(-1)),
+    "amax amin max min argmax softmax log_softmax softmin glu flatten": lambda f, x: f(x, 1),
+    "chunk split": lambda f, x: f(x, 2, 1),
+    "cat concat stack": lambda f, x: f([x, x.exp()], 1),
+    "pixel_shuffle pixel_unshuffle": lambda f, x: f(x, 2),
+    "upsample interpolate": lambda f, x: f(x, (17, 23), mode="bilinear"),
+    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits": (
+        lambda f, x: f(x, OTHER.expand(x.shape))
+    ),
+    "cross_entropy nll_loss": lambda f, x: f(x, (OTHER * 3).long().expand(2, -1, -1)),
+    "dropout dropout2d alpha_dropout feature_alpha_dropout": lambda f, x: f(x, 0.5, False),
+    "avg_pool2d max_pool2d": lambda f, x: f(x, 3, 2, 1),
+    "adaptive_avg_pool2d adaptive_max_pool2d": lambda f, x: f(x, (3, 2)),
+    "addcmul addcdiv": lambda f, x: f(x, x.exp(), OTHER),
+}
+CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} | {
+    "elu_": lambda f, x: f(x - 0.5),
+    "clamp_": lambda f, x: f(x.clone(), 0.3, 0.6),
+    "threshold": lambda f, x: f(x, 0.5, 0.2),
+    "where": lambda f, x: f(OTHER > 0.4, x, -x) if f is torch.where else f(x, OTHER > 0.4, -x),
+    "lerp": lambda f, x: f(x, OTHER.expand(x.shape), 0.3),
+    "full_like": lambda f, x: f(x, 0.7),
+    "masked_fill": lambda f, x: f(x, OTHER > 0.4, 0.7),
+    "to": lambda f, x: f(x, torch.float64),
+    "type_as": lambda f, x: f(x, x),
+    "prelu": lambda f, x: f(x - 0.5, torch.linspace(0.1, 0.4, 4, dtype=torch.float64)),
+    "conv2d": lambda f, x: f(x, KERNEL, padding=1),
+    "conv_transpose2d": lambda f, x: f(x, KERNEL, stride=2),
+    "linear": lambda f, x: f(channels_last(x), MATRIX),
+    "narrow": lambda f, x: f(x, 1, 1, 2),
+    "permute": lambda f, x: f(x, (0, 2, 3, 1)),
+    "transpose": lambda f, x: f(x, 1, 3),
+    "unsqueeze": lambda f, x: f(x, 2),
+    "squeeze": lambda f, x: f(x[:, :1], 1),
+    "__getitem__": lambda f, x: f(x, (slice(None), 1, slice(2, None), slice(1, -3))),
+    "normalize": lambda f, x: f(x, 2, 1),
+    "pad": lambda f, x: f(x, (1, 2, 3, -2), value=0.5),
+    "batch_norm": lambda f, x: f(x, None, None, training=True),
+    "group_norm": lambda f, x: f(x, 2),
+    "layer_norm": lambda f, x: f(channels_last(x), (4,)),
+    "lp_pool2d": lambda f, x: f(x, 2, 3),
+}  # fmt: skip
+
+
+def spelling(function: Callable) -> tuple[str, str]:
+    """Where a user finds an operation, and its name there: ("Tensor", "add"); the first of torch, Tensor and F."""
+    for place, home in (("torch", torch), ("Tensor", torch.Tensor), ("F", F)):
+        for name in sorted(dir(home), key=lambda name: name.startswith("_")):  # the public one, if there are two
+            if getattr(home, name, None) is function:
+                return place, name
+    raise LookupError(function)
+
+
+class Operation(nn.Module):
+    """An operation of the features of a convolution; both are given back, so that there is always a gradient."""
+
+    def __init__(self, function: Callable, call: Callable):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sigmoid())
+        self.function, self.call = function, call
+
+    def forward(self, image):
+        features = self.features(image) * 0.8 + 0.1
+        found = self.call(self.function, features)
+        found = found if isinstance(found, tuple) else (found,)
+        return features, *(f.double().view(-1) if f.dim() == 0 else f.double() for f in found)
+
+
+ROUNDED = {"Tensor.half", "Tensor.bfloat16", "Tensor.float"}
+"""Gradients behind them are those of all ranks: times six they are rounded otherwise, times four they are not."""
+REFUSED = {F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices}
+"""What is registered to say what to use instead."""
+
+
+def _operation(function: Callable) -> Case:
+    call = CALLS.get(spelling(function)[1], lambda f, x: f(x.clone()))  # clone, for it may work in place
+    return Case(lambda: Operation(function, call), (ROWS, COLUMNS))
+
+
+OPERATIONS = {".".join(spelling(function)): _operation(function) for function in DECOMPOSED if function not in REFUSED}
+"""Each torch function that has a decomposed form, by name. One that is called otherwise than f(x) stands in `CALLS`."""
+
+ALL_CASES = {name: Case(*case) for name, case in {**CASES, **LOSSES, **OPERATIONS}.items()}
+OF_A_BATCH = {*LOSSES, *(name for name in OPERATIONS if "loss" in name or "entropy" in name)}
+"""They see their whole batch: on meshes of one data rank only."""
+
+
+def made(name: str) -> nn.Module:
+    """The model of a case, the same each time."""
+    torch.manual_seed(0)
+    model = ALL_CASES[name].make()
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if name == "SyncBatchNorm" else model

@@ -1,10 +1,10 @@
-"""Run under mpiexec: properties of the exchange and of decomposed networks, on random examples. Prints JSON.
+"""Properties of the exchange and of decomposed networks, on random examples.
 
 Every rank draws the same examples (hypothesis, without randomness of its own), and what one rank finds all are told:
 so all fail, and shrink, together.
 """
 
-import json
+import os
 import warnings
 
 import torch
@@ -12,19 +12,16 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpi4py import MPI
+from ranks.meshes import WORLD, mesh_of
 from torch import nn
 
-from gigapipe.spatial import Mesh
 from gigapipe.spatial.check import compare
 from gigapipe.spatial.halo import gather_halo, plan
-from gigapipe.spatial.transports.mpi import MpiTransport
 from gigapipe.spatial.window import Bins, Padded, Shuffled, Transposed, Window
 
-WORLD = MPI.COMM_WORLD
-MESHES = [
-    Mesh(*shape, transport=MpiTransport(WORLD, timeout=60)) for shape in [(1, 2, 3), (1, 6, 1), (1, 1, 6), (2, 1, 3)]
-]
-meshes = st.sampled_from(MESHES)
+meshes = st.sampled_from([(1, 2, 3), (1, 6, 1), (1, 1, 6), (2, 1, 3)]).map(mesh_of)
+MORE = int(os.environ.get("GIGAPIPE_TESTS_MORE", 1))
+"""How many times as many examples as a test run has time for."""
 settings.register_profile(
     "ranks", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
@@ -84,7 +81,7 @@ def expected_input(whole: torch.Tensor, access, axis: int) -> tuple[torch.Tensor
 
 
 @given(st.data(), meshes, st.integers(1, 17), st.integers(1, 17))
-@settings(max_examples=300)
+@settings(max_examples=300 * MORE)
 def exchange(data, mesh, rows, columns):
     """Every rank gets what it needs of the image, and the backward pass is the adjoint: ⟨Fx, y⟩ = ⟨x, F*y⟩."""
     global examples
@@ -148,7 +145,7 @@ class Shortcut(nn.Module):
 
 
 @given(st.data(), meshes, st.integers(4, 19), st.integers(4, 19))
-@settings(max_examples=100)
+@settings(max_examples=100 * MORE)
 def networks(data, mesh, rows, columns):
     """Two or three random layers, with or without a shortcut, are on the mesh what they are undivided."""
     global examples
@@ -167,9 +164,11 @@ def networks(data, mesh, rows, columns):
     assert worst_of_ranks(worst.error) <= 1e-9, (worst, model, mesh, images.shape)
 
 
-warnings.simplefilter("ignore")
-for run in (exchange, networks):
+def run(mesh, of: str) -> int:
+    """Of how many examples the property is true; an exception of hypothesis says for which it is not."""
+    global examples
     examples = 0
-    run()
-    if WORLD.rank == 0:
-        print(json.dumps({"property": run.__name__, "examples": examples}), flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        {"exchange": exchange, "networks": networks}[of]()
+    return examples

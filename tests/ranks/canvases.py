@@ -1,20 +1,14 @@
-"""Run under mpiexec: each rank's rectangle of a canvas, in each look, against the whole canvas. Prints JSON."""
-
-import json
-import sys
+"""Each rank's rectangle of a canvas, in each look, against the whole canvas."""
 
 import pandas as pd
 import torch
-from mpi4py import MPI
 
 from gigapipe.pyramids.canvas import read_canvas
 from gigapipe.spatial import Plan
 from gigapipe.training.augmentation import Look
 from gigapipe.training.canvases import Canvases
-from gigapipe.training.ranks import started
 from gigapipe.training.streaming import Streaming
 
-pyramids, slide, label = sys.argv[1:]
 SIZE, MPP = 53, 8.0  # odd, so that the ranks' rectangles differ in shape
 COLOURS = {"stains": (1.2, 0.8, 0.9), "brightness": 1.1, "contrast": 0.8}
 LOOKS = [Look(symmetry) for symmetry in range(8)] + [Look(6, (0.1, -0.07), **COLOURS), Look(1, (-0.2, 0.2), **COLOURS)]
@@ -33,20 +27,20 @@ def expected(whole: torch.Tensor, look: Look) -> torch.Tensor:
     return look.colour((255 - image) / 255)
 
 
-with started(1, 2, 2, threads=1) as mesh:
+def differences(mesh, pyramids: str, slide: str, label: str) -> list[tuple[int, float, float]]:
+    """Of each look its symmetry, and how far this rank is from the whole canvas: held, and summed by tiles."""
     table = pd.DataFrame({"slide": [slide], "label": [label]})
     canvases = Canvases(table, pyramids, MPP, SIZE, [label], mesh)
     whole = torch.from_numpy(read_canvas(canvases.pyramids[0], MPP, 3 * SIZE)).float()[None]
     streaming = Streaming(None, mesh)
     streaming.plan = Plan(tile=5)
     rows, columns = (slice(*part) for part in mesh.rectangle((SIZE, SIZE)))
+    found = []
     for look in LOOKS:
         want = expected(whole, look)
         held, _ = canvases.batch([0], [look])
-        worst = (held.local - want[..., rows, columns]).abs().max().item()
+        difference = (held.local - want[..., rows, columns]).abs().max().item()
         streamed, _ = canvases.batch([0], [look], streaming)
         sums = [(image * image.square()).sum((2, 3)) for image in (streamed, want)]  # by tiles of 5 pixels
-        by_tiles = ((sums[0] - sums[1]) / sums[1]).abs().max().item()
-        worst, by_tiles = (MPI.COMM_WORLD.allreduce(value, MPI.MAX) for value in (worst, by_tiles))
-        if mesh.rank == 0:
-            print(json.dumps({"symmetry": look.symmetry, "difference": worst, "by_tiles": by_tiles}), flush=True)
+        found.append((look.symmetry, difference, ((sums[0] - sums[1]) / sums[1]).abs().max().item()))
+    return found

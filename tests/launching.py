@@ -1,0 +1,133 @@
+"""How tests start gigapipe: a verb in this process, a verb as a process of its own, and cases on ranks that stay up."""
+
+import contextlib
+import io
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Client, Connection, wait
+from pathlib import Path
+
+from gigapipe.cli import main
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+GIGAPIPE = str(Path(sys.executable).with_name("gigapipe"))
+EXIT_GLOO = "import os, sys; sys.stdout.flush(); os._exit(0)\n"
+"""The last line of a program on gloo, whose threads now and then abort the interpreter's own end."""
+
+
+def gigapipe(
+    *arguments, ranks: int = 0, process: bool = False, check: bool = True, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
+    """Run `gigapipe …`; its output is text, both streams in one.
+
+    It runs in this process, which saves its start; as a process of its own if `process`; under mpiexec if `ranks`.
+    """
+    arguments = list(map(str, arguments))
+    if ranks or process:
+        launcher = ["mpiexec", "-n", str(ranks)] if ranks else []
+        done = subprocess.run(
+            [*launcher, GIGAPIPE, *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, cwd=cwd,
+        )  # fmt: skip
+    else:
+        done = _in_this_process(arguments, cwd)
+    assert not check or done.returncode == 0, done.stdout
+    return done
+
+
+def _in_this_process(arguments: list[str], cwd: Path | None) -> subprocess.CompletedProcess:
+    said = io.StringIO()
+    told = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with contextlib.chdir(cwd or os.getcwd()), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = main(arguments)
+        except SystemExit as exit:  # argparse's
+            status = exit.code
+        finally:
+            for number, handler in told.items():  # a training listens to them
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, status, said.getvalue())
+
+
+class Ranks:
+    """Six real MPI ranks that stay up and run one case after another, on any mesh of as many ranks or fewer.
+
+    A case that fails on a rank, or does not end, is an AssertionError that names it and the rank; the ranks are then
+    started anew for the next one.
+    """
+
+    SIZE = 6
+
+    def __init__(self):
+        self.process: subprocess.Popen | None = None
+        self.connections: list[Connection] = []
+        self.folder: Path | None = None
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def __call__(self, case: str, *arguments, mesh=(1, 1, 1), transport: str = "mpi", timeout: float = 90) -> list:
+        """What each rank's `case(mesh, *arguments)` returns; `case` is "module.function" in tests/ranks."""
+        if self.process is None or self.process.poll() is not None:
+            self._start()
+        name = f"{case}{arguments} on a mesh of {' × '.join(map(str, mesh))}, by {transport}"
+        try:
+            for connection in self.connections:
+                connection.send((case, mesh, transport, arguments))
+            replies = self._replies(name, time.monotonic() + timeout)
+        except BaseException:
+            self.stop()
+            raise
+        return replies[: math.prod(mesh)]
+
+    def _replies(self, name: str, end: float) -> list:
+        replies = {}
+        while len(replies) < self.SIZE:
+            ready = wait([c for c in self.connections if c not in replies], max(0.0, end - time.monotonic()))
+            missing = [rank for rank, c in enumerate(self.connections) if c not in replies]
+            assert ready, f"{name}: no answer from ranks {missing}"
+            for connection in ready:
+                try:
+                    whole, replies[connection] = connection.recv()
+                except EOFError:
+                    raise AssertionError(f"{name}: rank {self.connections.index(connection)} died") from None
+                assert whole, f"{name}: rank {self.connections.index(connection)}: {replies[connection]}"
+        return [replies[connection] for connection in self.connections]
+
+    def _start(self) -> None:
+        self.stop()
+        self.folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+        command = ["mpiexec", "-n", str(self.SIZE), sys.executable, str(TESTS / "ranks/worker.py"), str(self.folder)]
+        self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        for rank in range(self.SIZE):
+            self.connections.append(self._connect(self.folder / f"rank-{rank}"))
+
+    def _connect(self, address: Path) -> Connection:
+        while True:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):  # it does not listen yet
+                return Client(str(address), "AF_UNIX")
+            assert self.process.poll() is None, "the ranks do not start"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        for connection in self.connections:
+            connection.close()
+        self.connections = []
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+        if self.folder is not None:
+            shutil.rmtree(self.folder)
+            self.folder = None

@@ -1,0 +1,122 @@
+"""A copy of the project, as a user has it, and Snakemake in it."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import yaml
+from launching import ROOT, gigapipe
+
+from gigapipe.pyramids.build import build_pyramid
+
+
+def fresh_copy(folder: Path) -> Path:
+    """What a clone of the project would hold."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    folder.mkdir(exist_ok=True)
+    for name in filter(None, listed.stdout.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)  # profiles are links
+    return folder
+
+
+def make_results(project: Path, mpps: Sequence[float], leave: int = 2, **phantom) -> None:
+    """Make a project's phantoms and their pyramids in this process; the last `leave` slides are left to Snakemake."""
+    options = [word for key, value in phantom.items() for word in (f"--{key}", value)]
+    gigapipe("phantom", "results/phantom", *options, cwd=project)
+    slides = sorted((project / "results/phantom").glob("*.svs"))
+    for slide in slides[-leave:]:
+        slide.unlink()
+    for slide in slides[:-leave]:
+        build_pyramid(slide, project / "results/pyramids" / slide.stem, list(mpps))
+
+
+def configured(project: Path, **config) -> list[str]:
+    """The arguments that give Snakemake a config of one's own."""
+    (project / "own.yaml").write_text(yaml.safe_dump(config))
+    return ["--configfile", "own.yaml"]
+
+
+def start(folder: Path, *arguments, before: Sequence[str] = ()) -> subprocess.Popen:
+    """Start `snakemake …` in a project; `before` is what starts it in a place of its own."""
+    # This environment's programs first, as an activated environment has them.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        [*before, "snakemake", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Nothing of a process's session is left behind."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def snakemake(folder: Path, *arguments, check: bool = True, before: Sequence[str] = ()) -> tuple[int, str]:
+    with ended(start(folder, *arguments, before=before)) as process:
+        output, _ = process.communicate(timeout=1500)
+    assert not check or process.returncode == 0, output
+    return process.returncode, output
+
+
+def watched(process: subprocess.Popen, act: Callable[[], None]) -> str:
+    """What a process prints until it ends, while `act` is called five times a second."""
+    output = []
+    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
+    with ended(process):
+        reader.start()
+        while process.poll() is None:
+            act()
+            time.sleep(0.2)
+    reader.join()
+    return output[0]
+
+
+def plan(folder: Path, *arguments) -> dict[str, int]:
+    """How many jobs of each rule a dry run announces."""
+    _, output = snakemake(folder, "-n", "--cores", 2, *arguments)
+    table = output.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def shown_commands(page: str) -> list[str]:
+    """The commands that start with `gigapipe` or `snakemake` in the blocks of a page, without their comments."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    fenced = [of for kind, of in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if not kind]
+    indented = re.findall(r"^    ((?:gigapipe|snakemake) .*)$", text, re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()] + indented
+    found = [line.partition(" #")[0].strip() for line in lines if line.startswith(("gigapipe ", "snakemake "))]
+    return list(dict.fromkeys(found))
+
+
+def processes_of(folder: Path, *words: str) -> list[psutil.Process]:
+    """The processes that work in `folder` and whose command holds all `words`, the oldest first."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            command = process.cmdline()
+            if process.cwd() == str(folder) and all(word in command for word in words):
+                found.append(process)
+    return sorted(found, key=lambda process: process.create_time())

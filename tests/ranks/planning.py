@@ -1,0 +1,29 @@
+"""Bytes that real ranks send in one step."""
+
+import torch
+
+from gigapipe.models import GigapixelUNet, resnet18
+from gigapipe.planning.cost import default_loss
+from gigapipe.spatial import SpatialTensor, decompose
+
+CASES = {  # uneven sizes; 75 px end as 3, fewer than 4 ranks
+    "resnet18, rows": (lambda: resnet18(2), (1, 3, 75, 53), (1, 4, 1), "float32"),
+    "resnet18, blocks": (lambda: resnet18(2), (1, 3, 117, 131), (1, 2, 2), "bfloat16"),
+    "resnet18, data": (lambda: resnet18(2), (2, 3, 75, 53), (2, 1, 2), "float32"),
+    "unet, blocks": (GigapixelUNet, (1, 3, 149, 203), (1, 2, 2), "float32"),
+    "unet, data": (GigapixelUNet, (1, 3, 149, 203), (2, 2, 1), "bfloat16"),
+}
+
+
+def sent(mesh, case: str) -> int:
+    """Bytes that this rank sends in one step."""
+    make, shape, _, precision = CASES[case]
+    model = decompose(make().to(memory_format=torch.channels_last), mesh)
+    transports = {mesh.everyone, mesh.image}
+    for transport in transports:
+        transport.sent_bytes = 0
+    local = torch.rand(*shape[:2], *mesh.rectangle(shape[2:]).shape).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
+        output = model(SpatialTensor(local, shape[2:], mesh))
+    default_loss(output).backward()
+    return sum(transport.sent_bytes for transport in transports)

@@ -1,0 +1,20 @@
+"""The road in short: six patients' phantoms to a table."""
+
+import pandas as pd
+import pytest
+from projects import configured, fresh_copy, snakemake
+
+
+@pytest.mark.check
+def test_six_phantoms_reach_a_table(tmp_path):
+    project = fresh_copy(tmp_path / "project")
+    arguments = configured(
+        project,
+        phantom={"patients": 6},
+        folds={"number": 3},
+        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 2, 1]}],
+        training={"epochs": 1, "batch": 2, "network": "resnet10", "width": 8},
+    )
+    snakemake(project, "--cores", 2, *arguments, "--", "evaluated")
+    (row,) = pd.read_csv(project / "results/comparison.tsv", sep="\t").itertuples()
+    assert row.mpp == 8 and 0 <= row.auc <= 1 and row.slides == len(list((project / "results/pyramids").iterdir()))
