@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose
 from gigapipe.spatial.operators import convolution, normalisation
 from gigapipe.spatial.recording import without_pixels
-from gigapipe.spatial.transports import Message
+from gigapipe.spatial.transports import Alone, Message
 
 MOMENTS = 2  # that AdamW keeps of each weight
 
@@ -175,7 +175,7 @@ def step_cost(
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # only compared
         model = _channels_last(make()).train()
         ranks = Mesh(*mesh, transport=transport)
-        decompose(model, Mesh())  # ranks' weights are the same
+        decompose(model, Mesh(transport=Alone()))  # ranks' weights are the same
         counter = _Counter()
         for tensor in (*model.parameters(), *model.buffers()):
             counter.hold(tensor)
