@@ -10,7 +10,6 @@ backward, gradients averaged, and AdamW. Shapes are those of a whole slide; noth
 
 import argparse
 import collections
-import functools
 import itertools
 import json
 import math
@@ -24,14 +23,13 @@ from fake_cuda import CUDA, interior, mesh_of, place_of, pretended  # before tor
 # isort: split
 import torch
 import torch.nn.functional as F
+from made_slides import Slides
 
 from gigapipe.models import RESNETS
 from gigapipe.planning.cost import step_cost
 from gigapipe.spatial import SpatialTensor, decompose, plan_streaming, stream
 from gigapipe.training import loop
 from gigapipe.training.activation import activations
-from gigapipe.training.augmentation import AS_IT_IS
-from gigapipe.training.canvases import in_colours
 from gigapipe.training.classification import Classification, ClassifierSettings, predict
 from gigapipe.training.segmentation import Segmentation, SegmenterSettings, segment
 from gigapipe.training.streaming import Streaming
@@ -80,9 +78,8 @@ def held(network="resnet18", norm="batch", pool="average", mesh=(1, 8, 8), place
         trained = trainable(lambda: RESNETS[network](2, norm, pool), ranks)
         rectangle = ranks.rectangle((CANVAS, CANVAS))
         pixels = torch.zeros(1, 3, *rectangle.shape, device=CUDA).contiguous(memory_format=torch.channels_last)
-        watch.reset()
-        step(*trained, SpatialTensor(pixels, (CANVAS, CANVAS), ranks), precision)
-        found = report(watch, "step")
+        image = SpatialTensor(pixels, (CANVAS, CANVAS), ranks)
+        (found,) = phases(watch, step=lambda: step(*trained, image, precision))
     yield found | {"planned": planned(network, norm, pool, mesh, place, precision)}
 
 
@@ -98,42 +95,9 @@ def streamed(size=1536, memory=6e8):
 
         with torch.autocast("cuda", torch.bfloat16):
             plan = plan_streaming(model, shape, memory, ranks, device=CUDA, base=watch.alive)
-        watch.reset()
-        step(model, optimizer, stream(read, plan, ranks, shape, device=CUDA))
-        yield report(watch, "step", planned=plan.peak / 1e9)
-
-
-class Slides:
-    """Canvases and pairs, as the trainer has them, whose pixels are white."""
-
-    def __init__(self, number: int, size: int, mesh):
-        self.slides = [f"slide {i}" for i in range(number)]
-        self.labels = torch.tensor([i % 2 for i in range(number)])
-        self.side, self.mesh = size, mesh
-
-    def __len__(self) -> int:
-        return len(self.slides)
-
-    def identity(self) -> list:
-        return self.slides
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self.side, self.side
-
-    def pixels(self, images: int, looks, rectangle):
-        dark = torch.zeros(images, 3, *rectangle.shape).contiguous(memory_format=torch.channels_last)
-        return in_colours(dark, looks)
-
-    def batch(self, indices, looks=None, streaming=None):
-        read = functools.partial(self.pixels, len(indices), looks or [AS_IT_IS] * len(indices))
-        shape = len(indices), 3, self.side, self.side
-        return (streaming or Streaming(None, self.mesh)).image(read, shape), self.labels[indices]
-
-    def image(self, index, streaming, look=None):
-        return self.batch([index], look and [look], streaming)[0]
-
-    def mask(self, index, streaming, beside, look=None):
-        return streaming.image(lambda r: torch.zeros(1, 1, *r.shape), (1, 1, self.side, self.side), beside)
+        image = stream(read, plan, ranks, shape, device=CUDA)
+        (found,) = phases(watch, step=lambda: step(model, optimizer, image))
+        yield found | {"planned": plan.peak / 1e9}
 
 
 SETTINGS = {
