@@ -67,7 +67,7 @@ from gigapipe.spatial.recording import without_pixels
 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # only compared
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
-LARGE = 100_000  # elements of an image whose layout and dtype matter
+LARGE = 100_000  # elements
 COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -99,8 +99,8 @@ def refuse(function, args) -> None:
 class Watch(TorchDispatchMode):
     """Counts, of what is done on the device: operations, host synchronisations, collectives, and bytes at a time.
 
-    `faults` are operations that mix devices, and large images that lose their layout (channels_last) or are made
-    float64, each by where in gigapipe it is.
+    `faults` are operations that mix devices, and large images that lose their layout (channels_last) or their dtype
+    (float64 of any, float32 of bfloat16), each by where in gigapipe it is.
     """
 
     def __init__(self):
@@ -123,7 +123,7 @@ class Watch(TorchDispatchMode):
             if given[0].is_cuda:
                 self.syncs[where()] += 1
             if isinstance(given[0], FAKE):
-                return _some_number(given[0].dtype)
+                return _some_number(given[0])
         for t in given:
             if isinstance(t, FAKE):
                 t.constant = None  # a small value that torch remembers, which it would compute with on a real device
@@ -166,13 +166,14 @@ class Watch(TorchDispatchMode):
                 self.syncs[where()] += 1
         if not function.is_view and "empty" not in name and name not in ("detach", "alias", "device"):
             self.operations[name] += 1
-        images = [t for t in given if t.is_cuda and t.dim() == 4 and t.numel() > LARGE]
+        images = [t for t in given if t.is_cuda and _is_image(t)]
         for t in results:
-            if t.is_cuda and t.numel() > LARGE and t.dtype == torch.float64 and not function.is_view:
-                self.faults[f"{name} makes an image in float64 in {where()}"] += 1
-            changed = t.dim() == 4 and t.numel() > LARGE and t.shape[1] > 1 and not function.is_view and name[-1] != "_"
-            kept = _last(t) or t.is_contiguous(memory_format=torch.channels_last)
-            if changed and not kept and _last(*images):
+            if not t.is_cuda or not _is_image(t) or function.is_view or name[-1] == "_":
+                continue
+            of_sixteen = images and all(i.dtype == torch.bfloat16 for i in images)
+            if t.dtype == torch.float64 or (t.dtype == torch.float32 and of_sixteen):
+                self.faults[f"{name} makes an image in {t.dtype} in {where()}"] += 1
+            if _last(*images) and not _last(t) and not t.is_contiguous(memory_format=torch.channels_last):
                 self.faults[f"{name} loses channels_last in {where()}"] += 1
 
     @contextlib.contextmanager
@@ -200,13 +201,19 @@ class Watch(TorchDispatchMode):
         self.alive -= size
 
 
+def _is_image(t: torch.Tensor) -> bool:
+    """Whether it may be an image whose layout and dtype matter, and no weight."""
+    return t.dim() == 4 and t.shape[2] * t.shape[3] > 49 and t.numel() > LARGE
+
+
 def _last(*tensors: torch.Tensor) -> bool:
     """Whether one of them lies in channels_last, if perhaps with gaps, as kernels choose by."""
     return any(t.dim() == 4 and t.stride(1) == 1 and t.stride(3) >= t.shape[1] > 1 for t in tensors)
 
 
-def _some_number(dtype: torch.dtype):
-    return False if dtype == torch.bool else 1.0 if dtype.is_floating_point else 0
+def _some_number(x: torch.Tensor):
+    """In place of a value that nobody knows: no answer is yes, and what a device counted was there once."""
+    return False if x.dtype == torch.bool else 1.0 if x.dtype.is_floating_point else int(x.is_cuda)
 
 
 def _apply(module, change, recurse: bool = True):

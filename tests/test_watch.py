@@ -43,13 +43,18 @@ WAITS = {
     "training/loop.py: train.<locals>.<dictcomp>": "the weights of the best epoch, once for each that is better",
 }
 
-# What is known to lose its layout, and why nothing is done about it.
+# What is known to lose its layout or its dtype, and why nothing is done about it.
 KNOWN = {
     "new_full loses channels_last in spatial/operators/max_pooling.py: _Band.buffer": "three rows or columns",
-    "mul loses channels_last in spatial/segment.py: _add_gradients": "gradients of a streamed norm's sums are "
-    "broadcast by autograd, in the usual order",
-    "upsample_bilinear2d loses channels_last in spatial/operators/resampling.py: _Grown.forward": "so CUDA's "
-    "kernel writes fewer than 16 channels, on purpose",
+    "mul loses channels_last in spatial/segment.py: _add_gradients": "autograd broadcasts the gradient of a streamed "
+    "norm's sums in the usual order",
+    "_to_copy makes an image in torch.float32 in spatial/operators/pointwise.py: pointwise.<locals>.ours": "squares of "
+    "a streamed norm's image, which are summed",
+    "_to_copy makes an image in torch.float32 in spatial/operators/resampling.py: _Grown.forward": "torch's autocast "
+    "interpolates in float32",
+    "_to_copy makes an image in torch.float32 in outside gigapipe": "the gradient of such an image",
+    "upsample_bilinear2d loses channels_last in spatial/operators/resampling.py: _Grown.forward": "so CUDA's kernel "
+    "writes fewer than 16 channels, on purpose",
     "cat loses channels_last in spatial/operators/shaping.py: cat": "with such an image",
     "slice_backward loses channels_last in outside gigapipe": "of such an image",
 }
