@@ -27,26 +27,17 @@ TORCH = Path(importlib.util.find_spec("torch").origin).parent
 GIGAPIPE = Path(importlib.util.find_spec("gigapipe").origin).parent
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-
-
 def _load() -> None:
+    """Build the CUDA that is not there, and load it."""
     if "torch" in sys.modules:
         raise RuntimeError("import fake_cuda before torch: it must be there when torch looks for CUDA")
     if (TORCH / "lib" / "libtorch_cuda.so").exists():
         raise RuntimeError("this torch knows CUDA; the watch needs a CPU build")
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "fake_cuda.so"
-        command = [compiler(), "-std=c++20", "-shared", "-fPIC", Path(__file__).with_suffix(".cpp"), "-o", library]
-        command += [
-            f"-I{TORCH}/include",
-            f"-L{TORCH}/lib",
-            f"-Wl,-rpath,{TORCH}/lib",
-            "-lc10",
-            "-ltorch_cpu",
-            "-ltorch",
-        ]
+        library, torchs = Path(folder) / "fake_cuda.so", f"{TORCH}/lib"
+        compiler = shutil.which(os.environ.get("CXX", "g++")) or "clang++"
+        command = [compiler, "-std=c++20", "-shared", "-fPIC", Path(__file__).with_suffix(".cpp"), "-o", library]
+        command += [f"-I{TORCH}/include", f"-L{torchs}", f"-Wl,-rpath,{torchs}", "-lc10", "-ltorch_cpu", "-ltorch"]
         subprocess.run(command, check=True)
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
@@ -112,8 +103,7 @@ class Watch(TorchDispatchMode):
 
     def reset(self) -> None:
         """Count from here; what is alive stays."""
-        self.operations, self.syncs, self.copies = (collections.Counter() for _ in range(3))
-        self.collectives, self.faults = collections.Counter(), collections.Counter()
+        self.operations, self.syncs, self.collectives, self.faults = (collections.Counter() for _ in range(4))
         self.most, self.most_in = self.alive, "what was there"
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -143,27 +133,27 @@ class Watch(TorchDispatchMode):
         return made
 
     def run(self, function, args, kwargs):
-        """What CUDA makes, where tensors without memory know no better: cuDNN's convolutions keep channels_last."""
+        """What CUDA makes, where tensors without memory know no better: cuDNN keeps channels_last."""
         made = function(*args, **kwargs)
         if function is aten.convolution.default and _last(args[0], args[1]):
             return made.contiguous(memory_format=torch.channels_last)
         if function is aten.convolution_backward.default and _last(args[1], args[2]):
-            as_it_is, *rest = made[2:], *made[:2]
-            return *(m if m is None else m.contiguous(memory_format=torch.channels_last) for m in rest), *as_it_is
+            images = (m if m is None else m.contiguous(memory_format=torch.channels_last) for m in made[:2])
+            return *images, made[2]
         return made
 
     def note(self, function, given, results) -> None:
         name = function.overloadpacket.__name__
         if function.namespace == "c10d":
             self.collectives[name.rstrip("_")] += 1
+            if not all(t.is_cuda for t in given):
+                self.faults[f"{name} is given a tensor of the host's, which NCCL refuses, in {where()}"] += 1
             return
         on_device = [t for t in (*given, *results) if t.is_cuda]
         if not on_device:
             return
-        if function in COPIES and (devices := {t.device.type for t in (given[-1], results[0])}) == {"cpu", "cuda"}:
-            self.copies[where()] += 1
-            if given[-1].is_cuda and len(devices) > 1:  # the host waits for what comes to it
-                self.syncs[where()] += 1
+        if function in COPIES and given[-1].is_cuda and not results[0].is_cuda:  # the host waits for what comes to it
+            self.syncs[where()] += 1
         if not function.is_view and "empty" not in name and name not in ("detach", "alias", "device"):
             self.operations[name] += 1
         images = [t for t in given if t.is_cuda and _is_image(t)]
