@@ -6,8 +6,10 @@ CORES ?= $(shell nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
 
-# Tests run side by side, one more of them than cores, for some wait.
+# Tests run side by side, one more of them than cores, for some wait. What they compare are the digits of CPUs: whatever
+# GPUs there are, they do not see them.
 SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 1 : 8)) --dist loadgroup
+PYTEST_HERE = CUDA_VISIBLE_DEVICES= PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: demo check test lint
 
@@ -18,10 +20,10 @@ demo: $(READY)
 	@echo; echo "Table: results/comparison.tsv   Figures: results/figures   Report: results/report.html"
 
 check: lint
-	PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE) -m "not slow" --quiet $(PYTEST)
+	$(PYTEST_HERE) -m "not slow" --quiet $(PYTEST)
 
 test: lint
-	PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
+	$(PYTEST_HERE) $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check --quiet .

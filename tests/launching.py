@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import os
 import shutil
@@ -54,6 +55,14 @@ def _in_this_process(arguments: list[str], cwd: Path | None) -> subprocess.Compl
             for number, handler in told.items():  # a training listens to them
                 signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, status, said.getvalue())
+
+
+def run_program(program: str, ranks: int, *arguments) -> list[dict]:
+    """Run tests/ranks/`program`, which changes torch, on ranks of its own; the JSON objects that rank 0 prints."""
+    command = ["mpiexec", "-n", str(ranks), sys.executable, str(TESTS / "ranks" / program), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 class Ranks:

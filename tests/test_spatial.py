@@ -131,6 +131,7 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         try:
+            assert process.stdout.readline().startswith("device: cpu (")
             where = process.stdout.readline()
             pids = json.loads(process.stdout.readline())
             numbers = ", ".join(map(str, pids))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def folder_of_variables(text: str) -> Path:
     if "$" in folder:
         raise ValueError
     return Path(folder)
+
+
+def device(text: str) -> str:
+    """An argument that names a kind of device, or one of them."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise ValueError
+    return text
 
 
 def micrometres(text: str) -> float:

@@ -4,7 +4,7 @@ import argparse
 from datetime import timedelta
 from pathlib import Path
 
-from gigapipe.cli.arguments import folder_of_variables, minutes, positive, share, size_in_bytes
+from gigapipe.cli.arguments import device, folder_of_variables, minutes, positive, share, size_in_bytes
 from gigapipe.training.stopping import UNFINISHED
 
 
@@ -27,10 +27,17 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
         help="CPU threads of each rank; the machine's cores are shared out unless it is given",
     )
     sub.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        help="where ranks compute: cpu; cuda (AMD's GPUs too), one for each rank; cuda:0, which a host's ranks share; "
+        "xpu or mps, both untried; auto is cuda if there is one for each rank, and else cpu",
+    )
+    sub.add_argument(
         "--transport",
         choices=["auto", "mpi", "torch"],
         default="auto",
-        help="what carries halos and sums between ranks; auto is torch (NCCL) between GPUs, and MPI elsewhere",
+        help="what carries halos and sums between ranks; auto is MPI between CPUs, and torch (NCCL) between GPUs",
     )
     sub.add_argument(
         "--memory",
@@ -71,7 +78,8 @@ def launching(args: argparse.Namespace) -> dict:
     if args.silence:
         silence = timedelta(minutes=args.silence)
     last_words = args.output.with_name(f"{args.output.name}.failed")
-    return {"threads": args.threads, "transport": args.transport, "silence": silence, "last_words": last_words}
+    names = ("threads", "transport", "device")
+    return {name: getattr(args, name) for name in names} | {"silence": silence, "last_words": last_words}
 
 
 def learning_arguments(sub: argparse.ArgumentParser, batch: int) -> None:

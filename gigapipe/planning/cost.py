@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose
 from gigapipe.spatial.operators import convolution, normalisation
 from gigapipe.spatial.recording import without_pixels
-from gigapipe.spatial.transports import Message
+from gigapipe.spatial.transports import Alone, Message
 
 MOMENTS = 2  # that AdamW keeps of each weight
 
@@ -109,8 +109,6 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is torch.ops.aten._local_scalar_dense.default:
-            return 0  # of a value, which nobody knows: BatchNorm asks whether it counted too few
         result = function(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         for tensor in made:
@@ -140,13 +138,13 @@ class _Counter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _as_on_gpu() -> Iterator[None]:
-    """Without the bands of rows by which some operations go through an image on a CPU."""
-    before = normalisation.IN_CACHE, convolution.LARGE
-    normalisation.IN_CACHE = convolution.LARGE = 2**62
+    """By a GPU's kernels, and without the bands of rows by which a convolution goes through an image on a CPU."""
+    before = normalisation.FUSED, convolution.LARGE
+    normalisation.FUSED, convolution.LARGE = {"cpu"}, 2**62
     try:
         yield
     finally:
-        normalisation.IN_CACHE, convolution.LARGE = before
+        normalisation.FUSED, convolution.LARGE = before
 
 
 def default_loss(output: torch.Tensor | SpatialTensor) -> torch.Tensor:
@@ -177,7 +175,7 @@ def step_cost(
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # only compared
         model = _channels_last(make()).train()
         ranks = Mesh(*mesh, transport=transport)
-        decompose(model, Mesh())  # ranks' weights are the same
+        decompose(model, Mesh(transport=Alone()))  # ranks' weights are the same
         counter = _Counter()
         for tensor in (*model.parameters(), *model.buffers()):
             counter.hold(tensor)

@@ -128,6 +128,8 @@ def without_pixels():
     """The mode in which torch makes tensors that have a shape, a dtype, a device and strides, and no memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # 2 s, which only who streams should wait for
 
+    from gigapipe.spatial import shapes  # noqa: F401  of what torch itself cannot do without pixels
+
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 

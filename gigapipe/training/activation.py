@@ -47,12 +47,12 @@ def activations(
     Every rank of the mesh computes on every canvas: `mesh.data` must be 1.
     """
     activation = Activation(model).eval()
-    with settings.autocast():
+    with settings.autocast(canvases.mesh.device):
         streaming.prepare(activation, (1, 3, settings.canvas, settings.canvas))
     for index in range(len(canvases)):
         image, _ = canvases.batch([index], streaming=streaming)
-        with settings.autocast():
+        with settings.autocast(canvases.mesh.device):
             found = activation(image)
         found = found.computed() if isinstance(found, Recorded) else found
         streaming.done()
-        yield gather(found)[0].float().numpy()
+        yield gather(found)[0].float().cpu().numpy()

@@ -6,6 +6,28 @@ from pathlib import Path
 import torch
 
 from gigapipe.aside import written_aside
+from gigapipe.errors import InputError
+
+
+class Torn(Exception):
+    """A file holds nothing that torch has saved, or only a part of it."""
+
+
+def read(path: Path):
+    """What torch saved in a file. Its tensors come to the CPU: they may have been on a device that is not here.
+
+    Raises InputError if the file cannot be read here and now, which says nothing about what is in it; or Torn, or
+    FileNotFoundError.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torn bytes make torch's reader raise anything, IndexError too
+        if isinstance(error, OSError | MemoryError) or "allocate memory" in str(error):
+            reason = str(error).splitlines()[0] if str(error) else "no memory is left"
+            raise InputError(f"{path}: cannot be read here: {reason}; it was left as it is") from None
+        raise Torn from None
 
 
 class Checkpoints:
@@ -26,14 +48,17 @@ class Checkpoints:
             path.unlink()
 
     def load(self, step: int) -> dict | None:
-        """The state after `step` steps; None where there is none, or none that can be read."""
+        """The state after `step` steps; None where there is none, or it is torn. Raises InputError as `read` does."""
         try:
-            return torch.load(self._path(step), weights_only=True)
-        except Exception:  # torn bytes make torch's reader raise anything, IndexError too
+            return read(self._path(step))
+        except (FileNotFoundError, Torn):
             return None
 
     def newest(self, identity: str) -> int | None:
-        """After how many steps the newest state is that can be read and has this `identity`."""
+        """After how many steps the newest state is that is not torn and has this `identity`.
+
+        Raises InputError if there is one that cannot be read here: it may be that one.
+        """
         for path in self._paths():
             state = self.load(int(path.stem))
             if state is not None and state["identity"] == identity:

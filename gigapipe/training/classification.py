@@ -84,7 +84,7 @@ class Classification:
         self._prepare(len(indices))
         looks = [self.settings.look(epoch, self.training.slides[i]) for i in indices]
         images, labels = self.training.batch(indices, looks, self.streaming)
-        with self.settings.autocast():
+        with self.settings.autocast(self.mesh.device):
             logits = self.model(images)
         # Not divided by the weights of the batch, of which ranks have parts: a batch of one would be weighed by 1.
         loss = F.cross_entropy(logits.float(), labels.to(logits.device), self.class_weights, reduction="none").mean()
@@ -95,7 +95,7 @@ class Classification:
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         self._measure_statistics(batches)
         probabilities = predict(self.model, self.settings, self.validation, self.streaming)
-        weights = self.class_weights.double() if self.class_weights is not None else None
+        weights = self.class_weights.cpu().double() if self.class_weights is not None else None
         loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), self.validation.labels, weights).item()
         return {"loss": loss, "accuracy": (probabilities.argmax(1) == self.validation.labels).double().mean().item()}
 
@@ -113,18 +113,19 @@ class Classification:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch: the plain mean over all calls
         self.model.train()
-        for indices in batches:
+        for count, indices in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1 / count  # as torch does it with None, but that asks the device how many there were
             self._prepare(len(indices))
-            with self.settings.autocast():
+            with self.settings.autocast(self.mesh.device):
                 self.model(self.training.batch(indices, streaming=self.streaming)[0])
             self.streaming.done()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
     def _prepare(self, slides: int) -> None:
-        with self.settings.autocast():
+        with self.settings.autocast(self.mesh.device):
             self.streaming.prepare(self.model, (slides, 3, self.settings.canvas, self.settings.canvas))
 
 
@@ -133,16 +134,16 @@ def predict(model: nn.Module, settings: ClassifierSettings, canvases: Canvases, 
     """Class probabilities (slides, classes), float64, the same on every rank; data ranks share out the slides."""
     mesh = canvases.mesh
     model.eval()
-    with settings.autocast():
+    with settings.autocast(mesh.device):
         streaming.prepare(model, (1, 3, settings.canvas, settings.canvas))
     found = torch.zeros(len(canvases), model.fc.out_features, dtype=torch.float64)
     for index in range(mesh.data_index, len(canvases), mesh.data):
         images, _ = canvases.batch([index], streaming=streaming)
-        with settings.autocast():
+        with settings.autocast(mesh.device):
             logits = model(images)
         streaming.done()
         # The ranks of one image have found the same: their sum must count it once.
-        found[index] = F.softmax(logits.double(), dim=1)[0] / mesh.image_ranks
+        found[index] = F.softmax(logits.cpu().double(), dim=1)[0] / mesh.image_ranks
     return mesh.everyone.sum_(found)
 
 

@@ -1,40 +1,95 @@
-"""One rank, one GPU; where a machine has none, the CPU."""
+"""Where ranks compute: chosen once, by name or by what there is, and said in the first line of a log."""
 
+import platform
 import socket
+from dataclasses import dataclass
 
 import torch
 
 from gigapipe.errors import InputError
 
+GPUS = ("cuda", "xpu")
+"""Kinds of device of which a machine may have several; torch's modules for them answer alike."""
 
-def device_of(local_rank: int, on_this_host: int) -> torch.device:
-    """Where the `local_rank`-th of a host's ranks computes; if it is a GPU, it becomes torch's current one.
 
-    A launcher that binds shows each rank its own GPU alone; else a host's ranks take its GPUs in turn. Raises
-    InputError if there are fewer GPUs than ranks.
+@dataclass(frozen=True)
+class Choice:
+    """Where a rank computes, and why there, if nobody said where; `shared`: the ranks of its host have one card."""
+
+    device: torch.device
+    why: str = ""
+    shared: bool = False
+
+    def __str__(self) -> str:
+        kind = self.device.type
+        name = platform.machine()
+        if kind in GPUS:
+            name = torch.get_device_module(self.device).get_device_name(self.device)
+        shared = "; the ranks of a host share it" if self.shared else ""
+        return f"device: {kind} ({name}){shared}{'; ' if self.why else ''}{self.why}"
+
+
+def choose(wanted: str, local_rank: int = 0, ranks: int = 1, several_hosts: bool = False) -> Choice:
+    """Where the `local_rank`-th of a host's `ranks` computes.
+
+    `wanted` is cpu, cuda (AMD's GPUs too), xpu, mps, or auto: cuda, if there is a GPU for each rank, or else cpu. A
+    launcher that binds shows each rank its own GPU alone; else a host's ranks take its GPUs in turn. With a number, as
+    cuda:0, they all take that one. Raises InputError if what is wanted is not there, or not for every rank.
     """
-    gpus = torch.cuda.device_count()
-    if not gpus:
-        return torch.device("cpu")
-    if 1 < gpus < on_this_host:
+    if wanted == "cpu":
+        return Choice(torch.device("cpu"))
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    count = torch.get_device_module(device.type).device_count()
+    if wanted == "auto" and not count:
+        return Choice(torch.device("cpu"), f"torch {torch.__version__} sees no GPU on {socket.gethostname()}")
+    if count <= (device.index or 0):
         raise InputError(
-            f"{on_this_host} ranks on {socket.gethostname()}, which shows them {gpus} GPUs: one rank a GPU"
+            f"device {wanted}: torch {torch.__version__} sees {count or 'none'} of its kind on {socket.gethostname()}; "
+            "install the torch that is built for it (docs/clusters.md), look after its driver, or give --device cpu"
         )
-    device = torch.device("cuda", local_rank if gpus > 1 else 0)
-    torch.cuda.set_device(device)
-    return device
+    if device.index is not None or device.type == "mps":
+        return Choice(device, shared=ranks > 1)
+    if 1 < count < ranks:
+        return _too_few(wanted, ranks, count, several_hosts)
+    device = torch.device(device.type, local_rank if count > 1 else 0)
+    return Choice(device, "a GPU for each rank" if wanted == "auto" else "")
+
+
+def settled(choice: Choice, wanted: str, identities: list[str | None], several_hosts: bool = False) -> Choice:
+    """The same, once a host's ranks know the `identities` of their GPUs: two with one GPU are too few GPUs."""
+    gpus = [identity for identity in identities if identity]
+    if choice.shared or len(set(gpus)) == len(gpus):
+        return choice
+    return _too_few(wanted, len(gpus), len(set(gpus)), several_hosts)
+
+
+def _too_few(wanted: str, ranks: int, gpus: int, several_hosts: bool) -> Choice:
+    """On one machine auto then takes the CPUs; a job of several was meant for GPUs, and is refused."""
+    found = f"{ranks} ranks on {socket.gethostname()} see {gpus} GPU{'s' * (gpus > 1)}"
+    if wanted == "auto" and not several_hosts:
+        return Choice(torch.device("cpu"), f"{found}, which --device cuda:0 would have them share")
+    raise InputError(
+        f"{found}: start one rank a GPU, and let the launcher show each its own, or all of them; or give --device "
+        "cuda:0, which they then share, through the host's memory"
+    )
 
 
 def identity(device: torch.device) -> str | None:
-    """What a GPU is, whatever number it is shown under; None of the CPU, which ranks share."""
+    """What a GPU is, whatever number it is shown under; None of devices that do not tell."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
-def refuse_shared(identities: list[str | None]) -> None:
-    """Raise InputError if two of a host's ranks have the same GPU."""
-    gpus = [identity for identity in identities if identity]
-    if len(set(gpus)) < len(gpus):
-        raise InputError(
-            f"{len(gpus)} ranks on {socket.gethostname()} share {len(set(gpus))} GPUs; start one rank a GPU, and let "
-            "the launcher show each its own, or all of them"
-        )
+def use(device: torch.device) -> None:
+    """Make a GPU the current one of its kind, by which NCCL goes, too."""
+    if device.type in GPUS:
+        torch.get_device_module(device).set_device(device)
+
+
+def allocated(device: torch.device) -> int | None:
+    """Bytes that this process's tensors have of a GPU's memory; None of another device."""
+    return torch.get_device_module(device).memory_allocated() if device.type in GPUS else None
+
+
+def most_allocated(device: torch.device) -> int | None:
+    """The most that they have had."""
+    return torch.get_device_module(device).max_memory_allocated() if device.type in GPUS else None

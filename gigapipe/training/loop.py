@@ -22,8 +22,9 @@ from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.augmentation import Augmentation, Look
-from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.checkpoints import Checkpoints, Torn, read
 from gigapipe.training.cost import Meter
+from gigapipe.training.devices import most_allocated
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.streaming import Streaming
 
@@ -64,9 +65,8 @@ class Settings(ABC):
         looks = Augmentation(self.symmetries, self.shift, self.stain, self.brightness, self.contrast)
         return looks.look(self.seed, epoch, slide)
 
-    def autocast(self) -> torch.autocast:
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # as `device_of` chooses
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -201,7 +201,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         validation = {f"validation_{name}": value for name, value in found.items()}
         state["history"].append({"epoch": epoch + 1, "training_loss": training_loss, **validation})
         if found["loss"] < state["best"]["loss"]:
-            weights = {name: value.clone() for name, value in model.state_dict().items()}
+            weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
             state["best"] = {"loss": found["loss"], "epoch": epoch + 1, "model": weights}
             state["since"] = epoch + 1
         elif settings.patience and epoch + 1 - state["since"] >= settings.patience:
@@ -253,13 +253,13 @@ S = TypeVar("S", bound=Settings)
 def read_model(path: Path, kind: type[S]) -> tuple[dict[str, torch.Tensor], S]:
     """The weights that `train` wrote, and their settings.
 
-    Raises InputError if there is no model, or it has learnt something else.
+    Raises InputError if there is no model, it cannot be read, or has learnt something else.
     """
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved = read(path)
     except FileNotFoundError:
         raise InputError(f"model {path}: no such file; make it with `gigapipe train`") from None
-    except Exception:  # torn bytes make torch's reader raise anything, IndexError too
+    except Torn:
         raise InputError(f"model {path}: is torn, or no model; make it again with `gigapipe train`") from None
     if not isinstance(saved, dict) or saved.get("task") != kind.task:
         raise InputError(f"model {path}: has not learnt {kind.task}; give one that has")
@@ -328,7 +328,7 @@ def _peak_memory_mb(mesh: Mesh) -> float:
     """The largest resident set that any rank's process has had; of ranks on GPUs, the most of those' memory."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     peaks = torch.zeros(mesh.size, dtype=torch.float64)
-    on_gpu = mesh.device.type == "cuda"
-    most = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    peaks[mesh.rank] = most / 1e6
+    most = most_allocated(mesh.device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks[mesh.rank] = (resident if most is None else most) / 1e6
     return mesh.everyone.sum_(peaks).max().item()

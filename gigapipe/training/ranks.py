@@ -15,14 +15,14 @@ from gigapipe.errors import InputError
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.transports import Transport
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
-from gigapipe.training.devices import device_of, identity, refuse_shared
+from gigapipe.training.devices import Choice, choose, identity, settled, use
 from gigapipe.training.ending import end_all, on_hosts
 from gigapipe.training.stopping import Unfinished
 
 COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # by which launchers say how many they start
 SILENCE = timedelta(minutes=10)
 LONG_SILENCE = timedelta(hours=2)  # where shards are streamed: one on tissue takes long, and one on glass no time
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # by which torch is told through which network to go
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # by which torch is told through which networks to go
 
 
 @contextlib.contextmanager
@@ -34,11 +34,12 @@ def started(
     transport: str = "auto",
     silence: timedelta = SILENCE,
     last_words: Path | None = None,
+    device: str = "auto",
 ) -> Iterator[Mesh]:
     """The mesh of this run's ranks, each with `threads`, or its share of its machine's cores. A launcher started them.
 
-    `mesh.device` is a GPU of the rank's own where there are any. The `transport` is mpi, torch, or auto: torch
-    between GPUs, MPI elsewhere. A rank that waits for another for longer than `silence` gives up. An error on any
+    `device` is what `devices.choose` makes `mesh.device` of. The `transport` is mpi, torch, or auto: MPI between CPUs,
+    torch between other devices. A rank that waits for another for longer than `silence` gives up. An error on any
     rank ends them all, and each says where it was, in `mesh.stage`; see `end_all`. Raises InputError if the launcher
     started another number of ranks than the mesh has: a launcher that does not match the MPI library starts as many
     single ranks, silently. One rank needs neither launcher nor MPI.
@@ -49,7 +50,10 @@ def started(
             raise InputError(f"mesh 1 × 1 × 1 is one rank, but {launched} were started; give the mesh, or start one")
         torch.set_num_threads(threads or torch.get_num_threads())
         mesh = Mesh()
-        mesh.device = device_of(0, 1)
+        choice = choose(device)
+        print(choice, file=sys.stderr, flush=True)
+        use(choice.device)
+        mesh.device = choice.device
         yield mesh
         return
     from mpi4py import MPI  # initialises MPI, which only a process that a launcher has started may do
@@ -68,18 +72,21 @@ def started(
                 last_words.rmdir()
         hosts = world.allgather(socket.gethostname())
         host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        choice = _chosen(device, world, host)
         _say_where(world, host, hosts)
         torch.set_num_threads(threads or max(1, torch.get_num_threads() // host.size))
-        device = device_of(host.rank, host.size)
-        refuse_shared(host.allgather(identity(device)))
-        if transport == "mpi" or (transport == "auto" and device.type == "cpu"):
+        use(choice.device)
+        kind = choice.device.type
+        if transport == "mpi" and kind not in ("cpu", "cuda"):
+            raise InputError(f"transport mpi: no MPI reads the memory of a device {kind}; give --transport torch")
+        if transport == "mpi" or (transport == "auto" and kind == "cpu"):
             from gigapipe.spatial.transports.mpi import MpiTransport
 
             carrier = MpiTransport(world, silence.total_seconds())
         else:
-            carrier = torch_transport(world, silence, device)
+            carrier = torch_transport(world, silence, choice)
         mesh = Mesh(data, rows, columns, carrier)
-        mesh.device = device
+        mesh.device = choice.device
         yield mesh
         _leave(mesh)
     except Unfinished:  # all ranks have agreed to stop
@@ -94,6 +101,19 @@ def started(
 def _launched() -> int:
     """How many processes a launcher has started beside this one, and with it."""
     return max(int(os.environ.get(name, 1)) for name in COUNTS)
+
+
+def _chosen(wanted: str, world, host) -> Choice:
+    """Where this rank computes; the first says where all do."""
+    several = host.size < world.size
+    choice = choose(wanted, host.rank, host.size, several)
+    choice = settled(choice, wanted, host.allgather(identity(choice.device)), several)
+    kinds = sorted(set(world.allgather(choice.device.type)))
+    if len(kinds) > 1:
+        raise InputError(f"device {wanted}: would be {' on some hosts and '.join(kinds)} on others; give --device")
+    if world.rank == 0:
+        print(choice, file=sys.stderr, flush=True)
+    return choice
 
 
 def _say_where(world, host, hosts: list[str]) -> None:
@@ -114,9 +134,9 @@ def _leave(mesh: Mesh) -> None:
 def torch_transport(
     world,
     silence: timedelta = SILENCE,
-    device: torch.device = torch.device("cpu"),  # noqa: B008  is immutable
+    choice: Choice = Choice(torch.device("cpu")),  # noqa: B008  is immutable
 ) -> Transport:
-    """torch.distributed between the ranks of an MPI communicator: NCCL if their `device` is a GPU, else gloo.
+    """torch.distributed between the ranks of an MPI communicator: NCCL if each has a GPU of its own, else gloo.
 
     They meet at a free port of rank 0's host, at its address in the network that `INTERFACES` name, if they do.
     """
@@ -125,28 +145,46 @@ def torch_transport(
     on_one_host = world.Split_type(MPI.COMM_TYPE_SHARED).size == world.size
     if on_one_host and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    interface = next((os.environ[name] for name in INTERFACES if name in os.environ), None)
-    host = "127.0.0.1" if on_one_host else world.bcast(address(interface) if interface else socket.gethostname())
+    backend = "gloo" if choice.shared else {"cuda": "nccl", "xpu": "xccl"}.get(choice.device.type, "gloo")
+    host = "127.0.0.1" if on_one_host else world.bcast(address() or socket.gethostname())
     store = None
     if world.rank == 0:
         store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=silence, wait_for_workers=False)
     port = world.bcast(store.port if store else None)
     if store is None:
         store = dist.TCPStore(host, port, world.size, is_master=False, timeout=silence)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=silence)
     return TorchTransport()
 
 
-def address(interface: str) -> str:
-    """This host's IPv4 address on a network interface. InputError if it has none."""
+def address() -> str | None:
+    """This host's IPv4 address in the network that `INTERFACES` tell torch to use; None if they tell nothing.
+
+    gloo's is a list of names. NCCL's is one of prefixes, or of names after `=`, and after `^` of what not to use; of
+    those that are left the first counts, and loopback is none unless it is named. InputError if there is none.
+    """
     import psutil
 
+    variable = next((name for name in INTERFACES if os.environ.get(name)), None)
+    if variable is None:
+        return None
+    told = os.environ[variable]
     here = {
         name: [a.address for a in addresses if a.family == socket.AF_INET]
         for name, addresses in psutil.net_if_addrs().items()
     }
-    if not here.get(interface):
-        known = ", ".join(f"{name} ({', '.join(found)})" for name, found in here.items() if found)
-        raise InputError(f"interface {interface}: {socket.gethostname()} has no address there; it has {known}")
-    return here[interface][0]
+    here = {name: found[0] for name, found in here.items() if found}
+    names = told.removeprefix("^").removeprefix("=").split(",")
+    whole = variable == INTERFACES[0] or told.removeprefix("^").startswith("=")
+
+    def meant(interface: str, name: str) -> bool:
+        return interface == name if whole else interface.startswith(name)
+
+    if told.startswith("^"):
+        left = [i for i in here if not any(meant(i, name) for name in names) and not here[i].startswith("127.")]
+    else:
+        left = [i for name in names for i in here if meant(i, name)]
+    if not left:
+        known = ", ".join(f"{name} ({found})" for name, found in here.items())
+        raise InputError(f"{variable}={told}: {socket.gethostname()} has no address there; it has {known}")
+    return here[left[0]]

@@ -139,12 +139,12 @@ class Segmentation:
             nothing = self.streaming.image(lambda _: None, (1, 1, *self.largest), beside)
             return dice_and_cross_entropy(output, nothing)
 
-        with self.settings.autocast():
+        with self.settings.autocast(self.mesh.device):
             self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
 
     def _compared(self, pairs: Pairs, index: int, look: Look, *measures) -> list[torch.Tensor]:
         """Measures of the model's output and the mask of a slide."""
-        with self.settings.autocast():
+        with self.settings.autocast(self.mesh.device):
             image = pairs.image(index, self.streaming, look)
             mask = pairs.mask(index, self.streaming, image, look)
             logits = self.model(image)
@@ -179,10 +179,10 @@ def segment(model: nn.Module, settings: SegmenterSettings, pairs: Pairs, streami
     """
     model.eval()
     largest = max((pairs.size(i) for i in range(len(pairs))), key=np.prod)
-    with settings.autocast():
+    with settings.autocast(pairs.mesh.device):
         streaming.prepare(model, (1, 3, *largest), lambda output, _: (output > 0).to(torch.uint8))
     for index in range(len(pairs)):
-        with settings.autocast():
+        with settings.autocast(pairs.mesh.device):
             found = (model(pairs.image(index, streaming)) > 0).to(torch.uint8)
         found = found.computed() if isinstance(found, Recorded) else found
         streaming.done()

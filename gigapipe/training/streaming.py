@@ -13,6 +13,7 @@ from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
 from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
 from gigapipe.spatial.window import Rectangle
+from gigapipe.training.devices import allocated
 
 Image = SpatialTensor | Recorded
 
@@ -33,8 +34,8 @@ class Streaming:
         if memory is not None:
             without_pixels()  # loads what planning needs
             # Now: later the process has memory that it would use again.
-            held = torch.cuda.memory_allocated() if mesh.device.type == "cuda" else resident_memory()
-            self.base = held + (_training_state(trained) if trained else 0)
+            held = allocated(mesh.device)
+            self.base = (resident_memory() if held is None else held) + (_training_state(trained) if trained else 0)
 
     @property
     def tiled(self) -> bool:

@@ -202,6 +202,8 @@ COMMON = [
     "brightness",
     "contrast",
 ]
+# Of a rank, and not of what it learns: for another, nothing is trained again.
+LIMITS = ["device", "memory", "stage"]
 CLASSIFIER = [
     "network",
     "width",

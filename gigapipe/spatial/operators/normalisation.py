@@ -3,12 +3,16 @@
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 
 IN_CACHE = 2**18  # elements
+
+FUSED = {"cuda", "xpu"}
+"""Devices with the kernels that torch's SyncBatchNorm is made of; ROCm's is called cuda, too."""
 
 
 def _bands(x: torch.Tensor) -> list[slice]:
@@ -33,45 +37,91 @@ class _BatchNorm(torch.autograd.Function):
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
         # subtracted below is then small, and nothing cancels.
         offset = mean.double() - shift.double()
+        # Summed as well, for data ranks' batches may differ; but nobody waits for it: it stays on the device.
         count = torch.full((1,), pixels, dtype=torch.float64, device=x.device)
         sums = mesh.everyone.sum_(torch.cat([count, pixels * offset, pixels * (variance.double() + offset**2)]))
         count = sums[0]
-        if count <= 1:
-            raise ValueError("batch normalisation in training needs more than one value for each channel")
         offset, square = sums[1:].div(count).split(channels)
         mean = (shift.double() + offset).to(precision)
         variance = (square - offset**2).clamp_min(0).to(precision)
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.mesh, ctx.eps, ctx.has_bias = mesh, eps, bias is not None
         ctx.mark_non_differentiable(mean, variance, count)
-        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if pixels else x.clone()
+        y = _normalise(x, weight, bias, mean, variance, eps) if pixels else x.clone()
         return y, mean, variance, count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
         x, weight, mean, variance, count = ctx.saved_tensors
-        if x.numel():
-            # With given statistics torch's kernel returns this shard's sums of dy * x̂ and of dy.
-            _, sum_product, sum_grad = torch.ops.aten.native_batch_norm_backward(
-                grad, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
-            )
-        else:
-            sum_product = sum_grad = torch.zeros_like(mean)
-        sums = ctx.mesh.everyone.sum_(torch.cat([sum_grad.double(), sum_product.double()])).div_(count)
-        mean_grad, mean_product = sums.to(mean.dtype).chunk(2)
-        # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
-        inverse = torch.rsqrt(variance + ctx.eps)
-        scale = inverse if weight is None else inverse * weight
-        slope = -scale * inverse * mean_product
-        constant = -scale * mean_grad - slope * mean
-        constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
-        grad_x = torch.empty_like(x)
-        for rows in _bands(x):
-            of_x, of_grad = x[:, :, rows].to(scale.dtype), grad[:, :, rows].to(scale.dtype)
-            grad_x[:, :, rows] = torch.addcmul(constant, of_x, slope).addcmul_(of_grad, scale)
-        grad_weight = None if weight is None else sum_product
-        return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None
+        backward = _fused_backward if x.device.type in FUSED else _backward
+
+        def averaged(*sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return ctx.mesh.everyone.sum_(torch.cat(sums).double()).div_(count).to(mean.dtype).chunk(len(sums))
+
+        grad_x, grad_weight, grad_bias = backward(grad, x, weight, mean, variance, ctx.eps, averaged)
+        return grad_x, None if weight is None else grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+
+
+def _normalise(x, weight, bias, mean, variance, eps: float) -> torch.Tensor:
+    """A shard that is not empty, by given statistics."""
+    if x.device.type in FUSED:
+        weight, bias = (v if v is None else v.to(mean.dtype) for v in (weight, bias))
+        return torch.batch_norm_elemt(x, weight, bias, mean, torch.rsqrt(variance + eps), eps)
+    return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+
+
+def _backward(grad, x, weight, mean, variance, eps: float, averaged) -> tuple[torch.Tensor, ...]:
+    """Gradients of a shard, and this rank's of weight and bias; `averaged` makes sums means over all ranks' pixels."""
+    if x.numel():
+        # With given statistics torch's kernel returns this shard's sums of dy * x̂ and of dy. It takes the empty tensors
+        # for what a training would have saved; None will do on CPUs alone.
+        nothing = x.new_empty(0, dtype=mean.dtype)
+        _, sum_product, sum_grad = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, nothing, nothing, False, eps, [False, True, True]
+        )
+    else:
+        sum_product = sum_grad = torch.zeros_like(mean)
+    mean_grad, mean_product = averaged(sum_grad, sum_product)
+    # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
+    inverse = torch.rsqrt(variance + eps)
+    scale = inverse if weight is None else inverse * weight
+    slope = -scale * inverse * mean_product
+    constant = -scale * mean_grad - slope * mean
+    constant, slope, scale = (v.view(1, -1, 1, 1) for v in (constant, slope, scale))
+    grad_x = torch.empty_like(x)
+    for rows in _bands(x):
+        of_x, of_grad = x[:, :, rows].to(scale.dtype), grad[:, :, rows].to(scale.dtype)
+        grad_x[:, :, rows] = torch.addcmul(constant, of_x, slope).addcmul_(of_grad, scale)
+    return grad_x, sum_product, sum_grad
+
+
+def _fused_backward(grad, x, weight, mean, variance, eps: float, averaged) -> tuple[torch.Tensor, ...]:
+    """The same by the kernels of SyncBatchNorm, which keep no copies of the image in float32.
+
+    What they demand, read in ATen's Normalization.cu and .cuh (ROCm/pytorch ee04104d), not run:
+    - an image that is not empty;
+    - mean, invstd and the sums in float32, of float64 in float64, and contiguous. A weight may have the image's dtype
+      or theirs, but of bfloat16 one of the two kernels takes theirs alone. Without a weight, nobody may ask for
+      gradients of it or the bias;
+    - dy in the image's dtype. Where both lie in channels_last, so does the result; else it is contiguous;
+    - the counts of the ranks in int32, on the device, which are added up. Here the sums are divided already: an image
+      may have more pixels than int32 can count.
+    """
+    inverse = torch.rsqrt(variance + eps)
+    weight = None if weight is None else weight.to(mean.dtype)
+    if x.numel():
+        grad = grad.contiguous(memory_format=layout(x))
+        asked = weight is not None
+        sum_grad, sum_product, *_ = torch.batch_norm_backward_reduce(grad, x, mean, inverse, weight, True, asked, asked)
+    else:
+        sum_grad = sum_product = torch.zeros_like(mean)
+    mean_grad, mean_product = averaged(sum_grad, sum_product)
+    grad_x = torch.empty_like(x)
+    if x.numel():
+        one = torch.ones(1, dtype=torch.int32, device=x.device)
+        grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, mean_grad, mean_product, one)
+    return grad_x, sum_product * inverse, sum_grad  # their sum of products is of dy * (x - mean)
 
 
 @decomposes(F.batch_norm)
@@ -96,6 +146,8 @@ def batch_norm(
             y = local if weight is None else local * weight.view(-1, 1, 1)
             return x.with_local(y if bias is None else y + bias.view(-1, 1, 1))
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
+    if x.shape[0] * x.image_size[0] * x.image_size[1] * x.mesh.data <= 1:
+        raise ValueError("batch normalisation in training needs more than one value for each channel")
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
     y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps)
     if running_mean is not None:

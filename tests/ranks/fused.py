@@ -1,0 +1,115 @@
+"""BatchNorm by a GPU's kernels, on real ranks without a GPU: definitions stand in for kernels, and refuse what they do.
+
+CPUs have none of them. What CUDA's demand is in the docstring of `_fused_backward`.
+"""
+
+import itertools
+import json
+
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from gigapipe.spatial import Mesh, decompose, shard
+from gigapipe.spatial.check import compare
+from gigapipe.spatial.operators import normalisation
+from gigapipe.spatial.transports.mpi import MpiTransport
+
+calls = []
+
+
+def check(x, *statistics, weight=None, images=()):
+    """As CUDA's kernels check, or read without checking."""
+    precision = torch.promote_types(x.dtype, torch.float32)
+    assert x.numel(), "an empty image"
+    for v in statistics:
+        assert v.dtype == precision and v.is_contiguous() and v.shape == (x.shape[1],), (v.dtype, v.shape)
+    assert weight is None or (weight.dtype == precision and weight.is_contiguous()), weight.dtype
+    for image in images:
+        assert image.dtype == x.dtype and image.shape == x.shape
+        assert normalisation.layout(image) == normalisation.layout(x), "the layout would be lost"
+
+
+def channels(v):
+    return v.view(1, -1, 1, 1)
+
+
+def elemt(x, weight, bias, mean, invstd, eps):
+    calls.append("elemt")
+    check(x, mean, invstd, weight=weight)
+    y = (x.to(mean.dtype) - channels(mean)) * channels(invstd)
+    y = y if weight is None else y * channels(weight) + channels(bias)
+    return torch.empty_like(x).copy_(y)
+
+
+def backward_reduce(grad, x, mean, invstd, weight, for_x, for_weight, for_bias):
+    calls.append("reduce")
+    check(x, mean, invstd, weight=weight, images=[grad])
+    assert weight is not None or not (for_weight or for_bias), "options() of an undefined weight"
+    grad = grad.to(mean.dtype)
+    dy, dy_xmu = grad.sum((0, 2, 3)), (grad * (x.to(mean.dtype) - channels(mean))).sum((0, 2, 3))
+    return (
+        dy,
+        dy_xmu,
+        (dy_xmu * invstd if for_weight else dy.new_empty(0)),
+        (dy.clone() if for_bias else dy.new_empty(0)),
+    )
+
+
+def backward_elemt(grad, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count):
+    calls.append("backward")
+    check(x, mean, invstd, sum_dy, sum_dy_xmu, weight=weight, images=[grad])
+    assert count.dtype == torch.int32 and count.device == x.device
+    total = count.sum().to(mean.dtype)
+    from_mean, from_product = sum_dy / total, invstd**2 * sum_dy_xmu / total
+    found = grad.to(mean.dtype) - channels(from_mean) - (x.to(mean.dtype) - channels(mean)) * channels(from_product)
+    return torch.empty_like(x).copy_(found * channels(invstd if weight is None else invstd * weight))
+
+
+torchs = torch.library.Library("aten", "IMPL", "CPU")
+torchs.impl("batch_norm_elemt", elemt)
+torchs.impl("batch_norm_backward_reduce", backward_reduce)
+torchs.impl("batch_norm_backward_elemt", backward_elemt)
+normalisation.FUSED = {"cpu"}
+
+torch.set_num_threads(1)
+transport = MpiTransport(MPI.COMM_WORLD)
+
+
+def network(affine: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1),
+        nn.BatchNorm2d(6, affine=affine),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, 2, 1),
+        nn.BatchNorm2d(4, affine=affine, track_running_stats=affine),
+        nn.ReLU(),  # or the mean behind would be that of normalised values, and all gradients zero
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+for shape, layout, affine, size in itertools.product(
+    [(1, 2, 1), (2, 1, 1)], [torch.contiguous_format, torch.channels_last], [True, False], [(23, 18), (3, 4)]
+):
+    mesh = Mesh(*shape, transport=transport)
+    torch.manual_seed(1)
+    images = torch.rand(2, 3, *size, dtype=torch.float64).contiguous(memory_format=layout)
+    worst = compare(network(affine).to(memory_format=layout), images, mesh)[0]  # a rank owns nothing of the smallest
+    if mesh.rank == 0:
+        print(json.dumps({"case": f"{shape} {layout} {affine} {size}", "error": worst.error, "calls": len(calls)}))
+
+# bfloat16 with float32 weights, as autocast has it, and with its own.
+for weights in (torch.float32, torch.bfloat16):
+    model = decompose(network().to(weights, memory_format=torch.channels_last), Mesh(1, 2, 1, transport=transport))
+    image = shard(
+        torch.rand(2, 3, 24, 16).to(weights).contiguous(memory_format=torch.channels_last), Mesh(1, 2, 1, transport)
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
+        model(image).float().square().sum().backward()
+    if MPI.COMM_WORLD.rank == 0:
+        finite = all(p.grad.isfinite().all().item() and p.grad.dtype == weights for p in model.parameters())
+        print(
+            json.dumps({"case": f"bfloat16, weights {weights}", "error": 0.0 if finite else 1.0, "calls": len(calls)})
+        )

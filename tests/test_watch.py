@@ -1,0 +1,114 @@
+"""What whole training steps do on a GPU, seen on a machine without one: `benchmarks/watch.py` counts, this compares.
+
+A change that makes a number here smaller lowers it; one that makes it larger says why.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from launching import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("watch")]
+COMPILERS = [os.environ.get("CXX", "g++"), "clang++"]
+
+# At most: operations on the device, sums over ranks, messages to other ranks.
+COUNTS = {
+    ("held", "step"): (2838, 61, 240),
+    ("streamed", "step"): (2346, 0, 0),
+    ("unet", "backward"): (389, 3, 36),
+    ("unet", "validate"): (322, 5, 42),
+    ("unet", "segment"): (282, 0, 48),
+    ("trainer", "backward"): (2496, 61, 240),
+    ("trainer", "validate"): (4085, 45, 496),
+    ("trainer", "predict"): (1414, 3, 248),
+    ("trainer", "map"): (1526, 0, 278),
+    ("trainer", "train"): (9407, 176, 976),
+}
+
+# Where the host waits for the device, and why it may.
+WAITS = {
+    "spatial/constant.py: constants": "whether a cell of a streamed image is constant; its pixels were on the host",
+    "spatial/transports/torch_distributed.py: TorchTransport.sum_": "numbers of the host's, which NCCL sums on GPUs",
+    "training/classification.py: Classification.backward": "a step's loss, once",
+    "training/segmentation.py: Segmentation.backward": "a step's loss, once a slide",
+    "training/classification.py: predict": "a slide's probabilities",
+    "training/classification.py: Classification.validate": "the classes' weights, once a validation",
+    "training/segmentation.py: Segmentation.validate": "a slide's loss and Dice",
+    "training/segmentation.py: segment": "a slide's mask",
+    "training/activation.py: activations": "a slide's map",
+    "training/loop.py: train.<locals>.<dictcomp>": "the weights of the best epoch, once for each that is better",
+}
+
+# What is known to lose its layout or its dtype, and why nothing is done about it.
+KNOWN = {
+    "new_full loses channels_last in spatial/operators/max_pooling.py: _Band.buffer": "three rows or columns",
+    "mul loses channels_last in spatial/segment.py: _add_gradients": "autograd broadcasts the gradient of a streamed "
+    "norm's sums in the usual order",
+    "_to_copy makes an image in torch.float32 in spatial/operators/pointwise.py: pointwise.<locals>.ours": "squares of "
+    "a streamed norm's image, which are summed",
+    "_to_copy makes an image in torch.float32 in spatial/operators/resampling.py: _Grown.forward": "torch's autocast "
+    "interpolates in float32",
+    "_to_copy makes an image in torch.float32 in outside gigapipe": "the gradient of such an image",
+    "upsample_bilinear2d loses channels_last in spatial/operators/resampling.py: _Grown.forward": "so CUDA's kernel "
+    "writes fewer than 16 channels, on purpose",
+    "cat loses channels_last in spatial/operators/shaping.py: cat": "with such an image",
+    "slice_backward loses channels_last in outside gigapipe": "of such an image",
+}
+
+
+@pytest.fixture(scope="module")
+def traces() -> dict[tuple[str, str], dict]:
+    """What was found, by trace and phase; two traces at a time."""
+    if torch.backends.cuda.is_built():
+        pytest.skip("this torch knows CUDA: a CUDA that is not there needs one that does not")
+    if not any(map(shutil.which, COMPILERS)):
+        message = "no C++ compiler: a CUDA that is not there has to be built"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+    def trace(name: str) -> list[dict]:
+        command = [sys.executable, str(ROOT / "benchmarks/watch.py"), "--json", name]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    names = ["trainer", "streamed", "held", "unet"]
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(names, pool.map(trace, names), strict=True))
+    return {(name, phase["phase"]): phase for name, phases in found.items() for phase in phases}
+
+
+@pytest.mark.parametrize("trace", COUNTS, ids=" ".join)
+def test_a_step_on_a_gpu(traces, trace):
+    found = traces[trace]
+    assert "failed" not in found, found["failed"]
+    strange = set(found["faults"]) - set(KNOWN)
+    assert not strange, strange
+    waits = set(found["syncs"]) - set(WAITS)
+    assert not waits, waits
+    counted = found["operations"], *(found["collectives"].get(kind, 0) for kind in ("allreduce", "send"))
+    assert all(n <= most for n, most in zip(counted, COUNTS[trace], strict=True)), counted
+    losses = [n for where, n in found["syncs"].items() if where.endswith("backward")]
+    assert losses in ([], [1]) or trace == ("trainer", "train"), losses
+
+
+def test_a_step_of_a_held_image_waits_for_nothing(traces):
+    assert not traces["held", "step"]["syncs"]
+
+
+def test_memory_is_as_planned(traces):
+    held, streamed = traces["held", "step"], traces["streamed", "step"]
+    assert held["gigabytes"] == pytest.approx(held["planned"], rel=0.05)
+    assert streamed["gigabytes"] <= streamed["planned"]
+
+
+def test_all_that_is_allowed_is_needed(traces):
+    """Or it would allow what comes in its place."""
+    for allowed, kind in ((WAITS, "syncs"), (KNOWN, "faults")):
+        assert set(allowed) == {where for found in traces.values() for where in found[kind]}
