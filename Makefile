@@ -6,10 +6,10 @@ CORES ?= $(shell nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
 
-# Tests run side by side, one more of them than cores, for some wait. What they compare are the digits of CPUs: whatever
-# GPUs there are, they do not see them.
-SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 1 : 8)) --dist loadgroup
-PYTEST_HERE = CUDA_VISIBLE_DEVICES= PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE)
+# Tests run side by side, one more of them than cores, for some wait; each has one thread, or threads would wait for one
+# another. What they compare are the digits of CPUs: whatever GPUs there are, they do not see them.
+SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 1 : 8))
+PYTEST_HERE = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: demo check test lint
 

@@ -3,37 +3,53 @@
 import os
 from pathlib import Path
 
-# Processes side by side have a core each: threads that wait for one another would take it from the others.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import pytest
 from cohorts import made_once, make_small_cohort
 from launching import ROOT, Ranks
 from projects import fresh_copy
+from xdist.scheduler import LoadScopeScheduling
 
 # Real slides and real histology, which are not part of this project.
 SHARED = Path(os.environ.get("GIGAPIPE_SHARED", ROOT.parent / "shared"))
 
-LONGEST = ["slurm", "demo", "simulation", "ranks"]
-"""Groups of tests, of which each runs in one process, that others should not have to wait for: they begin first."""
+TOGETHER = {
+    "test_slurm.py": "slurm",
+    "test_demo.py": "demo",
+    "test_simulation.py": "simulation",
+    "test_watch.py": "watch",
+    "test_exactness.py": "ranks",
+    "test_spatial.py": "ranks",
+    "test_docs.py": "docs",
+}
+"""Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
 SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "slurm", "small_cohort", "trained"}
 """Fixtures whose tests start ranks, Snakemake or trainings: `make check` has none of them but those marked `check`."""
 
 
-@pytest.hookimpl(tryfirst=True)
+class Together(LoadScopeScheduling):
+    """Gives each process the next test, or all tests of the next group. (`--dist loadgroup` groups none: pytest 9.2
+    has no place any more where it puts the group's name.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(Path(nodeid.partition("::")[0]).name, nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Together:
+    config.option.loadscopereorder = False
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what shares something dear into one group, and what takes long before the rest."""
+    """Mark what takes long, and put it before the rest."""
+    files = list(TOGETHER)
     for item in items:
-        for fixture in {"slurm", "demo", "ranks"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(fixture))
         if SLOW & set(item.fixturenames) and not item.get_closest_marker("check"):
             item.add_marker(pytest.mark.slow)
 
     def order(item: pytest.Item) -> tuple[int, bool]:
-        marker = item.get_closest_marker("xdist_group")
-        group = marker.args[0] if marker else ""
-        return LONGEST.index(group) if group in LONGEST else len(LONGEST), not item.get_closest_marker("slow")
+        place = files.index(item.path.name) if item.path.name in TOGETHER else len(files)
+        return place, not item.get_closest_marker("slow")
 
     items.sort(key=order)
 

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "gigapipe map": "test_workflow.py, with the demo's results",
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
+pytestmark = pytest.mark.slow
 
 COMMANDS = {page: commands for page in PAGES if (commands := shown_commands(page))}
 

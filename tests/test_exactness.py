@@ -1,10 +1,13 @@
 """The promise: the same gradients on any number of ranks as on one."""
 
+import pandas as pd
 import pytest
 import torch
 from launching import gigapipe
+from ranks.planning import CASES as PLANNED
 
 from gigapipe.models import resnet18
+from gigapipe.planning.cost import step_cost
 from gigapipe.spatial import Mesh, SpatialTensor
 from gigapipe.spatial.window import Window
 
@@ -44,6 +47,28 @@ def test_batch_norm_without_affine_is_that_of_the_whole_batch(ranks, mesh):
 @pytest.mark.parametrize("window", [Window(7, 2, (3, 3)), Window(3, 2, (1, 1)), Window(3, 1, (20, 0), dilation=9)])
 def test_backward_exchange_is_the_adjoint(ranks, window, mesh):
     assert max(ranks("exactness.adjoint_of_halo", (37, 29), window, mesh=mesh)) <= 1e-12
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 2), (2, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize("network", ["ResNet-18, frozen", "ResNet-18, BatchNorm", "U-Net"])
+def test_ranks_that_stream_their_shards_are_exact(ranks, network, mesh):
+    for error, worst in ranks("streaming.network", network, mesh=mesh):
+        assert error <= 1e-10, worst
+
+
+@pytest.mark.parametrize("case", PLANNED)
+def test_predicted_bytes_are_those_that_each_rank_sends(ranks, case):
+    make, shape, mesh, precision = PLANNED[case]
+    predicted = [step_cost(make, shape, mesh, rank, getattr(torch, precision)).sent for rank in range(4)]
+    assert predicted == ranks("planning.sent", case, mesh=mesh)
+
+
+def test_ranks_read_the_rectangles_of_one_canvas_in_every_look(ranks, small_cohort):
+    slide, label = pd.read_csv(small_cohort / "slides.tsv", sep="\t").loc[0, ["slide", "label"]]
+    for found in ranks("canvases.differences", str(small_cohort / "pyramids"), slide, label, mesh=(1, 2, 2)):
+        symmetries, differences, by_tiles = zip(*found, strict=True)
+        assert symmetries == (*range(8), 6, 1)
+        assert max(differences) <= 1e-6 and max(by_tiles) <= 1e-5
 
 
 def image(size=(16, 16)) -> SpatialTensor:

@@ -196,13 +196,6 @@ def test_trainable_batch_norm_between_kept_images_is_exact():
     assert worst.error <= TOLERANCE, worst
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 2), (2, 1, 1), (1, 2, 2)])
-@pytest.mark.parametrize("network", ["ResNet-18, frozen", "ResNet-18, BatchNorm", "U-Net"])
-def test_ranks_that_stream_their_shards_are_exact(ranks, network, mesh):
-    for error, worst in ranks("streaming.network", network, mesh=mesh):
-        assert error <= TOLERANCE, worst
-
-
 def test_what_is_read_tile_by_tile_is_what_is_held():
     torch.manual_seed(0)
     pixels, label = torch.rand(1, 3, 300, 200), torch.tensor([1])

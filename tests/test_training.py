@@ -24,14 +24,6 @@ from gigapipe.training.classification import Classification, ClassifierSettings,
 from gigapipe.training.loop import train
 
 
-def test_ranks_read_the_rectangles_of_one_canvas_in_every_look(ranks, small_cohort):
-    slide, label = pd.read_csv(small_cohort / "slides.tsv", sep="\t").loc[0, ["slide", "label"]]
-    for found in ranks("canvases.differences", str(small_cohort / "pyramids"), slide, label, mesh=(1, 2, 2)):
-        symmetries, differences, by_tiles = zip(*found, strict=True)
-        assert symmetries == (*range(8), 6, 1)
-        assert max(differences) <= 1e-6 and max(by_tiles) <= 1e-5
-
-
 def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
     losses, scores = {}, {}
     for mesh in ((1, 1, 1), (1, 2, 2), (2, 1, 2)):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from launching import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("watch")]
+pytestmark = pytest.mark.slow
 COMPILERS = [os.environ.get("CXX", "g++"), "clang++"]
 
 # At most: operations on the device, sums over ranks, messages to other ranks.

@@ -1,0 +1,69 @@
+"""The road under a simulation of Summit's LSF."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+from projects import configured, make_results, start, watched
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture
+def lsf(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIGAPIPE_ACCOUNT", "abc123")
+    monkeypatch.setenv("SIMULATED_LSF", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{project / 'tests/lsf'}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_the_simulation_refuses_what_summit_refuses(lsf):
+    def said(*command) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SIMULATED_NODES": "2"})
+        assert done.returncode
+        return done.stderr
+
+    assert "needs -P, -W and -nnodes" in said("bsub", "-P", "abc123", "-W", "10", "script")
+    assert "neither -n nor -R" in said("bsub", "-P", "a", "-W", "1", "-nnodes", "1", "-R", "span[ptile=1]", "script")
+    assert "no script" in said("bsub", "-P", "a", "-W", "1", "-nnodes", "1")
+    assert "do not fit a node" in said("jsrun", "-n", "7", "-r", "7", "-a", "1", "-c", "7", "-g", "1", "true")
+    assert "do not fit 2 nodes" in said("jsrun", "-n", "13", "-r", "6", "-a", "1", "-c", "7", "-g", "1", "true")
+
+
+def test_the_road_under_the_simulation(lsf, project, tmp_path):
+    shutil.copytree(project, tmp_path / "project", symlinks=True)
+    own = tmp_path / "project"
+    phantom = {"patients": 6, "sites": 3}
+    make_results(own, [8.0], leave=1, **phantom)
+    arguments = configured(
+        own,
+        phantom=phantom,
+        folds={"number": 3},
+        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [2, 2, 2]}],
+        training={"epochs": 3, "batch": 2, "network": "resnet10", "width": 8},
+    )
+    # As on Summit, but looked at more often than GPFS likes.
+    often = ["--max-status-checks-per-second", "10", "--seconds-between-status-checks", "1"]
+    process = start(own, *arguments, "--profile", "summit", *often, "--jobs", "2", "--latency-wait", "5")
+    killed = []
+
+    def kill() -> None:
+        if not killed and list(own.glob("results/8um/fold-0/checkpoints/*.pt")):
+            submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
+            trainings = [i for i, line in enumerate(submitted, start=1) if "gigapipe.train." in line]
+            killed.append(next(i for i in trainings if (lsf / f"{i}.state").read_text() == "RUN"))
+            subprocess.run(["bkill", str(killed[0])], check=True)
+
+    output = watched(process, kill)
+    assert process.returncode == 0, output
+    assert (own / "results/comparison.tsv").exists()
+    assert killed and (lsf / f"{killed[0]}.state").read_text() == "EXIT"
+    lines = (lsf / "lines").read_text().splitlines()
+    trained = [line for line in lines if line.startswith("bsub") and "-J gigapipe.train." in line]
+    assert len(trained) == 4  # three folds, one of them again
+    assert all("-P abc123 -q batch -W 120 -nnodes 2 -alloc_flags smt1" in line for line in trained), trained
+    assert sum(line.startswith("jsrun -n 8 -r 4 -a 1 -c 7 -g 1 -b rs gigapipe train") for line in lines) == 4
+    for fold in range(3):
+        assert torch.load(own / f"results/8um/fold-{fold}/model.pt", weights_only=True)["task"] == "classes"
