@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gigapipe.spatial import Mesh, NotDecomposed, SpatialTensor, decompose, shard
-from gigapipe.spatial.tensor import LAYERS
+from gigapipe.spatial.refusals import LAYERS
 
 
 @functools.cache

@@ -7,7 +7,8 @@
 
 Read it in this order: `window.py` (interval arithmetic), `mesh.py` (who owns what), `halo.py` (the exchange),
 `tensor.py` (how an untouched model meets it), `operators/` (each operation's decomposed form), `decompose.py` (the one
-call) and `gradients.py` (the one all-reduce after the backward pass); `transports/` carry the bytes. Tile by tile:
+call), `gradients.py` (where plain tensors and images meet, which makes gradients whole) and `pooled.py` (data ranks
+behind the pool); `refusals.py` says what is refused and `transports/` carry the bytes. Tile by tile:
 `recording.py` (what a model does, written down), `tile.py`, `segment.py` (tiles forward and backward), `stream.py` (the
 one call), `planning.py` (which tiles fit), and what saves work: `constant.py`, `fusing.py`.
 """

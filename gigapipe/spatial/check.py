@@ -82,7 +82,7 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | Non
 
     add("output", {str(i): together(f, e) for i, (f, e) in enumerate(zip(found, expected, strict=True))})
     mine_of_whole = whole.grad[(mine, ..., *(slice(*i) for i in mesh.rectangle(images.shape[-2:])))]
-    add("input gradient", {"": (image.local.grad / mesh.size, mine_of_whole)})
+    add("input gradient", {"": (image.local.grad, mine_of_whole)})
     theirs = dict(undivided.named_parameters())
     trained = {n: (p.grad, theirs[n].grad) for n, p in ours.named_parameters() if theirs[n].grad is not None}
     add("gradient", trained)

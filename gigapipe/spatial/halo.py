@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Access, Interval, Rectangle
 
@@ -164,7 +165,7 @@ class _Gather(torch.autograd.Function):
         return gathered(local, halo, mesh, fill)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (_,) = ctx.saved_tensors
         return scattered(grad, ctx.local_shape, ctx.halo, ctx.mesh), None, None, None

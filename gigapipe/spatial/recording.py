@@ -15,7 +15,8 @@ import torch
 from torch.utils._pytree import tree_iter, tree_map
 
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.tensor import LAYERS, METADATA, NotDecomposed, SpatialTensor, name_of, refuse_lost_gradient
+from gigapipe.spatial.refusals import LAYERS, NotDecomposed, name_of
+from gigapipe.spatial.tensor import METADATA, SpatialTensor, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Access, Rectangle
 

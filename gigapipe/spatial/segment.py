@@ -21,6 +21,7 @@ from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.tile import Tile, looked_at, resized
 from gigapipe.spatial.window import Interval, Rectangle
@@ -190,7 +191,7 @@ class Streamed(torch.autograd.Function):
         return _forward(segment, tensors[:inputs])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         ctx.segment.done_with()
         saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 
 from gigapipe.spatial import statistical  # noqa: F401  registers what norms are on a streamed image
+from gigapipe.spatial.gradients import enter, leave
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
 from gigapipe.spatial.segment import Segment, Streamed, cropped, needed_nodes, parameters
 from gigapipe.spatial.tensor import SpatialTensor
@@ -74,7 +74,7 @@ class Program(Recorder):
         return self.held[ref]
 
     def summed(self, node: Node) -> torch.Tensor:
-        return sum_over_image(self._compute(Ref(node)), self.mesh)
+        return leave(self._compute(Ref(node)), self.mesh, node.operands[0].image.batch)
 
     def _compute(self, output: Ref) -> torch.Tensor:
         for node in needed_nodes(output.node, self.held)[0]:
@@ -86,7 +86,7 @@ class Program(Recorder):
         forget = functools.partial(_forget, weakref.ref(self))
         segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
-        return Streamed.apply(segment, len(local), *local, *parameters(segment))
+        return Streamed.apply(segment, len(local), *local, *enter(parameters(segment), self.mesh))
 
     def _tile_of(self, output: Ref) -> tuple[int, int]:
         if output.node.index in self.plan.tiles:

@@ -14,16 +14,16 @@ import inspect
 from collections.abc import Callable, Iterator
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from gigapipe.spatial.gradients import enter
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.refusals import NotDecomposed, name_of
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Rectangle
 
 DECOMPOSED: dict[Callable, Callable] = {}
 """torch's own function -> our decomposed form of it, which takes the same arguments."""
-
-LAYERS: list[str] = []
-"""Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
 
 # Questions about the whole image that torch answers from the tensor's description alone.
 METADATA = {
@@ -51,22 +51,20 @@ METADATA = {
 }
 
 
-def decomposes(*functions: Callable) -> Callable[[Callable], Callable]:
+ENTERS_ITSELF: set[Callable] = set()
+"""Those of them whose decomposed form sees to the gradients of plain tensors (see `gradients.py`)."""
+
+
+def decomposes(*functions: Callable, enters_itself: bool = False) -> Callable[[Callable], Callable]:
     """Register a function as the decomposed form of torch's `functions`."""
 
     def register(ours: Callable) -> Callable:
+        if enters_itself:
+            ENTERS_ITSELF.update(functions)
         DECOMPOSED.update(dict.fromkeys(functions, ours))
         return ours
 
     return register
-
-
-class NotDecomposed(NotImplementedError):
-    """An operation that would be wrong on a shard; says which, in which layer, and what to do."""
-
-    def __init__(self, what: str, instead: str):
-        layer = f"in layer {LAYERS[-1]}: " if LAYERS and LAYERS[-1] else ""
-        super().__init__(f"gigapipe.spatial: {layer}{what}; {instead}")
 
 
 class SpatialTensor(torch.Tensor):
@@ -121,6 +119,11 @@ class SpatialTensor(torch.Tensor):
         return shape[self.axes[0]], shape[self.axes[1]]
 
     @property
+    def batch(self) -> int:
+        """How many images it is."""
+        return 1 if 0 in self.axes else self.shape[0]
+
+    @property
     def requires_grad(self) -> bool:
         return self.local.requires_grad
 
@@ -145,9 +148,12 @@ class SpatialTensor(torch.Tensor):
                 "use an operation that has one (docs/spatial.md lists them), or apply it after global pooling or to "
                 "gigapipe.spatial.gather(x)",
             )
-        for x in _spatial((*args, *kwargs.values())):
+        images = list(_spatial((*args, *kwargs.values())))
+        for x in images:
             refuse_lost_gradient(x)
         ours = DECOMPOSED[function]
+        if function not in ENTERS_ITSELF:
+            args, kwargs = _entered(args, kwargs, images[0].mesh)
         kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "input" in kwargs and not args:
             args = (kwargs.pop("input"),)
@@ -166,6 +172,19 @@ class SpatialTensor(torch.Tensor):
 
 _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 _signature = functools.cache(inspect.signature)
+
+
+def _entered(args: tuple, kwargs: dict, mesh: Mesh | Tile) -> tuple[tuple, dict]:
+    """A call's arguments, whose plain tensors meet an image over `mesh`."""
+    if mesh.size == 1:
+        return args, kwargs
+    leaves, structure = tree_flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and not isinstance(x, SpatialTensor)]
+    if places:
+        for i, entered in zip(places, enter([leaves[i] for i in places], mesh), strict=True):
+            leaves[i] = entered
+        args, kwargs = tree_unflatten(leaves, structure)
+    return args, kwargs
 
 
 def _spatial(values) -> Iterator[SpatialTensor]:
@@ -189,10 +208,3 @@ def refuse_lost_gradient(x: torch.Tensor) -> None:
             f"{node.name()}, a custom autograd.Function or a reentrant checkpoint, would lose the gradient",
             "use torch's operations, or checkpoint(…, use_reentrant=False)",
         )
-
-
-def name_of(function: Callable) -> str:
-    """What a user knows a torch function by."""
-    if getattr(function, "__name__", None) == "__get__":  # a property of Tensor
-        return f"Tensor.{function.__self__.__name__}"
-    return getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))

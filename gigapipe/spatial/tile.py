@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.window import Access, Interval, Rectangle
 
 
@@ -100,7 +101,7 @@ class _Resized(torch.autograd.Function):
         return _with_margins(x, margins, fill)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         return _with_margins(grad, tuple(-margin for margin in ctx.margins), 0.0), None, None
 

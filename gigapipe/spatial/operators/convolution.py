@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, split
@@ -138,7 +139,7 @@ class _Convolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         local, weight, *strips = ctx.saved_tensors
         geometry, (for_local, for_weight, for_bias) = ctx.geometry, ctx.needs_input_grad[:3]

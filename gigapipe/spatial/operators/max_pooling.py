@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, windowed
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Window
@@ -135,7 +136,7 @@ class _MaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         (local, *strips), geometry = ctx.saved_tensors, ctx.geometry
 

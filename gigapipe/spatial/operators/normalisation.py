@@ -3,9 +3,12 @@
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.gradients import enter, is_common_leaf
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.operators.windowed import images
+from gigapipe.spatial.pooled import across
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 
 IN_CACHE = 2**18  # elements
@@ -22,7 +25,7 @@ class _BatchNorm(torch.autograd.Function):
     """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float):
+    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float, whole: bool):
         channels = x.shape[1]
         pixels = x.numel() // channels
         precision = torch.promote_types(x.dtype, torch.float32)  # of the statistics, as torch has it for bfloat16
@@ -42,13 +45,14 @@ class _BatchNorm(torch.autograd.Function):
         mean = (shift.double() + offset).to(precision)
         variance = (square - offset**2).clamp_min(0).to(precision)
         ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.mesh, ctx.eps, ctx.has_bias = mesh, eps, bias is not None
+        ctx.mesh, ctx.eps, ctx.has_bias, ctx.whole = mesh, eps, bias is not None, whole
+        ctx.across = across(f"batch norm of {channels}")
         ctx.mark_non_differentiable(mean, variance, count)
         y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if pixels else x.clone()
         return y, mean, variance, count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad, *_):
         x, weight, mean, variance, count = ctx.saved_tensors
         if x.numel():
@@ -58,8 +62,10 @@ class _BatchNorm(torch.autograd.Function):
             )
         else:
             sum_product = sum_grad = torch.zeros_like(mean)
-        sums = ctx.mesh.everyone.sum_(torch.cat([sum_grad.double(), sum_product.double()])).div_(count)
-        mean_grad, mean_product = sums.to(mean.dtype).chunk(2)
+        sums = ctx.mesh.everyone.sum_(torch.cat([sum_grad.double(), sum_product.double()]))
+        if ctx.whole:
+            sum_grad, sum_product = sums.to(mean.dtype).chunk(2)
+        mean_grad, mean_product = (sums / count).to(mean.dtype).chunk(2)
         # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
         inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else inverse * weight
@@ -71,10 +77,10 @@ class _BatchNorm(torch.autograd.Function):
             of_x, of_grad = x[:, :, rows].to(scale.dtype), grad[:, :, rows].to(scale.dtype)
             grad_x[:, :, rows] = torch.addcmul(constant, of_x, slope).addcmul_(of_grad, scale)
         grad_weight = None if weight is None else sum_product
-        return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None
+        return grad_x, grad_weight, sum_grad if ctx.has_bias else None, None, None, None, None
 
 
-@decomposes(F.batch_norm)
+@decomposes(F.batch_norm, enters_itself=True)
 def batch_norm(
     x: SpatialTensor,
     running_mean,
@@ -89,6 +95,10 @@ def batch_norm(
     columns alike, and the running statistics are updated from them, identically on every rank.
     """
     local = images(x, "batch_norm").local
+    # The sums over everyone that the gradient needs in training are those of leaves already.
+    whole = training and all(is_common_leaf(t) for t in (weight, bias) if t is not None)
+    if not whole:
+        weight, bias = enter([weight, bias], x.mesh)
     if x.mesh.size == 1:
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, training, momentum, eps))
     if not training:
@@ -97,7 +107,7 @@ def batch_norm(
             return x.with_local(y if bias is None else y + bias.view(-1, 1, 1))
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
-    y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps)
+    y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps, whole)
     if running_mean is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         unbiased = variance * (count / (count - 1)).to(variance.dtype)

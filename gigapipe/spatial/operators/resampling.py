@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from gigapipe.spatial.halo import gather_halo, layout
 from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, windowed
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
 
@@ -89,7 +90,7 @@ class _Grown(torch.autograd.Function):
         return F.interpolate(x, scale_factor=tuple(map(float, factors)), mode=mode)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         rows, columns = ctx.factors
         # Along rows first or last is the same; columns first, for they lie together and most is gone then.

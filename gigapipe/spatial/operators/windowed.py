@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
 from gigapipe.spatial.window import Access, Interval, Rectangle, Window
 
@@ -64,7 +65,7 @@ class _Nothing(torch.autograd.Function):
         return shard.new_zeros(shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         return None, *(torch.zeros_like(x) for x in ctx.saved_tensors)
 
