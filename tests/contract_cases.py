@@ -424,3 +424,19 @@ def _(side):
 def _(side):
     model = side.model(classifier())
     side.loss(model(side.image()).as_subclass(torch.Tensor).clone()).backward()
+
+
+class Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return x.mean((2, 3))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
+
+
+@refused("a custom function from an image to a plain tensor", "made a plain tensor of an image")
+def _(side):
+    Pool.apply(side.model(dense())(side.image())).square().mean().backward()

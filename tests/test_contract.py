@@ -3,8 +3,12 @@
 import functools
 
 import pytest
+import torch
 from conftest import run_ranks
 from contract_cases import CASES, REFUSED, STREAMED
+from torch import nn
+
+from gigapipe.spatial import Mesh, Plan, shard, stream
 
 MESHES = 3  # 2 × 2 ranks of an image; two data ranks of 2, where images are streamed, too; four data ranks
 
@@ -28,3 +32,79 @@ def test_what_is_refused_is_refused_on_every_rank_with_one_line(case):
     assert found
     for row in found:
         assert len(set(row["said"])) == 1 and row["message"] in row["said"][0] and ";" in row["said"][0], row
+
+
+# --- One rank: what is streamed means what it means held ---
+
+
+def frozen_encoder(x, first, second):
+    with torch.no_grad():
+        x = first(x)
+    return second(x).square().mean()
+
+
+def frozen_head(x, first, second):
+    features = first(x)
+    with torch.no_grad():
+        scale = features.mean()
+    return (second(features) * scale).square().mean()
+
+
+def detached(x, first, second):
+    x = first(x)
+    return second(x.detach()).square().mean() + (x * x.detach()).mean()
+
+
+def changed_without_gradients(x, first, second):
+    x = first(x) * 1
+    with torch.no_grad():
+        x.mul_(3)
+    return second(x).square().mean()
+
+
+def nothing_with_gradients(x, first, second):
+    with torch.no_grad():
+        return second(first(x)).square().mean()
+
+
+def of_ones(x, first, second):
+    return second(torch.ones_like(first(x))).square().mean()
+
+
+def frozen_meanwhile(x, first, second):
+    first.requires_grad_(False)
+    x = first(x)
+    first.requires_grad_(True)
+    return second(x).square().mean()
+
+
+@pytest.mark.parametrize("kept", [frozenset(), frozenset({1})], ids=["one segment", "two segments"])
+@pytest.mark.parametrize("image_has_gradient", [False, True], ids=["", "image with gradient"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        frozen_encoder,
+        frozen_head,
+        detached,
+        changed_without_gradients,
+        nothing_with_gradients,
+        of_ones,
+        frozen_meanwhile,
+    ],
+)
+def test_no_gradient_means_the_same_plain_held_and_streamed(function, image_has_gradient, kept):
+    pixels = torch.rand(1, 3, 21, 17, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for how in ("plain", "held", "streamed"):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 4, 3, 1, 1).double(), nn.Conv2d(4, 2, 3).double()]
+        whole = pixels.clone().requires_grad_(image_has_gradient)
+        image = whole if how == "plain" else shard(whole, Mesh())
+        loss = function(stream(image, Plan(tile=8, kept=kept)) if how == "streamed" else image, *layers)
+        if loss.requires_grad:
+            loss.backward()
+        found.append([loss.requires_grad, loss.detach(), whole.grad, *(p.grad for m in layers for p in m.parameters())])
+    for theirs in found[1:]:
+        for a, b in zip(found[0], theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13) if isinstance(a, torch.Tensor) else None
+            assert (a is None) == (b is None) and (not isinstance(a, bool) or a == b), (a, b)

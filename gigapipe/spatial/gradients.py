@@ -128,6 +128,6 @@ def average_gradients(parameters: Iterable[torch.Tensor], mesh: Mesh) -> None:
     if mesh.size == 1:
         return
     found = [p for p in parameters if p.grad is not None]
-    totals = summed([p.grad for p in found], [dense_strides(p) for p in found], mesh.everyone)
+    totals = summed([p.grad.clone() for p in found], [dense_strides(p) for p in found], mesh.everyone)
     for parameter, total in zip(found, totals, strict=True):
         parameter.grad.copy_(total.div_(mesh.size))

@@ -116,7 +116,7 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
         if node is None or node in seen:
             continue
         if _is_leaf(node):
-            if not of_image and not isinstance(node.variable, Pooled):
+            if not of_image and type(node.variable) in (torch.Tensor, torch.nn.Parameter):
                 leaves[id(node.variable)] = node.variable
             continue
         seen.add(node)

@@ -15,9 +15,10 @@ import torch
 from torch.utils._pytree import tree_iter, tree_map
 
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.refusals import LAYERS, NotDecomposed, name_of
-from gigapipe.spatial.tensor import METADATA, SpatialTensor, refuse_lost_gradient
+from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
+from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.torch_internals import set_hooks
 from gigapipe.spatial.window import Access, Rectangle
 
 
@@ -58,6 +59,12 @@ class Node:
     """Whether it makes a plain tensor, the sum of what it makes of each tile."""
     versions: tuple[int, ...] = ()
     """How often each of its plain tensors had been changed in place when it was noted."""
+    graded = True
+    """Whether gradients were enabled when it was noted."""
+    passes = True
+    """Whether its results hand gradients on to what it was given."""
+    wanting: tuple[torch.Tensor, ...] = ()
+    """The plain tensors that ask for a gradient."""
     layer = ""
     read: Callable[[Rectangle], torch.Tensor] | None = None
 
@@ -211,6 +218,10 @@ class Recorder:
         node.accesses = next(iter(effect.accesses), None)
         node.drawn, node.layer = effect.drawn, LAYERS[-1] if LAYERS else ""
         node.versions = tuple(_version(t) for t in node.tensors)
+        node.graded = torch.is_grad_enabled()
+        # As in torch: what is changed in place without gradients keeps those that it had.
+        node.passes = (node.graded and function not in _CONSTANT and effect.results[0].is_floating_point()) or in_place
+        node.wanting = tuple(t for t in node.tensors if t.requires_grad) if node.graded else ()
         if torch.is_autocast_enabled(self.device.type):
             node.autocast = torch.get_autocast_dtype(self.device.type)
         if plain:
@@ -268,6 +279,7 @@ class Recorded(torch.Tensor):
         self = torch.Tensor._make_wrapper_subclass(
             cls, like.shape, dtype=like.dtype, device=recorder.device, requires_grad=like.dtype.is_floating_point
         )
+        set_hooks(self, WATCHING)
         self.recorder, self.ref = recorder, ref
         return self
 
@@ -316,10 +328,15 @@ _SUMS = {
 """Functions whose value is the sum of their values for the tiles, if they sum over the image once."""
 
 
+_CONSTANT = {
+    torch.Tensor.detach, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like,
+}  # fmt: skip
+"""Functions whose value hands no gradient on."""
+
+
 def changes_in_place(function: Callable, args: tuple, kwargs: dict) -> bool:
     """Whether a call changes its first argument, as torch's names and arguments tell."""
-    name = name_of(function).rpartition(".")[2]
-    if name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__":
+    if changes_by_name(function):
         return True
     try:
         return bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("inplace"))

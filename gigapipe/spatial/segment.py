@@ -113,7 +113,7 @@ class Segment:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
         for node in self.nodes:
             node.refuse_changes()
-        tile = Tile(self.mesh)
+        tile, graded = Tile(self.mesh), torch.is_grad_enabled()
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
             for ref, local in held.items()
@@ -138,13 +138,23 @@ class Segment:
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            with torch.autocast(self.output.image.device.type, node.autocast, enabled=node.autocast is not None):
+            device, lower = self.output.image.device.type, node.autocast
+            with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
                 result = node.function(*args, **kwargs)
             del args, kwargs
             for i, value in enumerate([result] if node.single else result):
                 values[Ref(made, i)] = value
         result = values[self.output]
         return result.local if isinstance(result, SpatialTensor) else result
+
+    @functools.cached_property
+    def passing(self) -> list[Node]:
+        """The nodes, inputs' among them, that gradients reach from the output."""
+        found = {self.output.node}
+        for node in reversed(self.nodes):
+            if node in found and node.passes:
+                found.update(ref.node for ref in node.operands)
+        return [node for node in (*self.nodes, *(ref.node for ref in self.inputs)) if node in found and node.passes]
 
     @functools.cached_property
     def keeps_constants(self) -> bool:
@@ -202,8 +212,7 @@ class Streamed(torch.autograd.Function):
 
 def parameters(segment: Segment) -> list[torch.Tensor]:
     """The plain tensors in a segment's nodes that have a gradient, each once."""
-    found = {id(t): t for node in segment.nodes for t in node.tensors if t.requires_grad}
-    return list(found.values())
+    return list({id(t): t for node in segment.passing for t in node.wanting}.values())
 
 
 def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles):
@@ -366,6 +375,8 @@ def _add_gradients(
     """Compute a tile again, and of each pair add the gradient of the first to the second, in place."""
     with torch.enable_grad():
         tile = segment.compute(rectangles, parts, stand_ins)
+    if not tile.requires_grad:
+        return
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
     grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.dtype), allow_unused=True)
     del tile

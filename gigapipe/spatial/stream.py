@@ -69,7 +69,9 @@ class Program(Recorder):
             size = ref.image.image_size
             return SpatialTensor(ref.node.read(self.mesh.rectangle(size)), size, self.mesh)
         if ref not in self.held:
-            local, image = self._compute(ref), ref.image
+            # Its gradients are as when it was noted, not as they are where it is needed first.
+            with torch.inference_mode(False), torch.enable_grad():
+                local, image = self._compute(ref), ref.image
             self.held[ref] = SpatialTensor(local, image.image_size, self.mesh, image.axes)
         return self.held[ref]
 
@@ -86,6 +88,9 @@ class Program(Recorder):
         forget = functools.partial(_forget, weakref.ref(self))
         segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
+        local = [
+            x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)
+        ]
         return Streamed.apply(segment, len(local), *local, *enter(parameters(segment), self.mesh))
 
     def _tile_of(self, output: Ref) -> tuple[int, int]:

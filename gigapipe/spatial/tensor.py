@@ -11,6 +11,7 @@ shares the image.
 
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,6 +21,7 @@ from gigapipe.spatial.gradients import enter
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import NotDecomposed, name_of
 from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.torch_internals import set_hooks
 from gigapipe.spatial.window import Rectangle
 
 DECOMPOSED: dict[Callable, Callable] = {}
@@ -106,6 +108,7 @@ class SpatialTensor(torch.Tensor):
             device=local.device,
             requires_grad=local.is_floating_point() or local.is_complex(),
         )
+        set_hooks(self, WATCHING)
         self.local = local
         self.mesh = mesh
         self.axes = rows, columns
@@ -194,6 +197,18 @@ def _spatial(values) -> Iterator[SpatialTensor]:
             yield value
         elif isinstance(value, tuple | list):
             yield from _spatial(value)
+
+
+def refuse_gradient_of_stand_in(_: torch.Tensor) -> None:
+    """A hook on what stands for an image: a gradient that reaches it does not reach the image itself."""
+    raise NotDecomposed(
+        "a custom autograd.Function or a reentrant checkpoint made a plain tensor of an image, and would lose its gradient",
+        "use torch's operations, or checkpoint(…, use_reentrant=False)",
+    )
+
+
+WATCHING = OrderedDict({0: refuse_gradient_of_stand_in})
+"""The hooks of what stands for an image."""
 
 
 def refuse_lost_gradient(x: torch.Tensor) -> None:

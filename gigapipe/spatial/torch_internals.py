@@ -3,6 +3,7 @@
 Whoever moves to another torch looks here first.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -20,3 +21,15 @@ def first_of_hooks(x: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor]
         del hooks[key]
         hooks[key] = other
     return handle
+
+
+def set_hooks(x: torch.Tensor, hooks: "OrderedDict[int, Callable]") -> None:
+    """Give a tensor without memory its hooks; `register_hook` would ask it things that its class answers otherwise."""
+    with torch._C.DisableTorchFunctionSubclass():
+        x._backward_hooks = hooks
+
+
+def has_memory_to_itself(x: torch.Tensor) -> bool:
+    """Whether nobody else can see it if `x`, which autograd handed to a backward function, is changed in place."""
+    count = torch._C._storage_Use_Count
+    return x._use_count() == 1 and count(x.untyped_storage()._cdata) <= 2  # one is of the storage's Python object
