@@ -202,7 +202,7 @@ def _spatial(values) -> Iterator[SpatialTensor]:
 def refuse_gradient_of_stand_in(_: torch.Tensor) -> None:
     """A hook on what stands for an image: a gradient that reaches it does not reach the image itself."""
     raise NotDecomposed(
-        "a custom autograd.Function or a reentrant checkpoint made a plain tensor of an image, and would lose its gradient",
+        "a custom autograd.Function or a reentrant checkpoint made a plain tensor of an image, and loses the gradient",
         "use torch's operations, or checkpoint(…, use_reentrant=False)",
     )
 
