@@ -398,6 +398,27 @@ def _(side):
     loss.backward()
 
 
+@refused("a branch with a norm of one data rank", "did not run the same layers")
+def _(side):
+    model, branch = side.model(classifier()), side.model(classifier(5))
+    loss = side.loss(model(side.image()))
+    if side.mesh.data_index == 0:
+        loss = loss + side.loss(branch(side.image()))
+    loss.backward()
+
+
+@refused("a branch with dropout of one data rank", "did not run the same layers")
+def _(side):
+    model = side.model(classifier())
+    image = F.dropout(side.image(), 0.1) if side.mesh.data_index else side.image()
+    side.loss(model(image)).backward()
+
+
+@refused("different models on data ranks", "did not run the same layers")
+def _(side):
+    side.model(classifier(5 + side.mesh.data_index))
+
+
 @refused("batches of different sizes", "batches of different sizes")
 def _(side):
     model = side.model(classifier())

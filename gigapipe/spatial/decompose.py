@@ -22,6 +22,7 @@ def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
     Random numbers that a model draws itself (stochastic depth, dropout of pooled features) must be the same on the
     ranks of an image: seed them alike, or the backward pass raises NotDecomposed.
     """
+    mesh.agree([(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters()])
     for tensor in (*model.parameters(), *model.buffers()):
         _share(tensor, mesh)
     for name, module in model.named_modules():

@@ -8,7 +8,6 @@ anybody else's hooks see them. Over one data rank there are none, for there all 
 
 import contextlib
 import itertools
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -134,30 +133,6 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
     return _Found(list(leaves.values()), found_plain, sorted(sums, key=lambda s: -s.number))
 
 
-def _fingerprint(x: object) -> int:
-    """Of what `repr` says: 24 bits, the same in every process."""
-    return zlib.crc32(repr(x).encode()) & 0xFFFFFF
-
-
-def _refuse_unlike(found: _Found, mesh: Mesh, device: torch.device) -> None:
-    """Compare what all ranks will sum, in one small sum; raise NotDecomposed on all of them if that differs."""
-    what = [s.what for s in found.sums], sorted(tuple(leaf.shape) for leaf in found.leaves)
-    batches = sorted(s.batch for s in found.sums if s.batch is not None)
-    mine = torch.tensor([_fingerprint(what), _fingerprint(batches)], device=device)
-    total, squares = mesh.everyone.sum_(torch.stack([mine, mine * mine]))
-    layers, sizes = total * total != squares * mesh.size  # equal where all ranks are, and only there
-    if bool(layers):
-        raise NotDecomposed(
-            "data ranks did not run the same layers, so their gradients cannot be summed",
-            "run the same on every rank, in the same order, and multiply by 0 what a rank has no use for",
-        )
-    if bool(sizes):
-        raise NotDecomposed(
-            "data ranks have batches of different sizes, so the mean of their losses is not that over all images",
-            "give every data rank as many images",
-        )
-
-
 @contextlib.contextmanager
 def averaging(roots: Sequence[torch.Tensor], mesh: Mesh, images: bool = False) -> Iterator[_Found]:
     """Around a backward pass from `roots`, which may be shards of `images`: averages leaves' gradients over everyone.
@@ -168,7 +143,8 @@ def averaging(roots: Sequence[torch.Tensor], mesh: Mesh, images: bool = False) -
         yield _Found([], set(), [])
         return
     found = _look(roots, images)
-    _refuse_unlike(found, mesh, roots[0].device)
+    what = [s.what for s in found.sums], sorted(tuple(leaf.shape) for leaf in found.leaves)
+    mesh.agree(what, sorted(s.batch for s in found.sums if s.batch is not None), roots[0].device)
     handles = [first_of_hooks(leaf, lambda grad: _mean(grad, mesh)) for leaf in found.leaves]
     _PASSES.append(mesh)
     try:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
-from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, refuse_lost_gradient
+from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, entered, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import set_hooks
 from gigapipe.spatial.window import Access, Rectangle
@@ -212,6 +212,7 @@ class Recorder:
             raise NotDecomposed(f"{name_of(function)}, which looks at its input twice", "use simpler operations")
         node = Node(index)
         self.nodes.append(node)
+        args, kwargs = entered(args, kwargs, self.mesh, Recorded)
         node.function, node.in_place, node.results = function, in_place, effect.results
         node.single = isinstance(effect.returned, torch.Tensor)
         node.args, node.kwargs = tree_map(lambda a: a.ref if isinstance(a, Recorded) else a, (args, kwargs))

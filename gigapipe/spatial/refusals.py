@@ -12,8 +12,8 @@ LAYERS: list[str] = []
 class NotDecomposed(NotImplementedError):
     """An operation that would be wrong on a shard; says which, in which layer, and what to do."""
 
-    def __init__(self, what: str, instead: str):
-        layer = f"in layer {LAYERS[-1]}: " if LAYERS and LAYERS[-1] else ""
+    def __init__(self, what: str, instead: str, name_layer: bool = True):
+        layer = f"in layer {LAYERS[-1]}: " if name_layer and LAYERS and LAYERS[-1] else ""
         super().__init__(f"gigapipe.spatial: {layer}{what}; {instead}")
 
 

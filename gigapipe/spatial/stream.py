@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gigapipe.spatial import statistical  # noqa: F401  registers what norms are on a streamed image
-from gigapipe.spatial.gradients import enter, leave
+from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
@@ -91,7 +91,7 @@ class Program(Recorder):
         local = [
             x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)
         ]
-        return Streamed.apply(segment, len(local), *local, *enter(parameters(segment), self.mesh))
+        return Streamed.apply(segment, len(local), *local, *parameters(segment))
 
     def _tile_of(self, output: Ref) -> tuple[int, int]:
         if output.node.index in self.plan.tiles:

@@ -156,7 +156,7 @@ class SpatialTensor(torch.Tensor):
             refuse_lost_gradient(x)
         ours = DECOMPOSED[function]
         if function not in ENTERS_ITSELF:
-            args, kwargs = _entered(args, kwargs, images[0].mesh)
+            args, kwargs = entered(args, kwargs, images[0].mesh, SpatialTensor)
         kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "input" in kwargs and not args:
             args = (kwargs.pop("input"),)
@@ -177,15 +177,15 @@ _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 _signature = functools.cache(inspect.signature)
 
 
-def _entered(args: tuple, kwargs: dict, mesh: Mesh | Tile) -> tuple[tuple, dict]:
-    """A call's arguments, whose plain tensors meet an image over `mesh`."""
+def entered(args: tuple, kwargs: dict, mesh: Mesh | Tile, image: type) -> tuple[tuple, dict]:
+    """A call's arguments, whose plain tensors meet an `image` over `mesh`."""
     if mesh.size == 1:
         return args, kwargs
     leaves, structure = tree_flatten((args, kwargs))
-    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and not isinstance(x, SpatialTensor)]
+    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and not isinstance(x, image)]
     if places:
-        for i, entered in zip(places, enter([leaves[i] for i in places], mesh), strict=True):
-            leaves[i] = entered
+        for i, x in zip(places, enter([leaves[i] for i in places], mesh), strict=True):
+            leaves[i] = x
         args, kwargs = tree_unflatten(leaves, structure)
     return args, kwargs
 

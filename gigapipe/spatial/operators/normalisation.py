@@ -8,7 +8,7 @@ from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.pooled import across
-from gigapipe.spatial.refusals import once_differentiable
+from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 
 IN_CACHE = 2**18  # elements
@@ -106,6 +106,7 @@ def batch_norm(
             y = local if weight is None else local * weight.view(-1, 1, 1)
             return x.with_local(y if bias is None else y + bias.view(-1, 1, 1))
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
+    x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device)
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
     y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps, whole)
     if running_mean is not None:
@@ -174,6 +175,7 @@ def instance_norm(
     mean, variance, count = _group_statistics(x, x.shape[1])
     if running_mean is not None:
         # As torch does, the mean over the batch; here over all data ranks' batches, each met by `image_ranks` ranks.
+        x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device)
         batch = torch.stack([mean.detach(), variance.detach() * count / (count - 1)]).mean(1)
         batch = x.mesh.everyone.sum_(batch) / x.mesh.size
         running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)

@@ -5,7 +5,7 @@ import torch
 from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.pooled import across
-from gigapipe.spatial.refusals import once_differentiable
+from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
 from gigapipe.spatial.transports import Transport
 
@@ -38,6 +38,7 @@ def sum_over_image(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
 
 def sum_over_everyone(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     """The sum over the mesh's images of what is the same on the ranks that share one. Differentiable."""
+    mesh.agree((LAYERS[-1:], tuple(x.shape)), device=x.device)
     return x if mesh.data == 1 else _Sum.apply(x, mesh.everyone, True) / mesh.image_ranks
 
 
