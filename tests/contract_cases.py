@@ -461,3 +461,45 @@ class Pool(torch.autograd.Function):
 @refused("a custom function from an image to a plain tensor", "made a plain tensor of an image")
 def _(side):
     Pool.apply(side.model(dense())(side.image())).square().mean().backward()
+
+
+# --- Changes in place: as torch's, or refused ---
+
+IN_PLACE: dict[str, Callable] = {
+    "a view of a part": lambda x: x[:, :, 2:5][:, :3].mul_(3),
+    "a view of a view": lambda x: x[:, 1:].permute(0, 2, 3, 1).mul_(3),
+    "chunks": lambda x: x.chunk(2, 1)[1].mul_(3),
+    "an image with a part": lambda x: (x[:, :, 2:5], x.mul_(3))[0],
+    "an image with a view": lambda x: (x.permute(0, 2, 3, 1), x.mul_(3))[0],
+    "an image with a view of a part": lambda x: (x[:, :, 2:5][:, :3], x.mul_(3))[0],
+    "a padded image": lambda x: F.pad(x, (0, 0, 0, 0)).mul_(3),
+    "an image padded on one side": lambda x: F.pad(x, (0, 0, 0, 2)).mul_(3),
+    "dropout of a view": lambda x: F.dropout2d(x[:, :3], 1.0, True, inplace=True),
+    "dropout of a part": lambda x: F.dropout2d(x[:, :, 3:], 1.0, True, inplace=True),
+    "activation of a view": lambda x: F.relu_(x[:, :3] - 0.5),
+    "a detached image": lambda x: x.detach().mul_(3),
+    "a transposed image": lambda x: x.transpose(1, 2).unsqueeze(0).add_(1),
+    "what is of one type already": lambda x: x.double().mul_(3),
+}
+"""Name -> what is done to an image, whose own value afterwards, and what is returned, are compared."""
+
+
+# --- What torch refuses ---
+
+INVALID: dict[str, Callable] = {
+    "a divisor of 0": lambda x: F.avg_pool2d(x, 2, divisor_override=0),
+    "a dimension twice": lambda x: x.mean((2, 2, 3)),
+    "a dimension twice, of which one is negative": lambda x: x.sum((2, 3, -1)),
+    "a dimension that there is not": lambda x: x.sum(5),
+    "a negative dimension that there is not": lambda x: x.softmax(-5),
+    "a permutation by what there is not": lambda x: x.permute(0, 1, 2, 7),
+    "a long output_padding": lambda x: F.conv_transpose2d(x, x.new_ones(8, 2, 3, 3), stride=2, output_padding=2),
+    "negative padding": lambda x: F.conv2d(x, torch.ones(2, 8, 3, 3, dtype=x.dtype), padding=-1),
+    "a stride of 0": lambda x: F.max_pool2d(x, 2, 0),
+    "too many channels": lambda x: F.conv2d(x, torch.ones(2, 5, 3, 3, dtype=x.dtype)),
+    "groups that do not divide": lambda x: F.conv2d(x, torch.ones(3, 4, 3, 3, dtype=x.dtype), groups=2),
+    "shuffled channels that do not divide": lambda x: F.pixel_shuffle(x, 3),
+    "two sizes": lambda x: F.interpolate(x, size=(5, 5), scale_factor=2),
+    "a dropout of 2": lambda x: F.dropout(x, 2.0),
+    "flattened from where there is nothing": lambda x: x.flatten(4),
+}

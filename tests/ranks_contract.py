@@ -4,10 +4,10 @@ import hashlib
 import json
 
 import torch
-from contract_cases import CASES, REFUSED, STREAMED, Side
+from contract_cases import CASES, IN_PLACE, INVALID, REFUSED, STREAMED, Side
 from mpi4py import MPI
 
-from gigapipe.spatial import Mesh, NotDecomposed
+from gigapipe.spatial import Mesh, NotDecomposed, Plan, gather, shard, stream
 from gigapipe.spatial.transports.mpi import MpiTransport
 
 WORLD = MPI.COMM_WORLD
@@ -33,6 +33,18 @@ def alike(found: dict) -> bool:
 def main() -> None:
     torch.set_num_threads(1)
     transport = MpiTransport(WORLD, timeout=60)
+    spatial = Mesh(1, 4, 1, transport)
+    for name, function in IN_PLACE.items():
+        row = {
+            "in place": name,
+            **{h: changed_in_place(function, spatial, h == "streamed") for h in ("held", "streamed")},
+        }
+        if WORLD.rank == 0:
+            print(json.dumps(row), flush=True)
+    for name, function in INVALID.items():
+        row = {"invalid": name, "said": WORLD.allgather(said_of(function, spatial))}
+        if WORLD.rank == 0:
+            print(json.dumps(row), flush=True)
     expected = {name: function(Side(None)) for name, function in CASES.items()}
     for shape in ((1, 2, 2), (2, 1, 2), (4, 1, 1)):
         mesh = Mesh(*shape, transport=transport)
@@ -60,6 +72,29 @@ def main() -> None:
             row = {"mesh": shape, "refused": name, "said": WORLD.allgather(said), "message": message}
             if WORLD.rank == 0:
                 print(json.dumps(row), flush=True)
+
+
+def changed_in_place(function, mesh: Mesh, streamed: bool) -> float | str:
+    """How far an image, and what `function` returned of it, are from torch's, on the worst rank."""
+    whole = torch.rand(2, 8, 9, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = whole * 1
+    returned = function(expected)
+    image = shard(whole, mesh)
+    image = (stream(image, Plan(tile=4)) if streamed else image) * 1
+    try:
+        found = function(image)
+    except NotDecomposed:
+        return "refused"
+    pairs = [(x.computed() if streamed else x, e) for x, e in ((image, expected), (found, returned))]
+    return max(WORLD.allgather(max((gather(x) - e).abs().max().item() for x, e in pairs)))
+
+
+def said_of(function, mesh: Mesh) -> str:
+    try:
+        function(shard(torch.rand(1, 8, 3, 2, dtype=torch.float64), mesh))  # some ranks have none of it
+    except (RuntimeError, ValueError, IndexError) as error:
+        return type(error).__name__
+    return "nothing"
 
 
 if __name__ == "__main__":

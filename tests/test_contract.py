@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from conftest import run_ranks
-from contract_cases import CASES, REFUSED, STREAMED
+from contract_cases import CASES, IN_PLACE, INVALID, REFUSED, STREAMED
 from torch import nn
 
 from gigapipe.spatial import Mesh, Plan, shard, stream
@@ -32,6 +32,19 @@ def test_what_is_refused_is_refused_on_every_rank_with_one_line(case):
     assert found
     for row in found:
         assert len(set(row["said"])) == 1 and row["message"] in row["said"][0] and ";" in row["said"][0], row
+
+
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_changes_in_place_reach_what_they_reach_in_torch_or_are_refused(case):
+    (row,) = [row for row in rows() if row.get("in place") == case]
+    for how in ("held", "streamed"):
+        assert row[how] == "refused" or row[how] <= 1e-12, row
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_what_torch_refuses_is_refused_on_every_rank(case):
+    (row,) = [row for row in rows() if row.get("invalid") == case]
+    assert "nothing" not in row["said"], row
 
 
 # --- One rank: what is streamed means what it means held ---

@@ -8,6 +8,7 @@ where that happens, and the model's code goes on with its value.
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def _kind(a):
     """All of an argument that can make a difference to the shape of a result."""
     if isinstance(a, Recorded):
         image = a.ref.image
-        return image.shape, image.dtype, image.axes, image.local.stride(), image.device, image.copied, image.mesh
+        return image.shape, image.dtype, image.axes, image.local.stride(), image.device, image.mesh
     if isinstance(a, torch.Tensor):
         return a.shape, a.dtype, a.stride(), a.device
     return type(a), repr(a)
@@ -206,7 +207,7 @@ class Recorder:
         in_place = changes_in_place(function, args, kwargs)
         if effect.same is not None and not in_place:
             return images[effect.same]
-        if in_place and images[0].alias:
+        if in_place and (images[0].alias or any(view() is not None for view in images[0].views)):
             raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use its result")
         if len(effect.accesses) > 1:
             raise NotDecomposed(f"{name_of(function)}, which looks at its input twice", "use simpler operations")
@@ -232,8 +233,11 @@ class Recorder:
             args[0].ref = Ref(node)
             return args[0]
         recorded = [Recorded(self, Ref(node, i)) for i in range(len(effect.results))]
-        for one in recorded:
-            one.alias = effect.alias
+        for one in recorded if effect.alias else ():
+            one.alias = True
+            for image in images:
+                image.views.append(weakref.ref(one))
+                one.views = image.views
         return recorded[0] if node.single else type(effect.returned)(recorded)
 
     def _effect(self, function: Callable, args: tuple, kwargs: dict, images: list["Recorded"]) -> "_Effect":
@@ -282,6 +286,8 @@ class Recorded(torch.Tensor):
         )
         set_hooks(self, WATCHING)
         self.recorder, self.ref = recorder, ref
+        self.views: list[weakref.ref[Recorded]] = []
+        """What shares memory with it; its views have the same list."""
         return self
 
     def computed(self) -> SpatialTensor:

@@ -11,6 +11,7 @@ shares the image.
 
 import functools
 import inspect
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -69,6 +70,25 @@ def decomposes(*functions: Callable, enters_itself: bool = False) -> Callable[[C
     return register
 
 
+class Memory:
+    """What images have in common of which one is a view of the other."""
+
+    is_copy = False
+    """Whether they are a copy of what in torch is a view of another image."""
+
+    def __init__(self):
+        self.parts: list[weakref.ref[Memory]] = []
+        """That of such copies."""
+
+    def copied_to(self, part: "Memory") -> None:
+        part.is_copy = True
+        self.parts = [other for other in self.parts if other() is not None] + [weakref.ref(part)]
+
+
+def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
 class SpatialTensor(torch.Tensor):
     """An image decomposed over `mesh`; `local` is this rank's shard, `size` the whole's rows and columns.
 
@@ -81,8 +101,8 @@ class SpatialTensor(torch.Tensor):
     axes: tuple[int, int]
     rectangle: Rectangle
     """What `local` is of the image, in global rows and columns."""
-    copied = False
-    """Whether this is a copy of what is a view on a whole image: changing it in place would not reach the image."""
+    memory: "Memory"
+    """What it shares with its views."""
 
     @staticmethod
     def __new__(
@@ -113,6 +133,7 @@ class SpatialTensor(torch.Tensor):
         self.mesh = mesh
         self.axes = rows, columns
         self.rectangle = rectangle
+        self.memory = Memory()
         return self
 
     @property
@@ -132,7 +153,27 @@ class SpatialTensor(torch.Tensor):
 
     def with_local(self, local: torch.Tensor, axes: tuple[int, int] | None = None) -> "SpatialTensor":
         """Another tensor of the same image size over the same mesh."""
-        return SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
+        other = SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
+        if share_memory(local, self.local):
+            other.memory = self.memory
+        return other
+
+    def dimension(self, dim: int) -> int:
+        """`dim`, counted from the first; IndexError where there is none, as torch does."""
+        if not -self.dim() <= dim < self.dim():
+            raise IndexError(
+                f"Dimension out of range (expected to be in range of [{-self.dim()}, {self.dim() - 1}], but got {dim})"
+            )
+        return dim % self.dim()
+
+    def refuse_change(self, name: str) -> None:
+        """Raise NotDecomposed if a change in place would not reach all that sees this image in torch."""
+        if self.memory.is_copy:
+            raise NotDecomposed(f"{name} of a part of an image", "use it without in-place")
+        if any(part() is not None for part in self.memory.parts):
+            raise NotDecomposed(
+                f"{name} of an image of which a part was taken that is still there", "do without in-place"
+            )
 
     def __repr__(self) -> str:
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"

@@ -180,7 +180,8 @@ def with_indices(x, *args, **kwargs):
 @decomposes(torch.max_pool2d, F.max_pool2d)
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     images(x, "max_pool2d")
-    windows = pooling_windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+    stride = kernel_size if stride is None or stride == [] else stride
+    windows = pooling_windows(kernel_size, stride, padding, dilation, ceil_mode)
     if x.mesh.image_ranks == 1:
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)

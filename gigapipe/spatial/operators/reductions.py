@@ -68,7 +68,10 @@ def _dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
     """The dimensions that are reduced, and whether the image's rows and columns are among them."""
     if dim is None or dim in ((), []):
         dim = range(x.dim())
-    dims = {d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)}
+    given = [x.dimension(d) for d in ([dim] if isinstance(dim, int) else dim)]
+    dims = set(given)
+    if len(dims) < len(given):
+        raise RuntimeError(f"dimensions {dim} name one several times")  # as torch does
     divided = dims & set(x.axes)
     if len(divided) == 1:
         raise NotDecomposed(
@@ -128,7 +131,7 @@ def _selecting(function):
                 "take it over channels, or adaptive_max_pool2d(x, 1)",
             )
         values, indices = function(x.local, dim, keepdim)
-        axes = axes_without(x, {dim % x.dim()}, keepdim)
+        axes = axes_without(x, {x.dimension(dim)}, keepdim)
         kind = torch.return_types.max if function is torch.max else torch.return_types.min
         return kind((x.with_local(values, axes), x.with_local(indices, axes)))
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from gigapipe.spatial.halo import gather_halo, layout
 from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, windowed
 from gigapipe.spatial.refusals import once_differentiable
-from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, share_memory
 from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
 
 
@@ -39,13 +39,18 @@ def pad(x, pad, mode="constant", value=None):
     if mode != "constant" and min(map(min, margins)) < 0:
         raise NotDecomposed(f"{mode} padding by a negative number", "crop by slicing")
     if mode == "constant":
-        return _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
+        padded = _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
+        if share_memory(padded.local, x.local):  # torch's is a copy always
+            padded = padded.with_local(padded.local.clone())
+        return padded
     return _moved(x, [Padded(mode, margin) if any(margin) else Window(1) for margin in margins])
 
 
 @decomposes(F.pixel_shuffle, torch.pixel_shuffle)
 def pixel_shuffle(x, upscale_factor):
     r = upscale_factor
+    if r < 1 or x.shape[1] % r**2:
+        raise RuntimeError(f"pixel_shuffle by {r} of {x.shape[1]} channels")  # as torch does
     return windowed(
         images(x, "pixel_shuffle"),
         (Shuffled(r), Shuffled(r)),

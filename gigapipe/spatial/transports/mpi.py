@@ -9,6 +9,7 @@ from mpi4py import MPI
 
 from gigapipe.spatial.transports import Message, reduced_bytes
 
+AT_ONCE = 2**18  # elements that are summed at a time, for which MPI takes as much memory again
 _SUMMABLE = {
     torch.float32: MPI.FLOAT,
     torch.float64: MPI.DOUBLE,
@@ -57,8 +58,11 @@ class MpiTransport:
             return x.copy_(self.sum_(x.float()))
         self.sent_bytes += reduced_bytes(x, self.size)
         _finish([x])
-        buffer = [_bytes(x), x.numel(), _SUMMABLE[x.dtype]]
-        self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
+        memory, size = _bytes(x), x.element_size()
+        for start in range(0, x.numel(), AT_ONCE):
+            stop = min(start + AT_ONCE, x.numel())
+            buffer = [memory[start * size : stop * size], stop - start, _SUMMABLE[x.dtype]]
+            self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
         return x
 
     def _wait(self, requests: list[MPI.Request], what: str) -> None:
