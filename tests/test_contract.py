@@ -1,14 +1,17 @@
 """The contract: however a model is called and its gradients asked for, they are the undivided ones, or all refuse."""
 
 import functools
+import math
 
 import pytest
 import torch
-from conftest import run_ranks
+import torch.nn.functional as F
+from conftest import gigapipe, run_ranks
 from contract_cases import CASES, IN_PLACE, INVALID, REFUSED, STREAMED
 from torch import nn
 
 from gigapipe.spatial import Mesh, Plan, shard, stream
+from gigapipe.spatial.check import compare, compare_ways
 
 MESHES = 3  # 2 × 2 ranks of an image; two data ranks of 2, where images are streamed, too; four data ranks
 
@@ -121,3 +124,46 @@ def test_no_gradient_means_the_same_plain_held_and_streamed(function, image_has_
         for a, b in zip(found[0], theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13) if isinstance(a, torch.Tensor) else None
             assert (a is None) == (b is None) and (not isinstance(a, bool) or a == b), (a, b)
+
+
+# --- gigapipe check ---
+
+
+class DropsOutByFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.linear, self.unused = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = F.dropout2d(self.convolution(x), 0.3, self.training).mean((2, 3))
+        return self.linear(F.dropout(x, 0.2, self.training)) * torch.rand(len(x), 1, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("plan", [None, Plan(tile=9)], ids=["held", "streamed"])
+@pytest.mark.parametrize("compared", [compare, compare_ways])
+def test_what_is_drawn_at_random_is_no_difference(compared, plan):
+    found = compared(DropsOutByFunction(), torch.rand(2, 3, 19, 15), Mesh(), plan)
+    assert len(found) >= 6 and found[0].error <= 1e-10, found[0]
+
+
+def test_check_sees_a_gradient_that_is_lost_in_parts():
+    class Lost(DropsOutByFunction):
+        def forward_features(self, x):
+            return self.convolution(x).detach()
+
+        def forward_head(self, x):
+            return self.linear(x.mean((2, 3)))
+
+        def forward(self, x):
+            return self.forward_head(self.convolution(x))
+
+    found = {d.kind: d.error for d in reversed(compare_ways(Lost(), torch.rand(2, 3, 19, 15), Mesh()))}
+    assert found["of its parts"] == math.inf and found["autograd.grad"] <= 1e-10, found
+
+
+def test_check_says_in_one_line_that_the_model_itself_fails(tmp_path):
+    (tmp_path / "mine.py").write_text("def model():\n    return [][3]\n")
+    done = gigapipe("check", "mine:model", "33x20", "2x1", "--stream", check=False, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
+    assert "held and by tiles of 8 px" in done.stdout and "the model itself" in done.stdout.splitlines()[-1]
+    assert "IndexError in mine.py, line 2" in done.stdout
