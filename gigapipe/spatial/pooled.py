@@ -115,7 +115,7 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
         if node is None or node in seen:
             continue
         if _is_leaf(node):
-            if not of_image and type(node.variable) in (torch.Tensor, torch.nn.Parameter):
+            if not of_image and not isinstance(node.variable, Pooled) and not hasattr(node.variable, "stands_for"):
                 leaves[id(node.variable)] = node.variable
             continue
         seen.add(node)
@@ -139,7 +139,7 @@ def averaging(roots: Sequence[torch.Tensor], mesh: Mesh, images: bool = False) -
 
     Raises NotDecomposed, on all ranks, if data ranks are not alike.
     """
-    if mesh.data == 1:
+    if mesh.data == 1 or not roots:
         yield _Found([], set(), [])
         return
     found = _look(roots, images)

@@ -263,6 +263,17 @@ class Recorder:
             _EFFECTS[key] = effect
         return effect
 
+    def asks_for_gradient(self, ref: Ref) -> bool:
+        """Whether a gradient would go on from an image to a parameter, or to an image that begins here."""
+        waiting = [ref]
+        while waiting:
+            node = waiting.pop().node
+            begun = [x for kept, x in self.held.items() if kept.node is node] if node.is_source else []
+            if node.wanting or any(x.requires_grad for x in begun):
+                return True
+            waiting += node.operands if node.passes else []
+        return False
+
     def _of_the_whole(self, function: Callable, args: tuple, kwargs: dict):
         args, kwargs = tree_map(lambda a: self.whole(a.ref) if isinstance(a, Recorded) else a, (args, kwargs))
         return function(*args, **kwargs)
@@ -271,6 +282,7 @@ class Recorder:
 class Recorded(torch.Tensor):
     """An image that is computed later, tile by tile. Its `shape` is that of the whole image."""
 
+    stands_for = "an image"
     recorder: Recorder
     ref: Ref
     alias = False
@@ -294,6 +306,10 @@ class Recorded(torch.Tensor):
         """The image itself, on the mesh; made tile by tile."""
         return self.recorder.whole(self.ref)
 
+    @property
+    def requires_grad(self) -> bool:
+        return self.recorder.asks_for_gradient(self.ref)
+
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -303,6 +319,8 @@ class Recorded(torch.Tensor):
         images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
         for image in images:
             refuse_lost_gradient(image)
+        if function in _DIFFERENTIATE:
+            raise NotDecomposed("a gradient of a streamed image", "ask for that of the image that is streamed")
         if function in STATISTICAL:
             return STATISTICAL[function](*args, **kwargs)
         return images[0].recorder.record(function, args, kwargs)
@@ -311,6 +329,8 @@ class Recorded(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise NotDecomposed(f"{function} reached a streamed image below torch's Python functions", "do without it")
 
+
+_DIFFERENTIATE = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
 
 STATISTICAL: dict[Callable, Callable] = {}
 """torch's function -> the same, made of sums over the image and of operations pixel by pixel (statistical.py)."""

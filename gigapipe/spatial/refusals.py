@@ -21,6 +21,8 @@ def name_of(function: Callable) -> str:
     """What a user knows a torch function by."""
     if getattr(function, "__name__", None) in ("__get__", "__set__"):  # a property of Tensor
         return f"Tensor.{function.__self__.__name__}"
+    if isinstance(function, torch.ScriptMethod | torch.ScriptFunction):
+        return f"{function.name} of a scripted module (torch.jit; its module before that may have one)"
     return getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))
 
 

@@ -9,6 +9,7 @@ Operations that make an image into a vector (global pooling) return a plain tens
 shares the image.
 """
 
+import copy
 import functools
 import inspect
 import weakref
@@ -22,7 +23,7 @@ from gigapipe.spatial.gradients import enter
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import NotDecomposed, name_of
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.torch_internals import set_hooks
+from gigapipe.spatial.torch_internals import give_way_to_compiler, set_hooks
 from gigapipe.spatial.window import Rectangle
 
 DECOMPOSED: dict[Callable, Callable] = {}
@@ -96,6 +97,7 @@ class SpatialTensor(torch.Tensor):
     Raises ValueError if `local` has not the shape of the rectangle that the mesh gives this rank.
     """
 
+    stands_for = "an image"
     local: torch.Tensor
     mesh: Mesh | Tile
     axes: tuple[int, int]
@@ -151,6 +153,36 @@ class SpatialTensor(torch.Tensor):
     def requires_grad(self) -> bool:
         return self.local.requires_grad
 
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.local.requires_grad = value
+
+    def requires_grad_(self, requires_grad: bool = True) -> "SpatialTensor":
+        self.local.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.local.is_leaf
+
+    def retain_grad(self) -> None:
+        self.local.retain_grad()
+
+    @property
+    def grad(self) -> "SpatialTensor | None":
+        """The gradient of the mean loss, decomposed alike."""
+        return None if self.local.grad is None else self.with_local(self.local.grad)
+
+    @grad.setter
+    def grad(self, value: "SpatialTensor | None") -> None:
+        self.local.grad = None if value is None else value.local
+
+    def __deepcopy__(self, memo: dict) -> "SpatialTensor":
+        return self.with_local(copy.deepcopy(self.local, memo))
+
+    def __reduce_ex__(self, protocol):
+        raise NotDecomposed("saving a decomposed image", "save gigapipe.spatial.gather(x), or its local")
+
     def with_local(self, local: torch.Tensor, axes: tuple[int, int] | None = None) -> "SpatialTensor":
         """Another tensor of the same image size over the same mesh."""
         other = SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
@@ -187,6 +219,7 @@ class SpatialTensor(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
         if function not in DECOMPOSED:
+            give_way_to_compiler()
             raise NotDecomposed(
                 f"there is no decomposed form of {name_of(function)}, and on a shard it would be wrong",
                 "use an operation that has one (docs/spatial.md lists them), or apply it after global pooling or to "

@@ -3,6 +3,7 @@
 Whoever moves to another torch looks here first.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -33,3 +34,18 @@ def has_memory_to_itself(x: torch.Tensor) -> bool:
     """Whether nobody else can see it if `x`, which autograd handed to a backward function, is changed in place."""
     count = torch._C._storage_Use_Count
     return x._use_count() == 1 and count(x.untyped_storage()._cdata) <= 2  # one is of the storage's Python object
+
+
+def give_way_to_compiler() -> None:
+    """If torch.compile is looking at an image, tell it that this is not for it, so that what it has runs as it is."""
+    if "torch._dynamo" in sys.modules and torch._guards.TracingContext.try_get() is not None:
+        from torch._dynamo import trace_rules
+        from torch._dynamo.exc import unimplemented
+
+        trace_rules.add(__package__)
+        unimplemented(
+            gb_type="decomposed image",
+            context="gigapipe.spatial",
+            explanation="Operations on decomposed images are not compiled; they run as they are.",
+            hints=[],
+        )
