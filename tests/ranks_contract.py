@@ -1,10 +1,12 @@
 """Run under mpiexec: the cases of contract_cases.py on meshes, against undivided. Prints one JSON object a case."""
 
+import gc
 import hashlib
 import json
+import weakref
 
 import torch
-from contract_cases import CASES, IN_PLACE, INVALID, REFUSED, STREAMED, Side
+from contract_cases import CASES, IN_PLACE, INVALID, REFUSED, STREAMED, Side, classifier
 from mpi4py import MPI
 
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, gather, shard, stream
@@ -41,6 +43,15 @@ def main() -> None:
         }
         if WORLD.rank == 0:
             print(json.dumps(row), flush=True)
+    kept = [weakref.ref(Mesh(2, 1, 2, transport)) for _ in range(2100)]  # more than MPI has communicators
+    for streamed in (False, True):
+        mesh = Mesh(2, 1, 2, transport)
+        Side(mesh, streamed).model(classifier())(Side(mesh, streamed).image()).sum().backward()
+        kept.append(weakref.ref(mesh))
+    del mesh
+    gc.collect()
+    if WORLD.rank == 0:
+        print(json.dumps({"meshes": sum(mesh() is not None for mesh in kept)}), flush=True)
     for name, function in INVALID.items():
         row = {"invalid": name, "said": WORLD.allgather(said_of(function, spatial))}
         if WORLD.rank == 0:

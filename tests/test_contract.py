@@ -1,7 +1,10 @@
 """The contract: however a model is called and its gradients asked for, they are the undivided ones, or all refuse."""
 
+import copy
 import functools
+import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from conftest import gigapipe, run_ranks
 from contract_cases import CASES, IN_PLACE, INVALID, REFUSED, STREAMED
 from torch import nn
 
-from gigapipe.spatial import Mesh, Plan, shard, stream
+from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, recompose, shard, stream
 from gigapipe.spatial.check import compare, compare_ways
 
 MESHES = 3  # 2 × 2 ranks of an image; two data ranks of 2, where images are streamed, too; four data ranks
@@ -48,6 +51,10 @@ def test_changes_in_place_reach_what_they_reach_in_torch_or_are_refused(case):
 def test_what_torch_refuses_is_refused_on_every_rank(case):
     (row,) = [row for row in rows() if row.get("invalid") == case]
     assert "nothing" not in row["said"], row
+
+
+def test_meshes_and_communicators_go_with_their_owner():
+    assert [row["meshes"] for row in rows() if "meshes" in row] == [0]
 
 
 # --- One rank: what is streamed means what it means held ---
@@ -167,3 +174,88 @@ def test_check_says_in_one_line_that_the_model_itself_fails(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
     assert "held and by tiles of 8 px" in done.stdout and "the model itself" in done.stdout.splitlines()[-1]
     assert "IndexError in mine.py, line 2" in done.stdout
+
+
+# --- A good citizen of torch ---
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        saved,
+        lambda m: torch.optim.swa_utils.AveragedModel(m).module,
+    ],
+    ids=["deepcopy", "pickle", "torch.save", "AveragedModel"],
+)
+def test_a_decomposed_model_can_be_copied_and_saved(copied):
+    model = decompose(network(), Mesh())
+    image = shard(torch.rand(2, 3, 9, 7), Mesh())
+    other = copied(model)
+    assert torch.equal(other(image), model(image))
+    assert all(p is not q for p, q in zip(other.parameters(), model.parameters(), strict=True))
+    with pytest.raises(NotDecomposed, match="in layer 0.0"):
+        decompose(copied(decompose(nn.Sequential(nn.Sequential(nn.Fold((4, 4), 1))), Mesh())), Mesh())(image)
+
+
+def test_decompose_twice_is_once_and_there_is_a_way_back():
+    plain, model = network(), network()
+    hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in decompose(model, Mesh()).modules()]
+    assert hooks == [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in decompose(model, Mesh()).modules()]
+    assert recompose(model) is model
+    for m, p in zip(model.modules(), plain.modules(), strict=True):
+        assert list(vars(m)) == list(vars(p)) and not m._forward_pre_hooks and not m._forward_hooks_always_called
+
+
+def test_an_image_has_what_a_tensor_has():
+    x = shard(torch.rand(1, 3, 9, 7), Mesh())
+    x.requires_grad = True
+    assert x.requires_grad and x.is_leaf and x.requires_grad_() is x and x.grad is None
+    y = network()[0](x)
+    y.retain_grad()
+    asked = torch.autograd.grad(y.square().mean(), x, retain_graph=True)[0]
+    y.backward(2 * y.detach() / y.numel())
+    torch.testing.assert_close(x.grad.local, asked.local)
+    torch.testing.assert_close(y.grad.local, 2 * y.local / y.numel())
+    assert torch.equal(copy.deepcopy(x).local, x.local)
+    x.grad = None
+    assert x.local.grad is None
+    with pytest.raises(NotDecomposed, match="saving a decomposed image"):
+        pickle.dumps(x)
+    streamed = stream(x, Plan(tile=4))
+    assert streamed.requires_grad and not (streamed.detach() * 2).requires_grad
+    with pytest.raises(NotDecomposed, match="of the image that is streamed"):
+        torch.autograd.grad(network()[0](streamed).mean(), streamed)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [lambda m: torch.compile(m, backend="eager"), torch.jit.script])
+def test_what_is_compiled_runs_as_it_is_or_is_refused(compiled):
+    image, model = shard(torch.rand(2, 3, 9, 7), Mesh()), nn.Conv2d(3, 4, 3)
+    try:
+        torch.testing.assert_close(compiled(model)(image).local, model(image.local))
+    except NotDecomposed as error:
+        assert "forward of a scripted module" in str(error)
+
+
+def test_gradients_of_gradients_are_refused_where_they_would_be_lost():
+    model = decompose(network(), Mesh())[0]
+    image = stream(shard(torch.rand(1, 3, 9, 7), Mesh()), Plan(tile=4))
+    (grad,) = torch.autograd.grad(model(image).sum(), model.weight, create_graph=True)
+    with pytest.raises(NotDecomposed, match="a gradient of a gradient"):
+        grad.square().sum().backward()

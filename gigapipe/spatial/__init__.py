@@ -14,7 +14,7 @@ one call), `planning.py` (which tiles fit), and what saves work: `constant.py`, 
 """
 
 from gigapipe.spatial import operators  # noqa: F401  registers the decomposed forms
-from gigapipe.spatial.decompose import decompose
+from gigapipe.spatial.decompose import decompose, recompose
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.planning import plan_streaming
@@ -31,6 +31,7 @@ __all__ = [
     "decompose",
     "gather",
     "plan_streaming",
+    "recompose",
     "shard",
     "stream",
 ]

@@ -9,6 +9,7 @@ from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed
 from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
+from gigapipe.spatial.torch_internals import remove_forward_hooks
 
 
 def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
@@ -25,10 +26,23 @@ def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
     mesh.agree([(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters()])
     for tensor in (*model.parameters(), *model.buffers()):
         _share(tensor, mesh)
+    recompose(model)
     for name, module in model.named_modules():
         module.register_forward_pre_hook(functools.partial(_enter, name, mesh.data))
         module.register_forward_hook(_leave, always_call=True)
     synchronise_as_batch_norm(model)
+    return model
+
+
+def recompose(model: nn.Module) -> nn.Module:
+    """The way back from `decompose`: what it added to the layers is gone, weights stay as they are; returns the model.
+
+    It has taken whole images, and run without ranks, all along.
+    """
+    for module in model.modules():
+        remove_forward_hooks(module, lambda hook: getattr(hook, "func", hook) in (_enter, _leave))
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__dict__.pop("forward", None)
     return model
 
 

@@ -1,6 +1,8 @@
 """The mesh: ranks arranged as data × rows × columns."""
 
+import functools
 import zlib
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -47,6 +49,14 @@ class Mesh:
         """Where this rank computes. Whoever starts the ranks says so; decomposed operators go by their tensors."""
         self.stage = "its beginning"
         """What the ranks are about, for whoever has to say where one failed."""
+        self.remembered: dict[tuple, object] = {}
+        """What has been worked out for it; see `remembered_by_mesh`."""
+
+    def __deepcopy__(self, memo: dict) -> "Mesh":
+        return self  # its ranks are what they are
+
+    def __reduce__(self):
+        raise TypeError("a Mesh is of running ranks and cannot be saved; make it anew where it is needed")
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> "Mesh":
@@ -103,6 +113,19 @@ class Mesh:
         for rank in range(self.image_ranks):
             if rank != self.image_rank:
                 yield rank, *divmod(rank, self.columns)
+
+
+def remembered_by_mesh(function: Callable) -> Callable:
+    """As `functools.cache`, of a function whose first argument is a mesh; what it found goes when the mesh does."""
+
+    @functools.wraps(function)
+    def remembering(mesh: Mesh, *args):
+        key = function, *args
+        if key not in mesh.remembered:
+            mesh.remembered[key] = function(mesh, *args)
+        return mesh.remembered[key]
+
+    return remembering
 
 
 def _fingerprint(x: object) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import tree_iter, tree_map
 
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
 from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, entered, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
@@ -129,9 +129,6 @@ class _Effect(NamedTuple):
     """Whether the result is a view of an image."""
 
 
-_EFFECTS: dict[tuple, _Effect] = {}
-
-
 @functools.cache
 def without_pixels():
     """The mode in which torch makes tensors that have a shape, a dtype, a device and strides, and no memory."""
@@ -150,9 +147,15 @@ def _kind(a):
     return type(a), repr(a)
 
 
-@functools.cache
+@remembered_by_mesh
 def _whole_image(mesh: Mesh) -> Tile:
     return Tile(mesh)
+
+
+@remembered_by_mesh
+def _effects(mesh: Mesh) -> dict[tuple, _Effect]:
+    """What calls make of images, by function and arguments."""
+    return {}
 
 
 def _memory(image: SpatialTensor) -> int:
@@ -244,10 +247,11 @@ class Recorder:
         """What a call makes of such images; found out once, for a step is like another."""
         autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
         key = function, autocast, *(_kind(a) for a in _leaves((args, kwargs))), *kwargs
-        if key in _EFFECTS:
-            return _EFFECTS[key]
-
         tile = images[0].ref.image.mesh
+        effects = _effects(tile.mesh)
+        if key in effects:
+            return effects[key]
+
         tile.record()
         with without_pixels(), torch.no_grad():
             given, options = tree_map(lambda a: a.ref.image if isinstance(a, Recorded) else a, (args, kwargs))
@@ -260,7 +264,7 @@ class Recorder:
             returned, results, tuple(tile.accesses), tile.sums, tuple(tile.drawn), next(iter(same), None), alias
         )
         if not effect.drawn:
-            _EFFECTS[key] = effect
+            effects[key] = effect
         return effect
 
     def asks_for_gradient(self, ref: Ref) -> bool:

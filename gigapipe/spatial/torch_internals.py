@@ -49,3 +49,11 @@ def give_way_to_compiler() -> None:
             explanation="Operations on decomposed images are not compiled; they run as they are.",
             hints=[],
         )
+
+
+def remove_forward_hooks(module: torch.nn.Module, which: Callable[[Callable], bool]) -> None:
+    """Remove those of a module's forward hooks, before and after, that `which` says."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if which(hook)]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)

@@ -6,7 +6,6 @@ and each strip, a few rows or columns, adds to the few outputs that it reaches. 
 the exchange goes on while the shard is computed, and both hold in the backward pass too.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
@@ -58,7 +57,7 @@ class _Geometry:
         return [margin for axis in reversed(before_after) for margin in axis]
 
 
-@functools.cache
+@remembered_by_mesh
 def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
     halo = plan(mesh, size, windows)
     out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))

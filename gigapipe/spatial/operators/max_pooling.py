@@ -4,14 +4,13 @@ The shard goes through torch's own kernel with the kernel's own padding, while t
 output whose windows reach into the halo, a row or a column mostly, are pooled again, each from a small buffer.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, windowed
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
@@ -77,7 +76,7 @@ class _Geometry:
         return (..., *(axis.outputs for axis in self.alone))
 
 
-@functools.cache
+@remembered_by_mesh
 def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
     halo = plan(mesh, size, windows)
     out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))

@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,13 +28,19 @@ class MpiTransport:
 
     def __init__(self, communicator: MPI.Comm, timeout: float = 600):
         # A communicator of its own: no message of another user of MPI can be taken for one of ours.
-        self.communicator = communicator.Dup()
+        self._take(communicator.Dup(), timeout)
+
+    def _take(self, communicator: MPI.Comm, timeout: float) -> None:
+        self.communicator = communicator
+        weakref.finalize(self, _free, communicator).atexit = False  # where MPI ends
         self.rank, self.size = communicator.rank, communicator.size
         self.timeout = timeout
         self.sent_bytes = 0
 
     def subset(self, ranks: Sequence[int]) -> "MpiTransport":
-        return MpiTransport(self.communicator.Create_group(self.communicator.group.Incl(ranks)), self.timeout)
+        subset = MpiTransport.__new__(MpiTransport)
+        subset._take(self.communicator.Create_group(self.communicator.group.Incl(ranks)), self.timeout)
+        return subset
 
     def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
         self.sent_bytes += sum(tensor.nbytes for _, tensor in outgoing)
@@ -71,6 +78,11 @@ class MpiTransport:
             os.sched_yield()  # where ranks share a core, the one that is waited for must get it
             if time.monotonic() - begun > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
+
+
+def _free(communicator: MPI.Comm) -> None:
+    if not MPI.Is_finalized():
+        communicator.Free()
 
 
 def _done(requests: list[MPI.Request], what: str) -> bool:
