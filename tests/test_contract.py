@@ -227,8 +227,8 @@ def test_an_image_has_what_a_tensor_has():
     x.requires_grad = True
     assert x.requires_grad and x.is_leaf and x.requires_grad_() is x and x.grad is None
     y = network()[0](x)
-    y.retain_grad()
     asked = torch.autograd.grad(y.square().mean(), x, retain_graph=True)[0]
+    y.retain_grad()
     y.backward(2 * y.detach() / y.numel())
     torch.testing.assert_close(x.grad.local, asked.local)
     torch.testing.assert_close(y.grad.local, 2 * y.local / y.numel())

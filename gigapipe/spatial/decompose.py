@@ -77,4 +77,5 @@ def _leave(module: nn.Module, inputs: tuple, output) -> None:
         if isinstance(output, SpatialTensor | Recorded):
             refuse_lost_gradient(output)
     finally:
-        LAYERS.pop()
+        if LAYERS:  # another hook may have raised before ours was called
+            LAYERS.pop()
