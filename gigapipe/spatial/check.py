@@ -18,7 +18,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from gigapipe.spatial.decompose import decompose, synchronise_as_batch_norm
 from gigapipe.spatial.mesh import Mesh
@@ -26,6 +25,7 @@ from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.sharding import gather, shard
 from gigapipe.spatial.stream import Plan, stream
 from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.torch_internals import tree_leaves
 
 TOLERANCE = 1e-10
 

@@ -9,7 +9,7 @@ from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed
 from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
-from gigapipe.spatial.torch_internals import remove_forward_hooks
+from gigapipe.spatial.torch_internals import AnyBatchNorm, remove_forward_hooks
 
 
 def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
@@ -65,7 +65,7 @@ def _share(tensor: torch.Tensor, mesh: Mesh) -> None:
 def _enter(name: str, data_ranks: int, module: nn.Module, inputs: tuple) -> None:
     LAYERS.append(name or type(module).__name__)
     plain = inputs and isinstance(inputs[0], torch.Tensor) and not isinstance(inputs[0], SpatialTensor | Recorded)
-    if plain and data_ranks > 1 and module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if plain and data_ranks > 1 and module.training and isinstance(module, AnyBatchNorm):
         raise NotDecomposed(
             "BatchNorm of pooled features over several data ranks would see one rank's batch alone",
             "normalise before pooling, or use a mesh with data = 1",

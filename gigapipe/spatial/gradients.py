@@ -22,6 +22,7 @@ from gigapipe.spatial.pooled import Pooled, across, plain, refuse_unnoticed
 from gigapipe.spatial.refusals import NotDecomposed, once_differentiable
 from gigapipe.spatial.summing import dense_strides, summed
 from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.torch_internals import made_by
 
 UNLIKE = 1e-2  # relative difference of gradients that no rounding makes
 
@@ -60,7 +61,7 @@ def enter(tensors: Sequence[torch.Tensor | None], mesh: Mesh | Tile) -> list[tor
     chosen = {}
     if not isinstance(mesh, Tile) and mesh.size > 1 and torch.is_grad_enabled():  # a segment's have entered before
         wanting = [t for t in tensors if t is not None and t.requires_grad]
-        chosen = {id(t): t for t in wanting if not isinstance(t.grad_fn, _Entering._backward_cls)}
+        chosen = {id(t): t for t in wanting if not made_by(t, _Entering)}
     if chosen:
         common = tuple(mesh.data == 1 or is_common_leaf(t) for t in chosen.values())
         entered = _Entering.apply(mesh, common, mesh.data, *map(plain, chosen.values()))

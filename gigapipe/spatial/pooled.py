@@ -14,12 +14,11 @@ from typing import NamedTuple
 import torch
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import get_default_nowrap_functions
-from torch.utils._pytree import tree_leaves, tree_map
 
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name
 from gigapipe.spatial.summing import dense_strides, summed
-from gigapipe.spatial.torch_internals import first_of_hooks
+from gigapipe.spatial.torch_internals import first_of_hooks, tree_leaves, tree_map, without_torch_function
 
 _NUMBERS = itertools.count()
 _PASSES: list[Mesh] = []
@@ -54,7 +53,7 @@ class Pooled(torch.Tensor):
         mesh = next((x.mesh for x in tree_leaves((args, kwargs)) if isinstance(x, Pooled)), None)
         if function in _DIFFERENTIATE:
             return _DIFFERENTIATE[function](mesh, *args, **kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_torch_function():
             result = function(*args, **kwargs)
         if mesh is None or function in get_default_nowrap_functions():
             return result
@@ -71,7 +70,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
     """A tensor without what it knew."""
     if not isinstance(x, Pooled):
         return x
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_torch_function():
         return x.as_subclass(torch.Tensor)
 
 
@@ -180,7 +179,7 @@ def _without(x):
 
 def _edges(inputs) -> tuple[torch.Tensor | GradientEdge, ...]:
     """What gradients are asked for; torch's own functions would look at a `Pooled` again."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_torch_function():
         return tuple(get_gradient_edge(x) if isinstance(x, Pooled) else x for x in _tuple(inputs))
 
 

@@ -13,13 +13,21 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch.utils._pytree import tree_iter, tree_map
 
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
 from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, entered, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.torch_internals import set_hooks
+from gigapipe.spatial.torch_internals import (
+    fake_tensor_mode,
+    make_stand_in,
+    memory_of,
+    set_hooks,
+    tree_iter,
+    tree_map,
+    version_of,
+    without_torch_function,
+)
 from gigapipe.spatial.window import Access, Rectangle
 
 
@@ -88,7 +96,7 @@ class Node:
 
     def refuse_changes(self) -> None:
         """Raise RuntimeError if a plain tensor that it works with is no longer what it was."""
-        if self.versions != tuple(_version(t) for t in self.tensors):
+        if self.versions != tuple(version_of(t) for t in self.tensors):
             raise RuntimeError(
                 f"gigapipe.spatial: a tensor that {name_of(self.function)} in layer {self.layer or '?'} works with was "
                 "changed in place before a streamed image was computed with it; change it after the backward pass"
@@ -96,10 +104,6 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.index}, {name_of(self.function) if self.function else 'source'}, {self.layer})"
-
-
-def _version(x: torch.Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _is_ref(a) -> bool:
@@ -131,10 +135,8 @@ class _Effect(NamedTuple):
 
 @functools.cache
 def without_pixels():
-    """The mode in which torch makes tensors that have a shape, a dtype, a device and strides, and no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # 2 s, which only who streams should wait for
-
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    """The mode in which tensors have no memory; one for all, for tensors of one mode alone may meet."""
+    return fake_tensor_mode()
 
 
 def _kind(a):
@@ -156,10 +158,6 @@ def _whole_image(mesh: Mesh) -> Tile:
 def _effects(mesh: Mesh) -> dict[tuple, _Effect]:
     """What calls make of images, by function and arguments."""
     return {}
-
-
-def _memory(image: SpatialTensor) -> int:
-    return image.local.untyped_storage()._cdata
 
 
 class Recorder:
@@ -222,7 +220,7 @@ class Recorder:
         node.args, node.kwargs = tree_map(lambda a: a.ref if isinstance(a, Recorded) else a, (args, kwargs))
         node.accesses = next(iter(effect.accesses), None)
         node.drawn, node.layer = effect.drawn, LAYERS[-1] if LAYERS else ""
-        node.versions = tuple(_version(t) for t in node.tensors)
+        node.versions = tuple(version_of(t) for t in node.tensors)
         node.graded = torch.is_grad_enabled()
         # As in torch: what is changed in place without gradients keeps those that it had.
         node.passes = (node.graded and function not in _CONSTANT and effect.results[0].is_floating_point()) or in_place
@@ -258,8 +256,8 @@ class Recorder:
             returned = function(*given, **options)
         results = tuple(r for r in _leaves(returned) if isinstance(r, torch.Tensor))
         same = [i for i, image in enumerate(images) if results and results[0] is image.ref.image]
-        memory = {_memory(image.ref.image) for image in images}
-        alias = any(isinstance(r, SpatialTensor) and _memory(r) in memory for r in results)
+        memory = {memory_of(image.ref.image.local) for image in images}
+        alias = any(isinstance(r, SpatialTensor) and memory_of(r.local) in memory for r in results)
         effect = _Effect(
             returned, results, tuple(tile.accesses), tile.sums, tuple(tile.drawn), next(iter(same), None), alias
         )
@@ -297,7 +295,7 @@ class Recorded(torch.Tensor):
     @staticmethod
     def __new__(cls, recorder: Recorder, ref: Ref):
         like = ref.image
-        self = torch.Tensor._make_wrapper_subclass(
+        self = make_stand_in(
             cls, like.shape, dtype=like.dtype, device=recorder.device, requires_grad=like.dtype.is_floating_point
         )
         set_hooks(self, WATCHING)
@@ -318,7 +316,7 @@ class Recorded(torch.Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return function(*args, **kwargs)
         images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
         for image in images:

@@ -17,13 +17,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gigapipe.spatial.gradients import enter
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import NotDecomposed, name_of
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.torch_internals import give_way_to_compiler, set_hooks
+from gigapipe.spatial.torch_internals import (
+    give_way_to_compiler,
+    make_stand_in,
+    memory_of,
+    set_hooks,
+    tree_flatten,
+    tree_unflatten,
+    without_torch_function,
+)
 from gigapipe.spatial.window import Rectangle
 
 DECOMPOSED: dict[Callable, Callable] = {}
@@ -86,10 +93,6 @@ class Memory:
         self.parts = [other for other in self.parts if other() is not None] + [weakref.ref(part)]
 
 
-def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
 class SpatialTensor(torch.Tensor):
     """An image decomposed over `mesh`; `local` is this rank's shard, `size` the whole's rows and columns.
 
@@ -123,7 +126,7 @@ class SpatialTensor(torch.Tensor):
         shape = list(local.shape)
         shape[rows], shape[columns] = size
         # That it asks for a gradient, which nothing here gives it, shows what went past us: see `refuse_lost_gradient`.
-        self = torch.Tensor._make_wrapper_subclass(
+        self = make_stand_in(
             cls,
             shape,
             dtype=local.dtype,
@@ -186,7 +189,7 @@ class SpatialTensor(torch.Tensor):
     def with_local(self, local: torch.Tensor, axes: tuple[int, int] | None = None) -> "SpatialTensor":
         """Another tensor of the same image size over the same mesh."""
         other = SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
-        if share_memory(local, self.local):
+        if memory_of(local) == memory_of(self.local):
             other.memory = self.memory
         return other
 
@@ -216,7 +219,7 @@ class SpatialTensor(torch.Tensor):
         if any(getattr(kind, "takes_precedence", False) for kind in types):
             return NotImplemented
         if function in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return function(*args, **kwargs)
         if function not in DECOMPOSED:
             give_way_to_compiler()
@@ -290,7 +293,7 @@ def refuse_lost_gradient(x: torch.Tensor) -> None:
 
     Such run without gradients and hand `x` on as if it had one of their making, which never reaches the shard.
     """
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_torch_function():
         node = torch.Tensor.grad_fn.__get__(x)
     if node is not None:
         raise NotDecomposed(

@@ -1,10 +1,10 @@
 """Gradients of images and for images, asked for by torch's own functions: an image's are those of the mean loss."""
 
 import torch
-from torch.utils._pytree import tree_map
 
 from gigapipe.spatial.pooled import averaging
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
+from gigapipe.spatial.torch_internals import tree_map
 
 
 def _tuple(x) -> tuple:
