@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from gigapipe.spatial.transports import Message, reduced_bytes
 
-AT_ONCE = 2**18  # elements that are summed at a time, for which MPI takes as much memory again
+AT_ONCE = 2**20  # elements that are summed at a time, for which MPI takes as much memory again
 _SUMMABLE = {
     torch.float32: MPI.FLOAT,
     torch.float64: MPI.DOUBLE,
