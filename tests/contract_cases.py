@@ -378,18 +378,19 @@ def _(side):
 
 # --- What all ranks refuse, with one line ---
 
-REFUSED: dict[str, tuple[Callable, str]] = {}
+REFUSED: dict[str, tuple[Callable, str, str]] = {}
+"""Name -> what is refused, what the line says, and what of a mesh there must be several of: data, or image_ranks."""
 
 
-def refused(name: str, message: str) -> Callable:
+def refused(name: str, message: str, several: str = "size") -> Callable:
     def register(function: Callable) -> Callable:
-        REFUSED[name] = function, message
+        REFUSED[name] = function, message, several
         return function
 
     return register
 
 
-@refused("a branch of one data rank", "did not run the same layers")
+@refused("a branch of one data rank", "did not run the same layers", several="data")
 def _(side):
     model, other = side.model(classifier()), side.model(dense())
     loss = side.loss(model(side.image()))
@@ -398,7 +399,7 @@ def _(side):
     loss.backward()
 
 
-@refused("a branch with a norm of one data rank", "did not run the same layers")
+@refused("a branch with a norm of one data rank", "did not run the same layers", several="data")
 def _(side):
     model, branch = side.model(classifier()), side.model(classifier(5))
     loss = side.loss(model(side.image()))
@@ -407,26 +408,26 @@ def _(side):
     loss.backward()
 
 
-@refused("a branch with dropout of one data rank", "did not run the same layers")
+@refused("a branch with dropout of one data rank", "did not run the same layers", several="data")
 def _(side):
     model = side.model(classifier())
     image = F.dropout(side.image(), 0.1) if side.mesh.data_index else side.image()
     side.loss(model(image)).backward()
 
 
-@refused("different models on data ranks", "did not run the same layers")
+@refused("different models on data ranks", "did not run the same layers", several="data")
 def _(side):
     side.model(classifier(5 + side.mesh.data_index))
 
 
-@refused("batches of different sizes", "batches of different sizes")
+@refused("batches of different sizes", "batches of different sizes", several="data")
 def _(side):
     model = side.model(classifier())
     few = 1 + side.mesh.data_index
     F.cross_entropy(model(shard(IMAGES[:few], side.mesh)), LABELS[:few]).backward()
 
 
-@refused("other random numbers on each rank", "computed different things of its pooled features")
+@refused("other random numbers on each rank", "computed different things of its pooled features", several="image_ranks")
 def _(side):
     model = side.model(classifier())
     torch.manual_seed(side.mesh.rank)
@@ -441,10 +442,17 @@ def _(side):
     sum(g.square().sum() for g in found).backward()
 
 
-@refused("a loss that forgot where it came from", "that something beside torch's operations made")
+@refused("a loss that forgot where it came from", "that something beside torch's operations made", several="data")
 def _(side):
     model = side.model(classifier())
     side.loss(model(side.image()).as_subclass(torch.Tensor).clone()).backward()
+
+
+@refused("a norm of pooled features that was put in later", "would see one rank's batch alone", several="data")
+def _(side):
+    model = side.model(classifier())
+    model[6] = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(8).double())
+    side.loss(model(side.image())).backward()
 
 
 class Pool(torch.autograd.Function):

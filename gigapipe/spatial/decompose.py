@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.pooled import refuse_batch_norm
 from gigapipe.spatial.recording import Recorded
-from gigapipe.spatial.refusals import LAYERS, NotDecomposed
+from gigapipe.spatial.refusals import LAYERS
 from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
 from gigapipe.spatial.torch_internals import AnyBatchNorm, remove_forward_hooks
 
@@ -65,11 +66,8 @@ def _share(tensor: torch.Tensor, mesh: Mesh) -> None:
 def _enter(name: str, data_ranks: int, module: nn.Module, inputs: tuple) -> None:
     LAYERS.append(name or type(module).__name__)
     plain = inputs and isinstance(inputs[0], torch.Tensor) and not isinstance(inputs[0], SpatialTensor | Recorded)
-    if plain and data_ranks > 1 and module.training and isinstance(module, AnyBatchNorm):
-        raise NotDecomposed(
-            "BatchNorm of pooled features over several data ranks would see one rank's batch alone",
-            "normalise before pooling, or use a mesh with data = 1",
-        )
+    if plain and data_ranks > 1 and isinstance(module, AnyBatchNorm):
+        refuse_batch_norm(inputs[0], None, None, training=module.training)
 
 
 def _leave(module: nn.Module, inputs: tuple, output) -> None:

@@ -53,6 +53,8 @@ class Pooled(torch.Tensor):
         mesh = next((x.mesh for x in tree_leaves((args, kwargs)) if isinstance(x, Pooled)), None)
         if function in _DIFFERENTIATE:
             return _DIFFERENTIATE[function](mesh, *args, **kwargs)
+        if function is torch.nn.functional.batch_norm and mesh is not None:
+            refuse_batch_norm(*args, **kwargs)
         with without_torch_function():
             result = function(*args, **kwargs)
         if mesh is None or function in get_default_nowrap_functions():
@@ -64,6 +66,15 @@ class Pooled(torch.Tensor):
         if args and type(args[0]) is torch.Tensor and changes_by_name(function):
             args[0].__class__, args[0].mesh = Pooled, mesh
         return tree_map(made, result)
+
+
+def refuse_batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, *_, **__) -> None:
+    """Raise NotDecomposed in training, where statistics would be of one data rank's features alone."""
+    if training:
+        raise NotDecomposed(
+            "BatchNorm of pooled features over several data ranks would see one rank's batch alone",
+            "normalise before pooling, or use a mesh with data = 1",
+        )
 
 
 def plain(x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,8 @@ def name_of(function: Callable) -> str:
         return f"Tensor.{function.__self__.__name__}"
     if isinstance(function, torch.ScriptMethod | torch.ScriptFunction):
         return f"{function.name} of a scripted module (torch.jit; its module before that may have one)"
-    return getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))
+    return name.replace("TensorBase.", "Tensor.")
 
 
 def changes_by_name(function: Callable) -> bool:
