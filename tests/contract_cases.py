@@ -367,6 +367,20 @@ def _(side):
     return gradients(model)
 
 
+@case("images of different sizes", streamed=True)
+def _(side):
+    model = side.model(nn.Sequential(*classifier()[3:]))
+    losses = []
+    for i in side.mine(torch.arange(4)):
+        image = IMAGES[i : i + 1, :, : 23 - 4 * i, : 18 - 3 * i].repeat(1, 2, 1, 1)
+        if side.mesh:
+            image = shard(image, side.mesh)
+            image = stream(image, Plan(tile=7)) if side.streamed else image
+        losses.append(F.cross_entropy(model(image), LABELS[i : i + 1]))
+    torch.stack(losses).mean().backward()
+    return gradients(model)
+
+
 @case("averaged once more")
 def _(side):
     model = side.model(classifier())

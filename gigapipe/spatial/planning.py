@@ -120,7 +120,7 @@ def keeping(made: Node, node: Node) -> Keeping:
     plain = {memory_of(t) for t in tensors.values()}
     found = {memory_of(t): t for t in kept if isinstance(t, torch.Tensor)}
     more = sum(
-        t.untypedmemory_of().nbytes() for s, t in found.items() if s not in images and s not in plain and t.dim() == 4
+        t.untyped_storage().nbytes() for s, t in found.items() if s not in images and s not in plain and t.dim() == 4
     )
     return Keeping(frozenset(images[s] for s in found if s in images), more / max(1, math.prod(_size(node))))
 
