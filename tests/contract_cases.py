@@ -448,6 +448,13 @@ def _(side):
     side.loss(model[7](F.dropout(model[:7](side.image()), 0.5))).backward()
 
 
+@refused("other random numbers on one rank", "computed different things of its pooled features", several="image_ranks")
+def _(side):
+    model = side.model(classifier())
+    torch.manual_seed(side.mesh.rank == 0)
+    side.loss(model[7](F.dropout(model[:7](side.image()), 0.5))).backward()
+
+
 @refused("a gradient of a gradient", "a gradient of a gradient")
 def _(side):
     model = side.model(classifier())

@@ -64,6 +64,8 @@ def set_hooks(x: torch.Tensor, hooks: "OrderedDict[int, Callable]") -> None:
 
 def has_memory_to_itself(x: torch.Tensor) -> bool:
     """Whether nobody else can see it if `x`, which autograd handed to a backward function, is changed in place."""
+    if not hasattr(x, "_use_count"):  # of a torch that does not tell
+        return False
     count = torch._C._storage_Use_Count
     return x._use_count() == 1 and count(memory_of(x)) <= 2  # one is of the storage's Python object
 
