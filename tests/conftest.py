@@ -19,6 +19,7 @@ TOGETHER = {
     "test_watch.py": "watch",
     "test_exactness.py": "ranks",
     "test_spatial.py": "ranks",
+    "test_contract.py": "contract",
     "test_docs.py": "docs",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""

@@ -58,9 +58,11 @@ def _in_this_process(arguments: list[str], cwd: Path | None) -> subprocess.Compl
 
 
 def run_program(program: str, ranks: int, *arguments) -> list[dict]:
-    """Run tests/ranks/`program`, which changes torch, on ranks of its own; the JSON objects that rank 0 prints."""
+    """Run tests/ranks/`program`, which wants ranks of its own; the JSON objects that rank 0 prints, one a line."""
     command = ["mpiexec", "-n", str(ranks), sys.executable, str(TESTS / "ranks" / program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -363,8 +363,6 @@ class Operation(nn.Module):
         return features, *(f.double().view(-1) if f.dim() == 0 else f.double() for f in found)
 
 
-ROUNDED = {"Tensor.half", "Tensor.bfloat16", "Tensor.float"}
-"""Gradients behind them are those of all ranks: times six they are rounded otherwise, times four they are not."""
 REFUSED = {F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices}
 """What is registered to say what to use instead."""
 

@@ -15,6 +15,7 @@ def add_verbs(verbs: Verbs) -> None:
     sub.add_argument("mesh", type=sizes, help="rows and columns of ranks, as 2x2; or data, rows and columns, as 2x2x1")
     sub.add_argument("--batch", type=positive, default=2, help="images a data rank")
     sub.add_argument("--tile", type=positive, help="stream the images, by tiles of so many pixels a side")
+    sub.add_argument("--stream", action="store_true", help="hold them, and stream them, by quarters without --tile")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -24,18 +25,19 @@ def check(args: argparse.Namespace) -> None:
 
     shape = args.mesh if len(args.mesh) == 3 else (1, *args.mesh)
     ranks = shape[0] * shape[1] * shape[2]
+    tile = args.tile or (max(1, max(args.size) // 4) if args.stream else None)
     place = f"{args.size[0]} × {args.size[1]} px on a mesh of {' × '.join(map(str, shape))}"
-    if args.tile:
-        place += f", by tiles of {args.tile} px"
+    if tile:
+        place += f", {'held and ' * args.stream}by tiles of {tile} px"
     print(f"{args.model}: one rank against {ranks}, {place}, in float64 …", file=sys.stderr, flush=True)
     try:
-        differences = compare(args.model, args.size, shape, args.batch, args.tile)
+        differences = compare(args.model, args.size, shape, args.batch, tile, held=args.stream)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     for kind in dict.fromkeys(d.kind for d in differences):
         alike = [d for d in differences if d.kind == kind]
         worst = f", worst in {alike[0].name}" if len(alike) > 1 else ""
-        print(f"{kind + ':':16} {alike[0].error:.1e} relative{worst}")
+        print(f"{kind + ':':26} {alike[0].error:.1e} relative{worst}")
     wrong = [d for d in differences if not d.error <= TOLERANCE]
     if wrong:
         raise InputError(f"{args.model} is NOT exact: {len(wrong)} of {len(differences)} differ by over {TOLERANCE:g}")

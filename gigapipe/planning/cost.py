@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose
+from gigapipe.spatial import Mesh, SpatialTensor, decompose
 from gigapipe.spatial.operators import convolution, normalisation
+from gigapipe.spatial.pooled import averaging
 from gigapipe.spatial.recording import without_pixels
 from gigapipe.spatial.transports import Alone, Message
 
@@ -187,8 +188,8 @@ def step_cost(
                 output = model(SpatialTensor(local, size, ranks))
             value = loss(output)
             del output
-            value.backward()
-            average_gradients(model.parameters(), ranks)
+            with averaging([value], ranks):
+                value.backward()
     return Cost(
         rank,
         counter.most + MOMENTS * trained,

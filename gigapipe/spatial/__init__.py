@@ -7,13 +7,14 @@
 
 Read it in this order: `window.py` (interval arithmetic), `mesh.py` (who owns what), `halo.py` (the exchange),
 `tensor.py` (how an untouched model meets it), `operators/` (each operation's decomposed form), `decompose.py` (the one
-call) and `gradients.py` (the one all-reduce after the backward pass); `transports/` carry the bytes. Tile by tile:
+call), `gradients.py` (where plain tensors and images meet, which makes gradients whole) and `pooled.py` (data ranks
+behind the pool); `refusals.py` says what is refused and `transports/` carry the bytes. Tile by tile:
 `recording.py` (what a model does, written down), `tile.py`, `segment.py` (tiles forward and backward), `stream.py` (the
 one call), `planning.py` (which tiles fit), and what saves work: `constant.py`, `fusing.py`.
 """
 
 from gigapipe.spatial import operators  # noqa: F401  registers the decomposed forms
-from gigapipe.spatial.decompose import decompose
+from gigapipe.spatial.decompose import decompose, recompose
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.planning import plan_streaming
@@ -30,6 +31,7 @@ __all__ = [
     "decompose",
     "gather",
     "plan_streaming",
+    "recompose",
     "shard",
     "stream",
 ]

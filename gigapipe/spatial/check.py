@@ -1,5 +1,6 @@
 """One rank against many: is a model's decomposition exact?"""
 
+import contextlib
 import copy
 import importlib
 import math
@@ -7,15 +8,16 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
 from gigapipe.spatial.decompose import decompose, synchronise_as_batch_norm
 from gigapipe.spatial.mesh import Mesh
@@ -23,6 +25,7 @@ from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.sharding import gather, shard
 from gigapipe.spatial.stream import Plan, stream
 from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.torch_internals import tree_leaves
 
 TOLERANCE = 1e-10
 
@@ -35,6 +38,80 @@ class Difference(NamedTuple):
     error: float
 
 
+class _WithoutDropout(TorchFunctionMode):
+    """Functions that drop out at random drop nothing: torch's own cannot be drawn in parts."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in _DROPOUT:
+            return args[0] if args else kwargs["input"]
+        return function(*args, **(kwargs or {}))
+
+
+_DROPOUT = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+}  # fmt: skip
+
+
+class _Sides:
+    """A model undivided, in float64 and training mode, and what every way to run it on the mesh is compared with.
+
+    Dropout is switched off, and what else is drawn at random is the same each time.
+    """
+
+    def __init__(self, model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | None):
+        self.images, self.mesh, self.plan = images.double(), mesh, plan
+        self.undivided = copy.deepcopy(model).double().to(images.device).train()
+        self.model = copy.deepcopy(self.undivided)
+        synchronise_as_batch_norm(self.undivided)
+        share = len(images) // mesh.data
+        self.mine = slice(mesh.data_index * share, (mesh.data_index + 1) * share)
+        self.whole = self.images.clone().requires_grad_()
+        with _model_itself():
+            self.expected = tree_leaves(self.run(self.undivided, self.whole))
+            generator = torch.Generator().manual_seed(1)
+            shapes = [(e.shape, e.dtype, e.device) for e in self.expected]
+            self.weights = [torch.randn(n, generator=generator, dtype=t).to(device) for n, t, device in shapes]
+            pairs = zip(self.expected, self.weights, strict=True)
+            sum((e * w).sum() for e, w in pairs).div(mesh.data).backward()
+        trained = {name: p for name, p in self.undivided.named_parameters() if p.requires_grad}
+        self.gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()}
+        self.without = {name for name, p in trained.items() if p.grad is None}
+
+    @staticmethod
+    def run(model: Callable, image):
+        torch.manual_seed(0)
+        with _WithoutDropout():
+            return model(image)
+
+    def image(self) -> SpatialTensor:
+        return shard(self.images[self.mine], self.mesh)
+
+    def outputs(self, model: Callable, image: SpatialTensor) -> list[torch.Tensor | SpatialTensor]:
+        found = tree_leaves(self.run(model, stream(image, self.plan) if self.plan else image))
+        return [f.computed() if isinstance(f, Recorded) else f for f in found]
+
+    def loss(self, found: list) -> torch.Tensor:
+        return sum((f * w[self.mine]).sum() for f, w in zip(found, self.weights, strict=True))
+
+    def differences(self, kind: str, pairs: dict[str, tuple[torch.Tensor | None, torch.Tensor]]) -> list[Difference]:
+        """Of what was found from what was expected, on the worst rank. All ranks call it together."""
+        # A value that should be zero is rounding alone: it is measured against the others of its kind.
+        floor = 1e-3 * max((e.abs().max().item() for _, e in pairs.values() if e.numel()), default=0.0)
+        table = torch.zeros(len(pairs), self.mesh.size, 2, dtype=torch.float64, device=self.images.device)
+        for row, (f, e) in zip(table, pairs.values(), strict=True):
+            # Each rank compares what it holds; the worst of all ranks counts.
+            worst = math.inf if f is None else (f - e).abs().max().item() if e.numel() else 0.0
+            scale = max(e.abs().max().item() if e.numel() else 0.0, floor)
+            row[self.mesh.rank, 0], row[self.mesh.rank, 1] = math.inf if math.isnan(worst) else worst, scale
+        worsts, scales = self.mesh.everyone.sum_(table).amax(1).T.tolist() if pairs else ((), ())
+        errors = [worst / scale if scale else worst for worst, scale in zip(worsts, scales, strict=True)]
+        return [Difference(kind, name, error) for name, error in zip(pairs, errors, strict=True)]
+
+    def of_gradients(self, kind: str, found: dict[str, torch.Tensor | None]) -> list[Difference]:
+        lost = {name: e for name, e in self.gradients.items() if name in self.without and found[name] is None}
+        return self.differences(kind, {name: (lost.get(name, found[name]), e) for name, e in self.gradients.items()})
+
+
 def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | None = None) -> list[Difference]:
     """Differences between `model` on the mesh and undivided, in float64 and training mode, the worst first.
 
@@ -43,52 +120,101 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | Non
     and every buffer. Dropout is switched off, for torch's own cannot be drawn in parts. With a `plan` the mesh's ranks
     stream their images. All ranks call it together.
     """
-    undivided = copy.deepcopy(model).double().to(images.device).train()
-    for module in undivided.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    ours = decompose(copy.deepcopy(undivided), mesh)
-    synchronise_as_batch_norm(undivided)
-    share = len(images) // mesh.data
-    mine = slice(mesh.data_index * share, (mesh.data_index + 1) * share)
-    whole = images.double().clone().requires_grad_()
-    image = shard(images[mine].double(), mesh)
+    sides = _Sides(model, images, mesh, plan)
+    ours, image = decompose(sides.model, mesh), sides.image()
     image.local.requires_grad_()
-
-    expected = tree_leaves(undivided(whole))
-    found = tree_leaves(ours(stream(image, plan) if plan else image))
-    found = [f.computed() if isinstance(f, Recorded) else f for f in found]
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(e.shape, generator=generator, dtype=e.dtype).to(e.device) for e in expected]
-    sum((e * w).sum() for e, w in zip(expected, weights, strict=True)).div(mesh.data).backward()
-    sum((f * w[mine]).sum() for f, w in zip(found, weights, strict=True)).backward()
-
-    differences = []
-
-    def add(kind: str, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        # A value that should be zero is rounding alone: it is measured against the others of its kind.
-        floor = 1e-3 * max((e.abs().max().item() for _, e in pairs.values() if e.numel()), default=0.0)
-        for name, (f, e) in pairs.items():
-            # Each rank compares what it holds; the worst of all ranks counts.
-            worst = math.inf if f is None else (f - e).abs().max().item() if e.numel() else 0.0
-            scale = max(e.abs().max().item() if e.numel() else 0.0, floor)
-            table = torch.zeros(mesh.size, 2, dtype=torch.float64, device=images.device)
-            table[mesh.rank, 0], table[mesh.rank, 1] = math.inf if math.isnan(worst) else worst, scale
-            worst, scale = mesh.everyone.sum_(table).amax(0).tolist()
-            differences.append(Difference(kind, name, worst / scale if scale else worst))
+    found = sides.outputs(ours, image)
+    sides.loss(found).backward()
 
     def together(f, e):
-        return (gather(f) if isinstance(f, SpatialTensor) else f).detach(), e[mine].detach()
+        return (gather(f) if isinstance(f, SpatialTensor) else f).detach(), e[sides.mine].detach()
 
-    add("output", {str(i): together(f, e) for i, (f, e) in enumerate(zip(found, expected, strict=True))})
-    mine_of_whole = whole.grad[(mine, ..., *(slice(*i) for i in mesh.rectangle(images.shape[-2:])))]
-    add("input gradient", {"": (image.local.grad / mesh.size, mine_of_whole)})
-    theirs = dict(undivided.named_parameters())
-    trained = {n: (p.grad, theirs[n].grad) for n, p in ours.named_parameters() if theirs[n].grad is not None}
-    add("gradient", trained)
-    theirs = dict(undivided.named_buffers())
-    add("statistics", {n: (b.double(), theirs[n].double()) for n, b in ours.named_buffers()})
+    outputs = {str(i): together(f, e) for i, (f, e) in enumerate(zip(found, sides.expected, strict=True))}
+    rectangle = (slice(*i) for i in mesh.rectangle(images.shape[-2:]))
+    of_image = {"": (image.local.grad, sides.whole.grad[(sides.mine, ..., *rectangle)])}
+    theirs = dict(sides.undivided.named_buffers())
+    statistics = {name: (b.double(), theirs[name].double()) for name, b in ours.named_buffers()}
+    differences = [
+        *sides.differences("output", outputs),
+        *sides.differences("input gradient", of_image),
+        *sides.of_gradients("gradient", {name: p.grad for name, p in ours.named_parameters()}),
+        *sides.differences("statistics", statistics),
+    ]
     return sorted(differences, key=lambda d: d.error, reverse=True)
+
+
+def compare_ways(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | None = None) -> list[Difference]:
+    """As `compare`, of gradients that are asked for in other ways than by the model's call and `backward`.
+
+    By `torch.autograd.grad`; of the model's parts, called one after another; of a step after one whose backward pass
+    failed; and of a copy of the model. All ranks call it together.
+    """
+    sides = _Sides(model, images, mesh, plan)
+    ours = decompose(sides.model, mesh)
+    names = list(sides.gradients)
+
+    def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in model.named_parameters() if name in sides.gradients}
+
+    def stepped(model: nn.Module, call: Callable) -> dict[str, torch.Tensor | None]:
+        model.zero_grad()
+        sides.loss(sides.outputs(call, sides.image())).backward()
+        return {name: p.grad for name, p in parameters(model).items()}
+
+    asked = torch.autograd.grad(
+        sides.loss(sides.outputs(ours, sides.image())), list(parameters(ours).values()), allow_unused=True
+    )
+    differences = sides.of_gradients("autograd.grad", dict(zip(names, asked, strict=True)))
+    differences += sides.of_gradients("of its parts", stepped(ours, in_parts(ours)))
+
+    def fail(_):
+        raise _Failure
+
+    first = next(iter(parameters(ours).values()), None)
+    if first is not None:
+        handle = first.register_post_accumulate_grad_hook(fail)
+        with contextlib.suppress(_Failure):
+            stepped(ours, ours)
+        handle.remove()
+        differences += sides.of_gradients("after an error", stepped(ours, ours))
+    copied = copy.deepcopy(ours)
+    differences += sides.of_gradients("of a copy", stepped(copied, copied))
+    return sorted(differences, key=lambda d: d.error, reverse=True)
+
+
+class _Failure(Exception):
+    pass
+
+
+def in_parts(model: nn.Module) -> Callable:
+    """What the model does, without calling the model itself: its parts where they are known, or else its `forward`."""
+    if isinstance(model, nn.Sequential) and len(model) > 1:
+        middle = len(model) // 2
+        return lambda image: model[middle:](model[:middle](image))
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        return lambda image: model.forward_head(model.forward_features(image))
+    return model.forward
+
+
+class ModelFailed(Exception):
+    """The model itself, undivided, raised an error."""
+
+
+@contextlib.contextmanager
+def _model_itself() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ModelFailed(f"the model itself, on one rank and undivided: {in_one_line(error)}") from error
+
+
+def in_one_line(error: Exception) -> str:
+    """What was raised, and where, outside of installed packages if it came by there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != Path(__file__).parent]
+    frame = (own or frames)[-1]
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}: {said}"
 
 
 def load(name: str) -> Callable[[], nn.Module]:
@@ -104,19 +230,24 @@ def load(name: str) -> Callable[[], nn.Module]:
 
 
 def check(
-    name: str, size: tuple[int, int], shape: tuple[int, int, int], batch: int = 2, tile: int | None = None
+    name: str,
+    size: tuple[int, int],
+    shape: tuple[int, int, int],
+    batch: int = 2,
+    tile: int | None = None,
+    held: bool = True,
 ) -> list[Difference]:
-    """`compare` the model that the function `name` makes on random images of `size`, on ranks started here.
+    """`compare` and `compare_ways` the model that the function `name` makes on random images of `size`, on ranks.
 
-    `shape` is the mesh's data, rows and columns; `batch` images a data rank. With a `tile` the ranks stream their
-    images, by tiles of so many pixels a side. Raises ValueError if `name` names no model, and RuntimeError with the
-    first rank's message if a rank fails.
+    `shape` is the mesh's data, rows and columns; `batch` images a data rank. Ranks are started here. With a `tile` they
+    stream their images, by tiles of so many pixels a side, and if `held` they hold them, too. Raises ValueError if
+    `name` names no model, and RuntimeError with the first rank's message if a rank fails.
     """
     sys.path.insert(0, "")
     load(name)
     ranks = shape[0] * shape[1] * shape[2]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (folder, name, size, shape, batch, tile)
+        arguments = (folder, name, size, shape, batch, tile, held or not tile)
         context = torch.multiprocessing.spawn(_rank, arguments, nprocs=ranks, join=False)
         try:
             while not context.join():
@@ -127,7 +258,7 @@ def check(
         return [Difference(*row) for row in torch.load(Path(folder, "differences"), weights_only=True)]
 
 
-def _rank(rank: int, folder: str, name: str, size, shape, batch: int, tile: int | None) -> None:
+def _rank(rank: int, folder: str, name: str, size, shape, batch: int, tile: int | None, held: bool) -> None:
     ranks = shape[0] * shape[1] * shape[2]
     store = dist.FileStore(str(Path(folder, "store")), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=5))
@@ -135,14 +266,17 @@ def _rank(rank: int, folder: str, name: str, size, shape, batch: int, tile: int 
     try:
         sys.path.insert(0, "")
         torch.manual_seed(0)
-        model = load(name)()
+        with _model_itself():
+            model = load(name)()
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         images = torch.rand(batch * shape[0], first.in_channels if first else 3, *size, dtype=torch.float64)
-        differences = compare(model, images, Mesh(*shape), Plan(tile) if tile else None)
+        mesh, differences = Mesh(*shape), []
+        for plan in [None] * held + [Plan(tile)] * bool(tile):
+            found = [*compare(model, images, mesh, plan), *compare_ways(model, images, mesh, plan)]
+            differences += [d._replace(kind=f"streamed, {d.kind}") if plan and held else d for d in found]
     except Exception as error:
-        Path(folder, f"failed-{rank}").write_text(
-            str(error) if isinstance(error, NotImplementedError | ValueError) else traceback.format_exc()
-        )
+        known = isinstance(error, NotImplementedError | ValueError | ModelFailed)
+        Path(folder, f"failed-{rank}").write_text(str(error) if known else in_one_line(error))
         raise
     if rank == 0:
         torch.save([tuple(d) for d in differences], Path(folder, "differences"))

@@ -5,34 +5,45 @@ import functools
 import torch
 from torch import nn
 
-from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.pooled import refuse_batch_norm
 from gigapipe.spatial.recording import Recorded
-from gigapipe.spatial.tensor import LAYERS, NotDecomposed, SpatialTensor, refuse_lost_gradient
+from gigapipe.spatial.refusals import LAYERS
+from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
+from gigapipe.spatial.torch_internals import AnyBatchNorm, remove_forward_hooks
 
 
 def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
     """Make `model` run on images decomposed over `mesh`, with the gradients of the undivided images; returns it.
 
     The model's layers, parameters and `state_dict` stay what they are. On every rank its weights and buffers become
-    those of rank 0; give it `SpatialTensor`s (see `shard`); and when `loss.backward()` returns, every `.grad` is that
-    of the mean loss over all images of the mesh, so any optimiser on every rank keeps the weights equal. Gradients
-    may be accumulated over several backward passes. `torch.utils.checkpoint` and autocast work as they do on a whole
-    image. An operation that has no decomposed form raises NotDecomposed, which names the layer.
+    those of rank 0; give it, or any part of it, `SpatialTensor`s (see `shard`). Gradients, however they are asked for,
+    are those of the mean loss over all images of the mesh (see `gradients.py`), so any optimiser on every rank keeps
+    the weights equal. An operation that has no decomposed form raises NotDecomposed, which names the layer.
 
-    Random numbers that a model draws itself (stochastic depth, dropout of pooled features) are the undivided model's
-    only if the ranks of an image have drawn alike: seed them alike.
+    Random numbers that a model draws itself (stochastic depth, dropout of pooled features) must be the same on the
+    ranks of an image: seed them alike, or the backward pass raises NotDecomposed.
     """
-    parameters = list(model.parameters())
-    for tensor in (*parameters, *model.buffers()):
+    mesh.agree([(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters()])
+    for tensor in (*model.parameters(), *model.buffers()):
         _share(tensor, mesh)
+    recompose(model)
     for name, module in model.named_modules():
-        module.register_forward_pre_hook(functools.partial(_enter, name, mesh))
+        module.register_forward_pre_hook(functools.partial(_enter, name, mesh.data))
         module.register_forward_hook(_leave, always_call=True)
     synchronise_as_batch_norm(model)
-    if mesh.size > 1:
-        averaging = _Averaging(parameters, mesh)
-        model.register_forward_pre_hook(averaging.watch)
+    return model
+
+
+def recompose(model: nn.Module) -> nn.Module:
+    """The way back from `decompose`: what it added to the layers is gone, weights stay as they are; returns the model.
+
+    It has taken whole images, and run without ranks, all along.
+    """
+    for module in model.modules():
+        remove_forward_hooks(module, lambda hook: getattr(hook, "func", hook) in (_enter, _leave))
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__dict__.pop("forward", None)
     return model
 
 
@@ -52,38 +63,11 @@ def _share(tensor: torch.Tensor, mesh: Mesh) -> None:
         tensor.copy_(mine)
 
 
-class _Averaging:
-    """Called for each gradient as it is complete; averages them all once, when the backward pass ends."""
-
-    def __init__(self, parameters: list[nn.Parameter], mesh: Mesh):
-        self.parameters, self.mesh, self.awaited = parameters, mesh, False
-        self.watched: set[nn.Parameter] = set()
-
-    def watch(self, module: nn.Module, inputs: tuple) -> None:
-        """Before each forward pass: parameters may have been unfrozen."""
-        for parameter in self.parameters:
-            if parameter.requires_grad and parameter not in self.watched:
-                parameter.register_post_accumulate_grad_hook(self)
-                self.watched.add(parameter)
-
-    def __call__(self, _: torch.Tensor) -> None:
-        if not self.awaited:
-            self.awaited = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._average)
-
-    def _average(self) -> None:
-        self.awaited = False
-        average_gradients(self.parameters, self.mesh)
-
-
-def _enter(name: str, mesh: Mesh, module: nn.Module, inputs: tuple) -> None:
+def _enter(name: str, data_ranks: int, module: nn.Module, inputs: tuple) -> None:
     LAYERS.append(name or type(module).__name__)
     plain = inputs and isinstance(inputs[0], torch.Tensor) and not isinstance(inputs[0], SpatialTensor | Recorded)
-    if plain and mesh.data > 1 and module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-        raise NotDecomposed(
-            "BatchNorm of pooled features over several data ranks would see one rank's batch alone",
-            "normalise before pooling, or use a mesh with data = 1",
-        )
+    if plain and data_ranks > 1 and isinstance(module, AnyBatchNorm):
+        refuse_batch_norm(inputs[0], None, None, training=module.training)
 
 
 def _leave(module: nn.Module, inputs: tuple, output) -> None:
@@ -91,4 +75,5 @@ def _leave(module: nn.Module, inputs: tuple, output) -> None:
         if isinstance(output, SpatialTensor | Recorded):
             refuse_lost_gradient(output)
     finally:
-        LAYERS.pop()
+        if LAYERS:  # another hook may have raised before ours was called
+            LAYERS.pop()

@@ -16,6 +16,7 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     for norm in nodes:
         before = made_by.get(norm.args[0]) if norm.function is F.batch_norm and not norm.kwargs else None
         plain = before is not None and before.function is torch.conv2d and not before.kwargs
+        plain = plain and before.graded == norm.graded
         if plain and uses[norm.args[0]] == 1 and norm.args[0] != output:
             norm_of[before] = norm
     computed = {}
@@ -32,6 +33,7 @@ def _both(convolution: Node, norm: Node) -> Node:
     both.function = convolved_and_normalised
     both.args = convolution.args[0], convolution.args[1:], norm.args[1:]
     both.accesses, both.layer, both.autocast = convolution.accesses, convolution.layer, convolution.autocast
+    both.graded = convolution.graded
     both.results = norm.results
     return both
 

@@ -8,7 +8,6 @@ Nothing is negotiated.
 The backward pass is the adjoint: the gradient of a received halo goes back to its owner, who adds it.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Access, Interval, Rectangle
 
@@ -69,7 +69,7 @@ class Halo:
         return self.needed == self.owned and not self.sends and len(self.kept) <= 1
 
 
-@functools.cache
+@remembered_by_mesh
 def plan(mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access]) -> Halo:
     """The halo of an operator that looks at an image of `size` by `accesses` (rows, columns)."""
     out_size = accesses[0].output_size(size[0]), accesses[1].output_size(size[1])
@@ -164,7 +164,7 @@ class _Gather(torch.autograd.Function):
         return gathered(local, halo, mesh, fill)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (_,) = ctx.saved_tensors
         return scattered(grad, ctx.local_shape, ctx.halo, ctx.mesh), None, None, None

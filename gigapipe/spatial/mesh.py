@@ -1,9 +1,14 @@
 """The mesh: ranks arranged as data × rows × columns."""
 
+import functools
+import zlib
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from gigapipe.spatial.refusals import NotDecomposed
 from gigapipe.spatial.transports import Alone, Transport
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
 from gigapipe.spatial.window import Rectangle, split
@@ -44,6 +49,14 @@ class Mesh:
         """Where this rank computes. Whoever starts the ranks says so; decomposed operators go by their tensors."""
         self.stage = "its beginning"
         """What the ranks are about, for whoever has to say where one failed."""
+        self.remembered: dict[tuple, object] = {}
+        """What has been worked out for it; see `remembered_by_mesh`."""
+
+    def __deepcopy__(self, memo: dict) -> "Mesh":
+        return self  # its ranks are what they are
+
+    def __reduce__(self):
+        raise TypeError("a Mesh is of running ranks and cannot be saved; make it anew where it is needed")
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> "Mesh":
@@ -66,8 +79,32 @@ class Mesh:
         column = self.column if column is None else column
         return Rectangle(split(size[0], self.rows, row), split(size[1], self.columns, column))
 
+    def agree(self, on: object, batches: object = (), device: torch.device | None = None) -> None:
+        """Raise NotDecomposed, on every rank, if data ranks are about to sum over everyone for different things.
+
+        `on` and `batches` are compared by what `repr` says of them. All ranks call together; data ranks that run
+        different layers meet here at different places of their programs, which is why all ask in the same way.
+        """
+        if self.data == 1:
+            return
+        mine = torch.tensor([_fingerprint(on), _fingerprint(batches)], device=device or self.device)
+        total, squares = self.everyone.sum_(torch.stack([mine, mine * mine]))
+        operations, sizes = total * total != squares * self.size  # equal where all ranks' are, and only there
+        if bool(operations):
+            raise NotDecomposed(
+                "data ranks did not run the same layers, so that sums over them would be of different things",
+                "run the same on every rank, in the same order, and multiply by 0 what a rank has no use for",
+                name_layer=False,  # ranks may be in several
+            )
+        if bool(sizes):
+            raise NotDecomposed(
+                "data ranks have batches of different sizes, so the mean of their losses is not that over all images",
+                "give every data rank as many images",
+            )
+
     def draw(self) -> torch.Tensor:
         """A random number (1,), int64, from torch's generator on rank 0: the same on all ranks, which call together."""
+        self.agree("draw")
         drawn = torch.randint(2**62, (1,))
         return self.everyone.sum_(drawn if self.rank == 0 else drawn.zero_())
 
@@ -76,3 +113,21 @@ class Mesh:
         for rank in range(self.image_ranks):
             if rank != self.image_rank:
                 yield rank, *divmod(rank, self.columns)
+
+
+def remembered_by_mesh(function: Callable) -> Callable:
+    """As `functools.cache`, of a function whose first argument is a mesh; what it found goes when the mesh does."""
+
+    @functools.wraps(function)
+    def remembering(mesh: Mesh, *args):
+        key = function, *args
+        if key not in mesh.remembered:
+            mesh.remembered[key] = function(mesh, *args)
+        return mesh.remembered[key]
+
+    return remembering
+
+
+def _fingerprint(x: object) -> int:
+    """Of what `repr` says: 24 bits, the same in every process."""
+    return zlib.crc32(repr(x).encode()) & 0xFFFFFF

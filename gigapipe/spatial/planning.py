@@ -27,6 +27,7 @@ from gigapipe.spatial.recording import Node, Recorder, Ref, map_arguments, witho
 from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.torch_internals import memory_of
 from gigapipe.spatial.window import Interval
 
 MULTIPLICATIONS_A_BYTE = 12
@@ -115,17 +116,13 @@ def keeping(made: Node, node: Node) -> Keeping:
         with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
             result = node.function(*args, **kwargs)
     results = {Ref(made, i): r for i, r in enumerate([result] if node.single else result)}
-    images = {_storage(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)}
-    plain = {_storage(t) for t in tensors.values()}
-    found = {_storage(t): t for t in kept if isinstance(t, torch.Tensor)}
+    images = {memory_of(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)}
+    plain = {memory_of(t) for t in tensors.values()}
+    found = {memory_of(t): t for t in kept if isinstance(t, torch.Tensor)}
     more = sum(
         t.untyped_storage().nbytes() for s, t in found.items() if s not in images and s not in plain and t.dim() == 4
     )
     return Keeping(frozenset(images[s] for s in found if s in images), more / max(1, math.prod(_size(node))))
-
-
-def _storage(x: torch.Tensor) -> int:
-    return x.untyped_storage()._cdata
 
 
 def _size(node: Node) -> tuple[int, int]:

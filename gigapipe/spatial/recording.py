@@ -8,15 +8,26 @@ where that happens, and the model's code goes on with its value.
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch.utils._pytree import tree_iter, tree_map
 
-from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.tensor import LAYERS, METADATA, NotDecomposed, SpatialTensor, name_of, refuse_lost_gradient
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
+from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
+from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, entered, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.torch_internals import (
+    fake_tensor_mode,
+    make_stand_in,
+    memory_of,
+    set_hooks,
+    tree_iter,
+    tree_map,
+    version_of,
+    without_torch_function,
+)
 from gigapipe.spatial.window import Access, Rectangle
 
 
@@ -57,6 +68,12 @@ class Node:
     """Whether it makes a plain tensor, the sum of what it makes of each tile."""
     versions: tuple[int, ...] = ()
     """How often each of its plain tensors had been changed in place when it was noted."""
+    graded = True
+    """Whether gradients were enabled when it was noted."""
+    passes = True
+    """Whether its results hand gradients on to what it was given."""
+    wanting: tuple[torch.Tensor, ...] = ()
+    """The plain tensors that ask for a gradient."""
     layer = ""
     read: Callable[[Rectangle], torch.Tensor] | None = None
 
@@ -79,7 +96,7 @@ class Node:
 
     def refuse_changes(self) -> None:
         """Raise RuntimeError if a plain tensor that it works with is no longer what it was."""
-        if self.versions != tuple(_version(t) for t in self.tensors):
+        if self.versions != tuple(version_of(t) for t in self.tensors):
             raise RuntimeError(
                 f"gigapipe.spatial: a tensor that {name_of(self.function)} in layer {self.layer or '?'} works with was "
                 "changed in place before a streamed image was computed with it; change it after the backward pass"
@@ -87,10 +104,6 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.index}, {name_of(self.function) if self.function else 'source'}, {self.layer})"
-
-
-def _version(x: torch.Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _is_ref(a) -> bool:
@@ -120,36 +133,33 @@ class _Effect(NamedTuple):
     """Whether the result is a view of an image."""
 
 
-_EFFECTS: dict[tuple, _Effect] = {}
-
-
 @functools.cache
 def without_pixels():
-    """The mode in which torch makes tensors that have a shape, a dtype, a device and strides, and no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # 2 s, which only who streams should wait for
-
+    """The mode in which tensors have no memory; one for all, for tensors of one mode alone may meet."""
     from gigapipe.spatial import shapes  # noqa: F401  of what torch itself cannot do without pixels
 
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return fake_tensor_mode()
 
 
 def _kind(a):
     """All of an argument that can make a difference to the shape of a result."""
     if isinstance(a, Recorded):
         image = a.ref.image
-        return image.shape, image.dtype, image.axes, image.local.stride(), image.device, image.copied, image.mesh
+        return image.shape, image.dtype, image.axes, image.local.stride(), image.device, image.mesh
     if isinstance(a, torch.Tensor):
         return a.shape, a.dtype, a.stride(), a.device
     return type(a), repr(a)
 
 
-@functools.cache
+@remembered_by_mesh
 def _whole_image(mesh: Mesh) -> Tile:
     return Tile(mesh)
 
 
-def _memory(image: SpatialTensor) -> int:
-    return image.local.untyped_storage()._cdata
+@remembered_by_mesh
+def _effects(mesh: Mesh) -> dict[tuple, _Effect]:
+    """What calls make of images, by function and arguments."""
+    return {}
 
 
 class Recorder:
@@ -200,18 +210,23 @@ class Recorder:
         in_place = changes_in_place(function, args, kwargs)
         if effect.same is not None and not in_place:
             return images[effect.same]
-        if in_place and images[0].alias:
+        if in_place and (images[0].alias or any(view() is not None for view in images[0].views)):
             raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use its result")
         if len(effect.accesses) > 1:
             raise NotDecomposed(f"{name_of(function)}, which looks at its input twice", "use simpler operations")
         node = Node(index)
         self.nodes.append(node)
+        args, kwargs = entered(args, kwargs, self.mesh, Recorded)
         node.function, node.in_place, node.results = function, in_place, effect.results
         node.single = isinstance(effect.returned, torch.Tensor)
         node.args, node.kwargs = tree_map(lambda a: a.ref if isinstance(a, Recorded) else a, (args, kwargs))
         node.accesses = next(iter(effect.accesses), None)
         node.drawn, node.layer = effect.drawn, LAYERS[-1] if LAYERS else ""
-        node.versions = tuple(_version(t) for t in node.tensors)
+        node.versions = tuple(version_of(t) for t in node.tensors)
+        node.graded = torch.is_grad_enabled()
+        # As in torch: what is changed in place without gradients keeps those that it had.
+        node.passes = (node.graded and function not in _CONSTANT and effect.results[0].is_floating_point()) or in_place
+        node.wanting = tuple(t for t in node.tensors if t.requires_grad) if node.graded else ()
         if torch.is_autocast_enabled(self.device.type):
             node.autocast = torch.get_autocast_dtype(self.device.type)
         if plain:
@@ -221,32 +236,47 @@ class Recorder:
             args[0].ref = Ref(node)
             return args[0]
         recorded = [Recorded(self, Ref(node, i)) for i in range(len(effect.results))]
-        for one in recorded:
-            one.alias = effect.alias
+        for one in recorded if effect.alias else ():
+            one.alias = True
+            for image in images:
+                image.views.append(weakref.ref(one))
+                one.views = image.views
         return recorded[0] if node.single else type(effect.returned)(recorded)
 
     def _effect(self, function: Callable, args: tuple, kwargs: dict, images: list["Recorded"]) -> "_Effect":
         """What a call makes of such images; found out once, for a step is like another."""
         autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
         key = function, autocast, *(_kind(a) for a in _leaves((args, kwargs))), *kwargs
-        if key in _EFFECTS:
-            return _EFFECTS[key]
-
         tile = images[0].ref.image.mesh
+        effects = _effects(tile.mesh)
+        if key in effects:
+            return effects[key]
+
         tile.record()
         with without_pixels(), torch.no_grad():
             given, options = tree_map(lambda a: a.ref.image if isinstance(a, Recorded) else a, (args, kwargs))
             returned = function(*given, **options)
         results = tuple(r for r in _leaves(returned) if isinstance(r, torch.Tensor))
         same = [i for i, image in enumerate(images) if results and results[0] is image.ref.image]
-        memory = {_memory(image.ref.image) for image in images}
-        alias = any(isinstance(r, SpatialTensor) and _memory(r) in memory for r in results)
+        memory = {memory_of(image.ref.image.local) for image in images}
+        alias = any(isinstance(r, SpatialTensor) and memory_of(r.local) in memory for r in results)
         effect = _Effect(
             returned, results, tuple(tile.accesses), tile.sums, tuple(tile.drawn), next(iter(same), None), alias
         )
         if not effect.drawn:
-            _EFFECTS[key] = effect
+            effects[key] = effect
         return effect
+
+    def asks_for_gradient(self, ref: Ref) -> bool:
+        """Whether a gradient would go on from an image to a parameter, or to an image that begins here."""
+        waiting = [ref]
+        while waiting:
+            node = waiting.pop().node
+            begun = [x for kept, x in self.held.items() if kept.node is node] if node.is_source else []
+            if node.wanting or any(x.requires_grad for x in begun):
+                return True
+            waiting += node.operands if node.passes else []
+        return False
 
     def _of_the_whole(self, function: Callable, args: tuple, kwargs: dict):
         args, kwargs = tree_map(lambda a: self.whole(a.ref) if isinstance(a, Recorded) else a, (args, kwargs))
@@ -256,6 +286,7 @@ class Recorder:
 class Recorded(torch.Tensor):
     """An image that is computed later, tile by tile. Its `shape` is that of the whole image."""
 
+    stands_for = "an image"
     recorder: Recorder
     ref: Ref
     alias = False
@@ -266,25 +297,34 @@ class Recorded(torch.Tensor):
     @staticmethod
     def __new__(cls, recorder: Recorder, ref: Ref):
         like = ref.image
-        self = torch.Tensor._make_wrapper_subclass(
+        self = make_stand_in(
             cls, like.shape, dtype=like.dtype, device=recorder.device, requires_grad=like.dtype.is_floating_point
         )
+        set_hooks(self, WATCHING)
         self.recorder, self.ref = recorder, ref
+        self.views: list[weakref.ref[Recorded]] = []
+        """What shares memory with it; its views have the same list."""
         return self
 
     def computed(self) -> SpatialTensor:
         """The image itself, on the mesh; made tile by tile."""
         return self.recorder.whole(self.ref)
 
+    @property
+    def requires_grad(self) -> bool:
+        return self.recorder.asks_for_gradient(self.ref)
+
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return function(*args, **kwargs)
         images = [a for a in _leaves((args, kwargs)) if isinstance(a, Recorded)]
         for image in images:
             refuse_lost_gradient(image)
+        if function in _DIFFERENTIATE:
+            raise NotDecomposed("a gradient of a streamed image", "ask for that of the image that is streamed")
         if function in STATISTICAL:
             return STATISTICAL[function](*args, **kwargs)
         return images[0].recorder.record(function, args, kwargs)
@@ -293,6 +333,8 @@ class Recorded(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise NotDecomposed(f"{function} reached a streamed image below torch's Python functions", "do without it")
 
+
+_DIFFERENTIATE = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
 
 STATISTICAL: dict[Callable, Callable] = {}
 """torch's function -> the same, made of sums over the image and of operations pixel by pixel (statistical.py)."""
@@ -317,10 +359,15 @@ _SUMS = {
 """Functions whose value is the sum of their values for the tiles, if they sum over the image once."""
 
 
+_CONSTANT = {
+    torch.Tensor.detach, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like,
+}  # fmt: skip
+"""Functions whose value hands no gradient on."""
+
+
 def changes_in_place(function: Callable, args: tuple, kwargs: dict) -> bool:
     """Whether a call changes its first argument, as torch's names and arguments tell."""
-    name = name_of(function).rpartition(".")[2]
-    if name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__":
+    if changes_by_name(function):
         return True
     try:
         return bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("inplace"))

@@ -21,6 +21,7 @@ from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.tile import Tile, looked_at, resized
 from gigapipe.spatial.window import Interval, Rectangle
@@ -112,7 +113,7 @@ class Segment:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
         for node in self.nodes:
             node.refuse_changes()
-        tile = Tile(self.mesh)
+        tile, graded = Tile(self.mesh), torch.is_grad_enabled()
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
             for ref, local in held.items()
@@ -137,13 +138,23 @@ class Segment:
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            with torch.autocast(self.output.image.device.type, node.autocast, enabled=node.autocast is not None):
+            device, lower = self.output.image.device.type, node.autocast
+            with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
                 result = node.function(*args, **kwargs)
             del args, kwargs
             for i, value in enumerate([result] if node.single else result):
                 values[Ref(made, i)] = value
         result = values[self.output]
         return result.local if isinstance(result, SpatialTensor) else result
+
+    @functools.cached_property
+    def passing(self) -> list[Node]:
+        """The nodes, inputs' among them, that gradients reach from the output."""
+        found = {self.output.node}
+        for node in reversed(self.nodes):
+            if node in found and node.passes:
+                found.update(ref.node for ref in node.operands)
+        return [node for node in (*self.nodes, *(ref.node for ref in self.inputs)) if node in found and node.passes]
 
     @functools.cached_property
     def keeps_constants(self) -> bool:
@@ -190,7 +201,7 @@ class Streamed(torch.autograd.Function):
         return _forward(segment, tensors[:inputs])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         ctx.segment.done_with()
         saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
@@ -201,8 +212,7 @@ class Streamed(torch.autograd.Function):
 
 def parameters(segment: Segment) -> list[torch.Tensor]:
     """The plain tensors in a segment's nodes that have a gradient, each once."""
-    found = {id(t): t for node in segment.nodes for t in node.tensors if t.requires_grad}
-    return list(found.values())
+    return list({id(t): t for node in segment.passing for t in node.wanting}.values())
 
 
 def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles):

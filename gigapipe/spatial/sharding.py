@@ -2,19 +2,23 @@
 
 import torch
 
-from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.gradients import enter_image, of_images
+from gigapipe.spatial.halo import Halo, gather_halo, gathered, plan
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.pooled import Pooled, across
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Everything
 
 
 def shard(whole: torch.Tensor, mesh: Mesh, axes: tuple[int, int] = (-2, -1)) -> SpatialTensor:
     """The decomposed form of an image that every rank of it holds whole; `axes` are its rows and columns.
 
-    Differentiable: `whole.grad`, like a parameter's, is then this rank's share (see `gradients.py`).
+    Differentiable: `whole.grad` is then, on every rank, the gradient of the whole image (see `gradients.py`).
     """
     size = whole.shape[axes[0]], whole.shape[axes[1]]
-    local = whole
+    local = enter_image(whole, mesh)
     for axis, owned in zip(axes, mesh.rectangle(size), strict=True):
         local = local.narrow(axis, owned.start, owned.size)
     channels_last = whole.dim() == 4 and whole.is_contiguous(memory_format=torch.channels_last)
@@ -25,10 +29,32 @@ def shard(whole: torch.Tensor, mesh: Mesh, axes: tuple[int, int] = (-2, -1)) -> 
 def gather(x: SpatialTensor) -> torch.Tensor:
     """The whole image, on every rank of it: the inverse of `shard`. Differentiable. All ranks of it call together."""
     refuse_lost_gradient(x)
-    if x.mesh.image_ranks == 1:
+    if x.mesh.size == 1:
         return x.local
     everything = tuple(
         Everything(size, parts) for size, parts in zip(x.image_size, (x.mesh.rows, x.mesh.columns), strict=True)
     )
-    whole = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, everything, held=x.rectangle)
+    local = x.local.movedim(x.axes, (-2, -1))
+    if isinstance(x.mesh, Tile):
+        whole = gather_halo(local, x.mesh, x.image_size, everything, held=x.rectangle)
+    else:
+        whole = _Gathered.apply(local, plan(x.mesh, x.image_size, everything), x.mesh, x.batch)
+        whole = Pooled.of(whole, x.mesh)
     return whole.movedim((-2, -1), x.axes)
+
+
+class _Gathered(torch.autograd.Function):
+    """The whole image (…, rows, columns) from its shards. Each rank has all of its gradient, and takes its shard's."""
+
+    @staticmethod
+    def forward(ctx, local: torch.Tensor, halo: Halo, mesh: Mesh, batch: int) -> torch.Tensor:
+        ctx.halo, ctx.mesh, ctx.across = halo, mesh, across("gathered", batch=batch)
+        ctx.save_for_backward(local.new_empty(0))  # so that checkpointing comes as far as this on every rank
+        return gathered(local, halo, mesh, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        (_,) = ctx.saved_tensors
+        grad = of_images(grad, ctx.mesh)
+        return grad[(..., *ctx.halo.owned.within(ctx.halo.needed))].clone(), None, None, None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.operators.reductions import sum_over_everyone
+from gigapipe.spatial.pooled import plain
 from gigapipe.spatial.recording import Recorded, computes_from_sums
 
 
@@ -44,8 +45,8 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     mean, square = sum_over_everyone(torch.stack(_moments(x, (0, 2, 3))), mesh) / count
     variance = (square - mean**2).clamp_min(0)
     if running_mean is not None:
-        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-        running_var.lerp_((variance.detach() * count / (count - 1)).to(running_var.dtype), momentum)
+        running_mean.lerp_(plain(mean).detach().to(running_mean.dtype), momentum)
+        running_var.lerp_((plain(variance).detach() * count / (count - 1)).to(running_var.dtype), momentum)
     return _normalised(x, mean, variance, weight, bias, eps)
 
 
@@ -70,7 +71,7 @@ def instance_norm(
     mean, square = (m / count for m in _moments(x, (2, 3)))
     variance = (square - mean**2).clamp_min(0)
     if running_mean is not None:
-        batch = torch.stack([mean, variance * count / (count - 1)]).detach().mean(1)
+        batch = plain(torch.stack([mean, variance * count / (count - 1)])).detach().mean(1)
         batch = sum_over_everyone(batch, mesh) / mesh.data
         running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)
         running_var.lerp_(batch[1].to(running_var.dtype), momentum)

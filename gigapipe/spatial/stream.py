@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 
 from gigapipe.spatial import statistical  # noqa: F401  registers what norms are on a streamed image
+from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
 from gigapipe.spatial.segment import Segment, Streamed, cropped, needed_nodes, parameters
 from gigapipe.spatial.tensor import SpatialTensor
@@ -69,12 +69,14 @@ class Program(Recorder):
             size = ref.image.image_size
             return SpatialTensor(ref.node.read(self.mesh.rectangle(size)), size, self.mesh)
         if ref not in self.held:
-            local, image = self._compute(ref), ref.image
+            # Its gradients are as when it was noted, not as they are where it is needed first.
+            with torch.inference_mode(False), torch.enable_grad():
+                local, image = self._compute(ref), ref.image
             self.held[ref] = SpatialTensor(local, image.image_size, self.mesh, image.axes)
         return self.held[ref]
 
     def summed(self, node: Node) -> torch.Tensor:
-        return sum_over_image(self._compute(Ref(node)), self.mesh)
+        return leave(self._compute(Ref(node)), self.mesh, node.operands[0].image.batch)
 
     def _compute(self, output: Ref) -> torch.Tensor:
         for node in needed_nodes(output.node, self.held)[0]:
@@ -86,6 +88,9 @@ class Program(Recorder):
         forget = functools.partial(_forget, weakref.ref(self))
         segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
+        local = [
+            x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)
+        ]
         return Streamed.apply(segment, len(local), *local, *parameters(segment))
 
     def _tile_of(self, output: Ref) -> tuple[int, int]:

@@ -9,21 +9,32 @@ Operations that make an image into a vector (global pooling) return a plain tens
 shares the image.
 """
 
+import copy
 import functools
 import inspect
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import torch
 
+from gigapipe.spatial.gradients import enter
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.refusals import NotDecomposed, name_of
 from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.torch_internals import (
+    give_way_to_compiler,
+    make_stand_in,
+    memory_of,
+    set_hooks,
+    tree_flatten,
+    tree_unflatten,
+    without_torch_function,
+)
 from gigapipe.spatial.window import Rectangle
 
 DECOMPOSED: dict[Callable, Callable] = {}
 """torch's own function -> our decomposed form of it, which takes the same arguments."""
-
-LAYERS: list[str] = []
-"""Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
 
 # Questions about the whole image that torch answers from the tensor's description alone.
 METADATA = {
@@ -51,22 +62,35 @@ METADATA = {
 }
 
 
-def decomposes(*functions: Callable) -> Callable[[Callable], Callable]:
+ENTERS_ITSELF: set[Callable] = set()
+"""Those of them whose decomposed form sees to the gradients of plain tensors (see `gradients.py`)."""
+
+
+def decomposes(*functions: Callable, enters_itself: bool = False) -> Callable[[Callable], Callable]:
     """Register a function as the decomposed form of torch's `functions`."""
 
     def register(ours: Callable) -> Callable:
+        if enters_itself:
+            ENTERS_ITSELF.update(functions)
         DECOMPOSED.update(dict.fromkeys(functions, ours))
         return ours
 
     return register
 
 
-class NotDecomposed(NotImplementedError):
-    """An operation that would be wrong on a shard; says which, in which layer, and what to do."""
+class Memory:
+    """What images have in common of which one is a view of the other."""
 
-    def __init__(self, what: str, instead: str):
-        layer = f"in layer {LAYERS[-1]}: " if LAYERS and LAYERS[-1] else ""
-        super().__init__(f"gigapipe.spatial: {layer}{what}; {instead}")
+    is_copy = False
+    """Whether they are a copy of what in torch is a view of another image."""
+
+    def __init__(self):
+        self.parts: list[weakref.ref[Memory]] = []
+        """That of such copies."""
+
+    def copied_to(self, part: "Memory") -> None:
+        part.is_copy = True
+        self.parts = [other for other in self.parts if other() is not None] + [weakref.ref(part)]
 
 
 class SpatialTensor(torch.Tensor):
@@ -76,13 +100,14 @@ class SpatialTensor(torch.Tensor):
     Raises ValueError if `local` has not the shape of the rectangle that the mesh gives this rank.
     """
 
+    stands_for = "an image"
     local: torch.Tensor
     mesh: Mesh | Tile
     axes: tuple[int, int]
     rectangle: Rectangle
     """What `local` is of the image, in global rows and columns."""
-    copied = False
-    """Whether this is a copy of what is a view on a whole image: changing it in place would not reach the image."""
+    memory: "Memory"
+    """What it shares with its views."""
 
     @staticmethod
     def __new__(
@@ -101,17 +126,19 @@ class SpatialTensor(torch.Tensor):
         shape = list(local.shape)
         shape[rows], shape[columns] = size
         # That it asks for a gradient, which nothing here gives it, shows what went past us: see `refuse_lost_gradient`.
-        self = torch.Tensor._make_wrapper_subclass(
+        self = make_stand_in(
             cls,
             shape,
             dtype=local.dtype,
             device=local.device,
             requires_grad=local.is_floating_point() or local.is_complex(),
         )
+        set_hooks(self, WATCHING)
         self.local = local
         self.mesh = mesh
         self.axes = rows, columns
         self.rectangle = rectangle
+        self.memory = Memory()
         return self
 
     @property
@@ -121,12 +148,67 @@ class SpatialTensor(torch.Tensor):
         return shape[self.axes[0]], shape[self.axes[1]]
 
     @property
+    def batch(self) -> int:
+        """How many images it is."""
+        return 1 if 0 in self.axes else self.shape[0]
+
+    @property
     def requires_grad(self) -> bool:
         return self.local.requires_grad
 
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.local.requires_grad = value
+
+    def requires_grad_(self, requires_grad: bool = True) -> "SpatialTensor":
+        self.local.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.local.is_leaf
+
+    def retain_grad(self) -> None:
+        self.local.retain_grad()
+
+    @property
+    def grad(self) -> "SpatialTensor | None":
+        """The gradient of the mean loss, decomposed alike."""
+        return None if self.local.grad is None else self.with_local(self.local.grad)
+
+    @grad.setter
+    def grad(self, value: "SpatialTensor | None") -> None:
+        self.local.grad = None if value is None else value.local
+
+    def __deepcopy__(self, memo: dict) -> "SpatialTensor":
+        return self.with_local(copy.deepcopy(self.local, memo))
+
+    def __reduce_ex__(self, protocol):
+        raise NotDecomposed("saving a decomposed image", "save gigapipe.spatial.gather(x), or its local")
+
     def with_local(self, local: torch.Tensor, axes: tuple[int, int] | None = None) -> "SpatialTensor":
         """Another tensor of the same image size over the same mesh."""
-        return SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
+        other = SpatialTensor(local, self.image_size, self.mesh, axes or self.axes, self.rectangle)
+        if memory_of(local) == memory_of(self.local):
+            other.memory = self.memory
+        return other
+
+    def dimension(self, dim: int) -> int:
+        """`dim`, counted from the first; IndexError where there is none, as torch does."""
+        if not -self.dim() <= dim < self.dim():
+            raise IndexError(
+                f"Dimension out of range (expected to be in range of [{-self.dim()}, {self.dim() - 1}], but got {dim})"
+            )
+        return dim % self.dim()
+
+    def refuse_change(self, name: str) -> None:
+        """Raise NotDecomposed if a change in place would not reach all that sees this image in torch."""
+        if self.memory.is_copy:
+            raise NotDecomposed(f"{name} of a part of an image", "use it without in-place")
+        if any(part() is not None for part in self.memory.parts):
+            raise NotDecomposed(
+                f"{name} of an image of which a part was taken that is still there", "do without in-place"
+            )
 
     def __repr__(self) -> str:
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"
@@ -137,17 +219,21 @@ class SpatialTensor(torch.Tensor):
         if any(getattr(kind, "takes_precedence", False) for kind in types):
             return NotImplemented
         if function in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return function(*args, **kwargs)
         if function not in DECOMPOSED:
+            give_way_to_compiler()
             raise NotDecomposed(
                 f"there is no decomposed form of {name_of(function)}, and on a shard it would be wrong",
                 "use an operation that has one (docs/spatial.md lists them), or apply it after global pooling or to "
                 "gigapipe.spatial.gather(x)",
             )
-        for x in _spatial((*args, *kwargs.values())):
+        images = list(_spatial((*args, *kwargs.values())))
+        for x in images:
             refuse_lost_gradient(x)
         ours = DECOMPOSED[function]
+        if function not in ENTERS_ITSELF:
+            args, kwargs = entered(args, kwargs, images[0].mesh, SpatialTensor)
         kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "input" in kwargs and not args:
             args = (kwargs.pop("input"),)
@@ -168,6 +254,19 @@ _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 _signature = functools.cache(inspect.signature)
 
 
+def entered(args: tuple, kwargs: dict, mesh: Mesh | Tile, image: type) -> tuple[tuple, dict]:
+    """A call's arguments, whose plain tensors meet an `image` over `mesh`."""
+    if mesh.size == 1:
+        return args, kwargs
+    leaves, structure = tree_flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and not isinstance(x, image)]
+    if places:
+        for i, x in zip(places, enter([leaves[i] for i in places], mesh), strict=True):
+            leaves[i] = x
+        args, kwargs = tree_unflatten(leaves, structure)
+    return args, kwargs
+
+
 def _spatial(values) -> Iterator[SpatialTensor]:
     """The decomposed images among arguments, lists of them included."""
     for value in values:
@@ -177,22 +276,27 @@ def _spatial(values) -> Iterator[SpatialTensor]:
             yield from _spatial(value)
 
 
+def refuse_gradient_of_stand_in(_: torch.Tensor) -> None:
+    """A hook on what stands for an image: a gradient that reaches it does not reach the image itself."""
+    raise NotDecomposed(
+        "a custom autograd.Function or a reentrant checkpoint made a plain tensor of an image, and loses the gradient",
+        "use torch's operations, or checkpoint(…, use_reentrant=False)",
+    )
+
+
+WATCHING = OrderedDict({0: refuse_gradient_of_stand_in})
+"""The hooks of what stands for an image."""
+
+
 def refuse_lost_gradient(x: torch.Tensor) -> None:
     """Raise NotDecomposed if `x` comes from a custom autograd.Function.
 
     Such run without gradients and hand `x` on as if it had one of their making, which never reaches the shard.
     """
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_torch_function():
         node = torch.Tensor.grad_fn.__get__(x)
     if node is not None:
         raise NotDecomposed(
             f"{node.name()}, a custom autograd.Function or a reentrant checkpoint, would lose the gradient",
             "use torch's operations, or checkpoint(…, use_reentrant=False)",
         )
-
-
-def name_of(function: Callable) -> str:
-    """What a user knows a torch function by."""
-    if getattr(function, "__name__", None) == "__get__":  # a property of Tensor
-        return f"Tensor.{function.__self__.__name__}"
-    return getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))

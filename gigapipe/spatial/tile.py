@@ -6,9 +6,10 @@ an operator serves both: in space, over ranks, and in time, tile after tile (see
 """
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.refusals import once_differentiable
+from gigapipe.spatial.torch_internals import without_modes
 from gigapipe.spatial.window import Access, Interval, Rectangle
 
 
@@ -54,7 +55,7 @@ class Tile:
 
     def draw(self) -> torch.Tensor:
         if self.out is None:
-            with _disable_current_modes():  # a number, though nothing but shapes is asked for
+            with without_modes():  # a number, though nothing but shapes is asked for
                 self.drawn.append(self.mesh.draw())
         self.replayed += 1
         return self.drawn[self.replayed - 1]
@@ -100,7 +101,7 @@ class _Resized(torch.autograd.Function):
         return _with_margins(x, margins, fill)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         return _with_margins(grad, tuple(-margin for margin in ctx.margins), 0.0), None, None
 

@@ -6,6 +6,7 @@ runs as it is, so one rank costs nothing.
 
 from gigapipe.spatial.operators import (  # noqa: F401
     convolution,
+    differentiation,
     dropout,
     losses,
     max_pooling,

@@ -6,7 +6,6 @@ and each strip, a few rows or columns, adds to the few outputs that it reaches. 
 the exchange goes on while the shard is computed, and both hold in the backward pass too.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, split
@@ -57,7 +57,7 @@ class _Geometry:
         return [margin for axis in reversed(before_after) for margin in axis]
 
 
-@functools.cache
+@remembered_by_mesh
 def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
     halo = plan(mesh, size, windows)
     out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
@@ -138,7 +138,7 @@ class _Convolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         local, weight, *strips = ctx.saved_tensors
         geometry, (for_local, for_weight, for_bias) = ctx.geometry, ctx.needs_input_grad[:3]
@@ -185,6 +185,18 @@ class _Convolution(torch.autograd.Function):
         return grad_local, grad_weight, grad_bias, None, None, None
 
 
+def _refuse(x, weight, channels: int, stride, padding, dilation, groups: int) -> None:
+    """Raise RuntimeError for what torch refuses; a rank without pixels would not notice."""
+    if isinstance(padding, str):
+        padding = 0
+    if min(*pair(stride), *pair(dilation), groups) < 1 or min(pair(padding)) < 0:
+        raise RuntimeError(f"convolution: stride {stride}, padding {padding}, dilation {dilation}, groups {groups}")
+    if x.shape[1] != channels or len(weight) % groups:
+        raise RuntimeError(
+            f"convolution of {x.shape[1]} channels by a weight of {tuple(weight.shape)} in {groups} groups"
+        )
+
+
 def _mixed(x: SpatialTensor, *parameters):
     """Shard and parameters in autocast's precision, where it is on: halos then travel in it, too."""
     kind = x.device.type
@@ -198,6 +210,7 @@ def _mixed(x: SpatialTensor, *parameters):
 @decomposes(torch.conv2d)
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     images(x, "conv2d")
+    _refuse(x, weight, weight.shape[1] * groups, stride, padding, dilation, groups)
     if padding == "same":
         if max(pair(stride)) > 1:
             raise ValueError("padding='same' is not for strided convolutions")  # as torch has it
@@ -229,6 +242,10 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 @decomposes(torch.conv_transpose2d)
 def conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     images(x, "conv_transpose2d")
+    _refuse(x, weight, weight.shape[0], stride, padding, dilation, groups)
+    for more, s, d in zip(pair(output_padding), pair(stride), pair(dilation), strict=True):
+        if not 0 <= more < max(s, d):
+            raise RuntimeError(f"output_padding {more} must be smaller than stride {s} or dilation {d}")
     axes = tuple(
         Transposed(k, s, p, d, o)
         for k, s, p, d, o in zip(

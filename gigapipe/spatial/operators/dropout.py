@@ -50,7 +50,8 @@ def _dropped(x: SpatialTensor, p: float, training: bool, channels: bool, inplace
     else:
         local = x.local * _kept(x, p, channels) / (1 - p)
     if inplace:
-        x.local = local
+        x.refuse_change("dropout in place")
+        x.local.copy_(local)
         return x
     return x.with_local(local)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 
+from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.operators.pointwise import aligned, pointwise
-from gigapipe.spatial.operators.reductions import sum_over_image, summing
+from gigapipe.spatial.operators.reductions import summing
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
 
 
@@ -19,7 +20,7 @@ def _reduced(losses: SpatialTensor, reduction: str, count=None):
         raise ValueError(f"{reduction} is not a valid value for reduction")  # as torch does
     if reduction == "none":
         return losses
-    total = sum_over_image(losses.local.sum(dtype=summing(losses.dtype)), losses.mesh)
+    total = leave(losses.local.sum(dtype=summing(losses.dtype)), losses.mesh, losses.batch)
     if reduction == "mean":
         total = total / (losses.numel() if count is None else count)
     return total.to(losses.dtype)
@@ -68,7 +69,7 @@ def _classes(function: Callable) -> Callable:
         if not probabilities and reduction == "mean":
             valid = mine != ignore_index
             weights = valid.double() if weight is None else weight.double()[mine.clamp(0, x.shape[1] - 1)] * valid
-            count = sum_over_image(weights.sum(), x.mesh)
+            count = leave(weights.sum(), x.mesh, x.batch)
         return _reduced(losses, reduction, count)
 
     return ours

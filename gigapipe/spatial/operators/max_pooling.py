@@ -4,15 +4,15 @@ The shard goes through torch's own kernel with the kernel's own padding, while t
 output whose windows reach into the halo, a row or a column mostly, are pooled again, each from a small buffer.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, windowed
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Window
@@ -76,7 +76,7 @@ class _Geometry:
         return (..., *(axis.outputs for axis in self.alone))
 
 
-@functools.cache
+@remembered_by_mesh
 def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
     halo = plan(mesh, size, windows)
     out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
@@ -135,7 +135,7 @@ class _MaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         (local, *strips), geometry = ctx.saved_tensors, ctx.geometry
 
@@ -179,7 +179,8 @@ def with_indices(x, *args, **kwargs):
 @decomposes(torch.max_pool2d, F.max_pool2d)
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     images(x, "max_pool2d")
-    windows = pooling_windows(kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+    stride = kernel_size if stride is None or stride == [] else stride
+    windows = pooling_windows(kernel_size, stride, padding, dilation, ceil_mode)
     if x.mesh.image_ranks == 1:
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)

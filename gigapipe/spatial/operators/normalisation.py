@@ -3,10 +3,13 @@
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.gradients import enter, is_common_leaf
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.operators.windowed import images
+from gigapipe.spatial.pooled import across
+from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 
 IN_CACHE = 2**18  # elements
@@ -26,7 +29,7 @@ class _BatchNorm(torch.autograd.Function):
     """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float):
+    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float, whole: bool):
         channels = x.shape[1]
         pixels = x.numel() // channels
         precision = torch.promote_types(x.dtype, torch.float32)  # of the statistics, as torch has it for bfloat16
@@ -45,22 +48,26 @@ class _BatchNorm(torch.autograd.Function):
         mean = (shift.double() + offset).to(precision)
         variance = (square - offset**2).clamp_min(0).to(precision)
         ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.mesh, ctx.eps, ctx.has_bias = mesh, eps, bias is not None
+        ctx.mesh, ctx.eps, ctx.has_bias, ctx.whole = mesh, eps, bias is not None, whole
+        ctx.across = across(f"batch norm of {channels}")
         ctx.mark_non_differentiable(mean, variance, count)
         y = _normalise(x, weight, bias, mean, variance, eps) if pixels else x.clone()
         return y, mean, variance, count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad, *_):
         x, weight, mean, variance, count = ctx.saved_tensors
         backward = _fused_backward if x.device.type in FUSED else _backward
 
-        def averaged(*sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return ctx.mesh.everyone.sum_(torch.cat(sums).double()).div_(count).to(mean.dtype).chunk(len(sums))
+        def summed(*sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            total = ctx.mesh.everyone.sum_(torch.cat(sums).double())
+            whole = total.to(mean.dtype).chunk(len(sums)) if ctx.whole else sums
+            return *(total / count).to(mean.dtype).chunk(len(sums)), *whole
 
-        grad_x, grad_weight, grad_bias = backward(grad, x, weight, mean, variance, ctx.eps, averaged)
-        return grad_x, None if weight is None else grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+        grad_x, grad_weight, grad_bias = backward(grad, x, weight, mean, variance, ctx.eps, summed)
+        grad_weight, grad_bias = None if weight is None else grad_weight, grad_bias if ctx.has_bias else None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _normalise(x, weight, bias, mean, variance, eps: float) -> torch.Tensor:
@@ -71,8 +78,12 @@ def _normalise(x, weight, bias, mean, variance, eps: float) -> torch.Tensor:
     return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
 
-def _backward(grad, x, weight, mean, variance, eps: float, averaged) -> tuple[torch.Tensor, ...]:
-    """Gradients of a shard, and this rank's of weight and bias; `averaged` makes sums means over all ranks' pixels."""
+def _backward(grad, x, weight, mean, variance, eps: float, summed) -> tuple[torch.Tensor, ...]:
+    """Gradients of a shard, of the weight and of the bias.
+
+    `summed` makes of this rank's sums means over all ranks' pixels, and what the gradients of weight and bias are made
+    of: the sums of all ranks where nobody adds them up later, else this rank's.
+    """
     if x.numel():
         # With given statistics torch's kernel returns this shard's sums of dy * x̂ and of dy. It takes the empty tensors
         # for what a training would have saved; None will do on CPUs alone.
@@ -82,7 +93,7 @@ def _backward(grad, x, weight, mean, variance, eps: float, averaged) -> tuple[to
         )
     else:
         sum_product = sum_grad = torch.zeros_like(mean)
-    mean_grad, mean_product = averaged(sum_grad, sum_product)
+    mean_grad, mean_product, sum_grad, sum_product = summed(sum_grad, sum_product)
     # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
     inverse = torch.rsqrt(variance + eps)
     scale = inverse if weight is None else inverse * weight
@@ -96,7 +107,7 @@ def _backward(grad, x, weight, mean, variance, eps: float, averaged) -> tuple[to
     return grad_x, sum_product, sum_grad
 
 
-def _fused_backward(grad, x, weight, mean, variance, eps: float, averaged) -> tuple[torch.Tensor, ...]:
+def _fused_backward(grad, x, weight, mean, variance, eps: float, summed) -> tuple[torch.Tensor, ...]:
     """The same by the kernels of SyncBatchNorm, which keep no copies of the image in float32.
 
     What they demand, read in ATen's Normalization.cu and .cuh (ROCm/pytorch ee04104d), not run:
@@ -116,7 +127,7 @@ def _fused_backward(grad, x, weight, mean, variance, eps: float, averaged) -> tu
         sum_grad, sum_product, *_ = torch.batch_norm_backward_reduce(grad, x, mean, inverse, weight, True, asked, asked)
     else:
         sum_grad = sum_product = torch.zeros_like(mean)
-    mean_grad, mean_product = averaged(sum_grad, sum_product)
+    mean_grad, mean_product, sum_grad, sum_product = summed(sum_grad, sum_product)
     grad_x = torch.empty_like(x)
     if x.numel():
         one = torch.ones(1, dtype=torch.int32, device=x.device)
@@ -124,7 +135,7 @@ def _fused_backward(grad, x, weight, mean, variance, eps: float, averaged) -> tu
     return grad_x, sum_product * inverse, sum_grad  # their sum of products is of dy * (x - mean)
 
 
-@decomposes(F.batch_norm)
+@decomposes(F.batch_norm, enters_itself=True)
 def batch_norm(
     x: SpatialTensor,
     running_mean,
@@ -139,6 +150,10 @@ def batch_norm(
     columns alike, and the running statistics are updated from them, identically on every rank.
     """
     local = images(x, "batch_norm").local
+    # The sums over everyone that the gradient needs in training are those of leaves already.
+    whole = training and all(is_common_leaf(t) for t in (weight, bias) if t is not None)
+    if not whole:
+        weight, bias = enter([weight, bias], x.mesh)
     if x.mesh.size == 1:
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, training, momentum, eps))
     if not training:
@@ -148,8 +163,9 @@ def batch_norm(
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
     if x.shape[0] * x.image_size[0] * x.image_size[1] * x.mesh.data <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
+    x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device)
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
-    y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps)
+    y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps, whole)
     if running_mean is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         unbiased = variance * (count / (count - 1)).to(variance.dtype)
@@ -216,6 +232,7 @@ def instance_norm(
     mean, variance, count = _group_statistics(x, x.shape[1])
     if running_mean is not None:
         # As torch does, the mean over the batch; here over all data ranks' batches, each met by `image_ranks` ranks.
+        x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device)
         batch = torch.stack([mean.detach(), variance.detach() * count / (count - 1)]).mean(1)
         batch = x.mesh.everyone.sum_(batch) / x.mesh.size
         running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.refusals import changes_by_name
 from gigapipe.spatial.tensor import DECOMPOSED, NotDecomposed, SpatialTensor, name_of
 
 
@@ -35,8 +36,7 @@ def aligned(x: SpatialTensor, other: torch.Tensor, name: str) -> torch.Tensor:
 def pointwise(function: Callable) -> Callable:
     """The decomposed form of a function of tensors that broadcast."""
     name = name_of(function)
-    bare = name.rpartition(".")[2]
-    always = bare.startswith("__i") and bare != "__invert__" or bare.endswith("_") and not bare.endswith("__")
+    always = changes_by_name(function) and name != "Tensor.requires_grad_"
 
     def ours(*args, **kwargs):
         everything = (*args, *kwargs.values())
@@ -45,8 +45,7 @@ def pointwise(function: Callable) -> Callable:
         if always or kwargs.get("inplace"):
             if not isinstance(args[0], SpatialTensor):
                 raise NotDecomposed(f"{name} of an image, into a plain tensor", "use it without in-place")
-            if args[0].copied:
-                raise NotDecomposed(f"{name} of a part of an image", "use it without in-place")
+            args[0].refuse_change(name)
         image = max((a for a in everything if isinstance(a, SpatialTensor)), key=lambda a: a.dim())
 
         def local(a):

@@ -12,7 +12,9 @@ from gigapipe.spatial.window import Bins, Interval
 @decomposes(F.avg_pool2d)
 def avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     images(x, "avg_pool2d")
-    stride = stride or kernel_size
+    stride = kernel_size if stride is None or stride == [] else stride
+    if divisor_override == 0:
+        raise RuntimeError("divisor must be not zero")  # as torch does
     axes = pooling_windows(kernel_size, stride, padding, 1, ceil_mode)
 
     def counts(axis: int, out: Interval) -> torch.Tensor:

@@ -2,35 +2,44 @@
 
 import torch
 
+from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.pooled import across
+from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
 from gigapipe.spatial.transports import Transport
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over ranks: a plain tensor, the same on each. Its adjoint is the same sum."""
+    """Sum over ranks, the same on each, of which each makes something of its own. Its adjoint is the same sum."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, ranks: Transport) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, ranks: Transport, everyone: bool) -> torch.Tensor:
         ctx.ranks = ranks
+        if everyone:
+            ctx.across = across(f"sum of {tuple(x.shape)}")
         ctx.save_for_backward(x.new_empty(0))  # so that checkpointing comes as far as this on every rank
         return ranks.sum_(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (_,) = ctx.saved_tensors
-        return ctx.ranks.sum_(grad.clone(memory_format=torch.contiguous_format)), None
+        return ctx.ranks.sum_(grad.clone(memory_format=torch.contiguous_format)), None, None
 
 
 def sum_over_image(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """The sum of the ranks' tensors, on each rank that shares the image. Differentiable."""
-    return x if mesh.image_ranks == 1 else _Sum.apply(x, mesh.image)
+    """The sum of the ranks' tensors, for each rank to go on with its shard. Differentiable.
+
+    What goes on as a plain tensor, the same on all ranks, is summed by `gradients.leave`.
+    """
+    return x if mesh.image_ranks == 1 else _Sum.apply(x, mesh.image, False)
 
 
 def sum_over_everyone(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     """The sum over the mesh's images of what is the same on the ranks that share one. Differentiable."""
-    return x if mesh.data == 1 else _Sum.apply(x, mesh.everyone) / mesh.image_ranks
+    mesh.agree((LAYERS[-1:], tuple(x.shape)), device=x.device)
+    return x if mesh.data == 1 else _Sum.apply(x, mesh.everyone, True) / mesh.image_ranks
 
 
 def largest_over_image(x: SpatialTensor) -> torch.Tensor:
@@ -52,14 +61,17 @@ def largest_over_image(x: SpatialTensor) -> torch.Tensor:
     values, indices = x.mesh.image.sum_(table)
     largest = (values == values.amax(0)) | values.isnan()  # torch too lets NaN through
     first = torch.where(largest, indices, torch.inf).argmin(0)
-    return sum_over_image(torch.where(first == x.mesh.image_rank, mine, torch.zeros_like(mine)), x.mesh)
+    return leave(torch.where(first == x.mesh.image_rank, mine, torch.zeros_like(mine)), x.mesh, x.batch)
 
 
 def _dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
     """The dimensions that are reduced, and whether the image's rows and columns are among them."""
     if dim is None or dim in ((), []):
         dim = range(x.dim())
-    dims = {d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)}
+    given = [x.dimension(d) for d in ([dim] if isinstance(dim, int) else dim)]
+    dims = set(given)
+    if len(dims) < len(given):
+        raise RuntimeError(f"dimensions {dim} name one several times")  # as torch does
     divided = dims & set(x.axes)
     if len(divided) == 1:
         raise NotDecomposed(
@@ -82,7 +94,7 @@ def summing(dtype: torch.dtype) -> torch.dtype:
 def sum_(x, dim=None, keepdim=False, dtype=None):
     dims, whole = _dimensions(x, dim)
     local = x.local.sum(sorted(dims), keepdim=keepdim, dtype=dtype)
-    return sum_over_image(local, x.mesh) if whole else x.with_local(local, axes_without(x, dims, keepdim))
+    return leave(local, x.mesh, x.batch) if whole else x.with_local(local, axes_without(x, dims, keepdim))
 
 
 @decomposes(torch.mean, torch.Tensor.mean)
@@ -94,7 +106,7 @@ def mean(x, dim=None, keepdim=False, dtype=None):
         raise RuntimeError(f"mean(): the input must be of floating point, not {dtype or x.dtype}")  # as torch has it
     count = torch.Size(x.shape[d] for d in dims).numel()
     total = x.local.sum(sorted(dims), keepdim=keepdim, dtype=dtype or summing(x.dtype))
-    return (sum_over_image(total, x.mesh) / count).to(dtype or x.dtype)
+    return (leave(total, x.mesh, x.batch) / count).to(dtype or x.dtype)
 
 
 def _extreme(function):
@@ -119,7 +131,7 @@ def _selecting(function):
                 "take it over channels, or adaptive_max_pool2d(x, 1)",
             )
         values, indices = function(x.local, dim, keepdim)
-        axes = axes_without(x, {dim % x.dim()}, keepdim)
+        axes = axes_without(x, {x.dimension(dim)}, keepdim)
         kind = torch.return_types.max if function is torch.max else torch.return_types.min
         return kind((x.with_local(values, axes), x.with_local(indices, axes)))
 

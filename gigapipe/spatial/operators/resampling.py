@@ -4,11 +4,12 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import _disable_current_modes
 
 from gigapipe.spatial.halo import gather_halo, layout
 from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, windowed
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.torch_internals import memory_of, without_modes
 from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
 
 
@@ -38,13 +39,18 @@ def pad(x, pad, mode="constant", value=None):
     if mode != "constant" and min(map(min, margins)) < 0:
         raise NotDecomposed(f"{mode} padding by a negative number", "crop by slicing")
     if mode == "constant":
-        return _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
+        padded = _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
+        if memory_of(padded.local) == memory_of(x.local):  # torch's is a copy always
+            padded = padded.with_local(padded.local.clone())
+        return padded
     return _moved(x, [Padded(mode, margin) if any(margin) else Window(1) for margin in margins])
 
 
 @decomposes(F.pixel_shuffle, torch.pixel_shuffle)
 def pixel_shuffle(x, upscale_factor):
     r = upscale_factor
+    if r < 1 or x.shape[1] % r**2:
+        raise RuntimeError(f"pixel_shuffle by {r} of {x.shape[1]} channels")  # as torch does
     return windowed(
         images(x, "pixel_shuffle"),
         (Shuffled(r), Shuffled(r)),
@@ -68,7 +74,7 @@ def _positions(
     n: int, size: int | None, scale: float | None, mode: str, align_corners, recompute_scale_factor, precision
 ) -> torch.Tensor:
     """Where in an axis of `n` each output looks: torch itself says, for it interpolates a ramp of positions."""
-    with _disable_current_modes():  # numbers, even where nothing but shapes is asked for
+    with without_modes():  # numbers, even where nothing but shapes is asked for
         found = F.interpolate(
             torch.arange(n, dtype=precision).view(1, 1, n, 1),
             size=None if size is None else (size, 1),
@@ -89,7 +95,7 @@ class _Grown(torch.autograd.Function):
         return F.interpolate(x, scale_factor=tuple(map(float, factors)), mode=mode)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         rows, columns = ctx.factors
         # Along rows first or last is the same; columns first, for they lie together and most is gone then.
@@ -138,7 +144,7 @@ def interpolate(
         _positions(n, o, None if s is None else float(s), mode, align_corners, recompute_scale_factor, precision)
         for n, o, s in zip(x.image_size, sizes or (None, None), scales, strict=True)
     ]
-    with _disable_current_modes():
+    with without_modes():
         lows, highs = [p.floor().long() for p in positions], [p.ceil().long() for p in positions]
         accesses = tuple(Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
     factors = [o // n for o, n in zip(map(len, lows), x.image_size, strict=True)]

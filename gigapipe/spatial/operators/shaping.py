@@ -7,15 +7,16 @@ from gigapipe.spatial.operators.reductions import axes_without
 from gigapipe.spatial.operators.resampling import crop_image
 from gigapipe.spatial.sharding import gather
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
+from gigapipe.spatial.tile import Tile
 
 
 def _undivided(x: SpatialTensor, dim: int, what: str) -> int:
     """`dim`, counted from the first, if it is neither rows nor columns."""
-    if dim % x.dim() in x.axes:
+    if x.dimension(dim) in x.axes:
         raise NotDecomposed(
             f"{what} along rows or columns", "do it along another dimension, or after gigapipe.spatial.gather(x)"
         )
-    return dim % x.dim()
+    return x.dimension(dim)
 
 
 @decomposes(torch.cat, torch.concat)
@@ -56,7 +57,7 @@ def narrow(x, dim, start, length):
 @decomposes(torch.permute, torch.Tensor.permute)
 def permute(x, *args, dims=None):
     dims = (dims,) if dims is not None else args
-    dims = [d % x.dim() for d in (dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)]
+    dims = [x.dimension(d) for d in (dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)]
     return x.with_local(x.local.permute(dims), tuple(dims.index(axis) for axis in x.axes))
 
 
@@ -69,6 +70,8 @@ def transpose(x, dim0, dim1):
 
 @decomposes(torch.unsqueeze, torch.Tensor.unsqueeze)
 def unsqueeze(x, dim):
+    if not -x.dim() - 1 <= dim <= x.dim():
+        raise IndexError(f"Dimension out of range: {dim} of {x.dim()} and one more")  # as torch does
     dim %= x.dim() + 1
     return x.with_local(x.local.unsqueeze(dim), tuple(axis + (axis >= dim) for axis in x.axes))
 
@@ -93,7 +96,7 @@ def getitem(x, index):
     cuts = [index[axis] for axis in x.axes]
     if any(isinstance(cut, int) or cut.step not in (None, 1) for cut in cuts):
         raise NotDecomposed("indexing single or every n-th rows or columns", "pool, or convolve with a stride")
-    part = any(cut != slice(None) for cut in cuts)
+    whole, part = x, any(cut != slice(None) for cut in cuts)
     if part:
         ranges = [cut.indices(n)[:2] for cut, n in zip(cuts, x.image_size, strict=True)]
         if any(stop <= start for start, stop in ranges):
@@ -101,7 +104,8 @@ def getitem(x, index):
         x = crop_image(x, *ranges)
     rest = tuple(slice(None) if d in x.axes else i for d, i in enumerate(index))
     x = x.with_local(x.local[rest], axes_without(x, {d for d, i in enumerate(rest) if isinstance(i, int)}, False))
-    x.copied = part
+    if part and not isinstance(x.mesh, Tile):  # whose parts are views
+        whole.memory.copied_to(x.memory)
     return x
 
 
@@ -141,7 +145,7 @@ def linear(x, weight, bias=None):
 @decomposes(torch.flatten, torch.Tensor.flatten)
 def flatten(x, start_dim=0, end_dim=-1):
     """Of the image with its rows and columns: a plain tensor, of all that the ranks hold."""
-    first, last = start_dim % x.dim(), end_dim % x.dim()
+    first, last = x.dimension(start_dim), x.dimension(end_dim)
     if first <= min(x.axes) and max(x.axes) <= last:
         return gather(x).flatten(first, last)
     raise NotDecomposed("flatten of rows and columns apart", "flatten both together")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
 from gigapipe.spatial.window import Access, Interval, Rectangle, Window
 
@@ -17,6 +18,8 @@ def pair(value) -> tuple[int, int]:
 
 def pooling_windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Window, Window]:
     """The windows along rows and columns; ValueError where torch would not pool by them."""
+    if min(*pair(kernel), *pair(stride), *pair(dilation)) < 1:
+        raise ValueError(f"pooling by {kernel}, stride {stride}, dilation {dilation}: they are 1 or more")
     if any(not 0 <= 2 * p <= k for p, k in zip(pair(padding), pair(kernel), strict=True)):
         raise ValueError(f"pooling by {kernel} is padded by at most half of it, not by {padding}")
     axes = zip(pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
@@ -64,7 +67,7 @@ class _Nothing(torch.autograd.Function):
         return shard.new_zeros(shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         return None, *(torch.zeros_like(x) for x in ctx.saved_tensors)
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from mpi4py import MPI
 
 from gigapipe.spatial.transports import Message, reduced_bytes
 
+AT_ONCE = 2**20  # elements that are summed at a time, for which MPI takes as much memory again
 _SUMMABLE = {
     torch.float32: MPI.FLOAT,
     torch.float64: MPI.DOUBLE,
@@ -26,13 +28,19 @@ class MpiTransport:
 
     def __init__(self, communicator: MPI.Comm, timeout: float = 600):
         # A communicator of its own: no message of another user of MPI can be taken for one of ours.
-        self.communicator = communicator.Dup()
+        self._take(communicator.Dup(), timeout)
+
+    def _take(self, communicator: MPI.Comm, timeout: float) -> None:
+        self.communicator = communicator
+        weakref.finalize(self, _free, communicator).atexit = False  # where MPI ends
         self.rank, self.size = communicator.rank, communicator.size
         self.timeout = timeout
         self.sent_bytes = 0
 
     def subset(self, ranks: Sequence[int]) -> "MpiTransport":
-        return MpiTransport(self.communicator.Create_group(self.communicator.group.Incl(ranks)), self.timeout)
+        subset = MpiTransport.__new__(MpiTransport)
+        subset._take(self.communicator.Create_group(self.communicator.group.Incl(ranks)), self.timeout)
+        return subset
 
     def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
         self.sent_bytes += sum(tensor.nbytes for _, tensor in outgoing)
@@ -57,8 +65,11 @@ class MpiTransport:
             return x.copy_(self.sum_(x.float()))
         self.sent_bytes += reduced_bytes(x, self.size)
         _finish([x])
-        buffer = [_bytes(x), x.numel(), _SUMMABLE[x.dtype]]
-        self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
+        memory, size = _bytes(x), x.element_size()
+        for start in range(0, x.numel(), AT_ONCE):
+            stop = min(start + AT_ONCE, x.numel())
+            buffer = [memory[start * size : stop * size], stop - start, _SUMMABLE[x.dtype]]
+            self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
         return x
 
     def _wait(self, requests: list[MPI.Request], what: str) -> None:
@@ -67,6 +78,11 @@ class MpiTransport:
             os.sched_yield()  # where ranks share a core, the one that is waited for must get it
             if time.monotonic() - begun > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
+
+
+def _free(communicator: MPI.Comm) -> None:
+    if not MPI.Is_finalized():
+        communicator.Free()
 
 
 def _done(requests: list[MPI.Request], what: str) -> bool:

@@ -1,6 +1,7 @@
 """Transport by torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -24,6 +25,8 @@ class TorchTransport:
         self.group = (
             dist.group.WORLD if self.ranks == whole else dist.new_group(self.ranks, use_local_synchronization=True)
         )
+        if self.group is not dist.group.WORLD:
+            weakref.finalize(self, _destroy, self.group).atexit = False
         self.rank = self.ranks.index(dist.get_rank())
         self.size = len(self.ranks)
         self.sent_bytes = 0
@@ -85,3 +88,8 @@ class TorchTransport:
         except RuntimeError as error:  # of gloo
             kind = TimeoutError if "timed out" in str(error).lower() else ConnectionError
             raise kind(f"rank {self.rank} of {self.size}, {what}: {error}") from None
+
+
+def _destroy(group: dist.ProcessGroup) -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group(group)

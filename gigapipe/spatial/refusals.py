@@ -1,0 +1,72 @@
+"""What is refused, and how: one line that names the layer, the operation and a way out."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+LAYERS: list[str] = []
+"""Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
+
+
+class NotDecomposed(NotImplementedError):
+    """An operation that would be wrong on a shard; says which, in which layer, and what to do."""
+
+    def __init__(self, what: str, instead: str, name_layer: bool = True):
+        layer = f"in layer {LAYERS[-1]}: " if name_layer and LAYERS and LAYERS[-1] else ""
+        super().__init__(f"gigapipe.spatial: {layer}{what}; {instead}")
+
+
+def name_of(function: Callable) -> str:
+    """What a user knows a torch function by."""
+    if getattr(function, "__name__", None) in ("__get__", "__set__"):  # a property of Tensor
+        return f"Tensor.{function.__self__.__name__}"
+    if isinstance(function, torch.ScriptMethod | torch.ScriptFunction):
+        return f"{function.name} of a scripted module (torch.jit; its module before that may have one)"
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))
+    return name.replace("TensorBase.", "Tensor.")
+
+
+def changes_by_name(function: Callable) -> bool:
+    """Whether a function's name says that it changes its first argument in place."""
+    name = name_of(function).rpartition(".")[2]
+    trailing = name.endswith("_") and not name.endswith("__")
+    return trailing or name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+
+
+class _Refused(torch.autograd.Function):
+    """Gradients that have none of their own; the first input, which asks for one, keeps this in the graph."""
+
+    @staticmethod
+    def forward(ctx, anchor: torch.Tensor, *grads: torch.Tensor):
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotDecomposed(
+            "a gradient of a gradient (create_graph=True) of a decomposed or streamed image",
+            "use first-order gradients, or one rank and an image that is held",
+        )
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """For the `backward` of a Function, as torch's decorator of this name; to differentiate it again is refused.
+
+    torch's own lets gradients of gradients be lost where what arrives is a constant.
+    """
+
+    @functools.wraps(backward)
+    def first_order(ctx, *grads):
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return results
+        results = list(results) if isinstance(results, tuple) else [results]
+        found = [i for i, grad in enumerate(results) if grad is not None]
+        if found:
+            anchor = torch.zeros((), requires_grad=True)
+            for i, grad in zip(found, _Refused.apply(anchor, *(results[i] for i in found)), strict=True):
+                results[i] = grad
+        return tuple(results)
+
+    return first_order
