@@ -363,6 +363,8 @@ class Operation(nn.Module):
         return features, *(f.double().view(-1) if f.dim() == 0 else f.double() for f in found)
 
 
+DIFFERENTIATION = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
+"""What asks for gradients; its cases are in contract_cases.py."""
 REFUSED = {F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices}
 """What is registered to say what to use instead."""
 
@@ -372,7 +374,11 @@ def _operation(function: Callable) -> Case:
     return Case(lambda: Operation(function, call), (ROWS, COLUMNS))
 
 
-OPERATIONS = {".".join(spelling(function)): _operation(function) for function in DECOMPOSED if function not in REFUSED}
+OPERATIONS = {
+    ".".join(spelling(function)): _operation(function)
+    for function in DECOMPOSED
+    if function not in REFUSED | DIFFERENTIATION
+}
 """Each torch function that has a decomposed form, by name. One that is called otherwise than f(x) stands in `CALLS`."""
 
 ALL_CASES = {name: Case(*case) for name, case in {**CASES, **LOSSES, **OPERATIONS}.items()}

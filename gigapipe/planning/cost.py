@@ -110,6 +110,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return 0  # of a value, which nobody knows: whether ranks are alike is asked
         result = function(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         for tensor in made:

@@ -47,6 +47,8 @@ class Mesh:
             self.image = transport.subset(range(first, first + self.image_ranks))
         self.device = torch.device("cpu")
         """Where this rank computes. Whoever starts the ranks says so; decomposed operators go by their tensors."""
+        self._unlike: list[torch.Tensor] = []
+        """What `agree` found and has not told yet."""
         self.stage = "its beginning"
         """What the ranks are about, for whoever has to say where one failed."""
         self.remembered: dict[tuple, object] = {}
@@ -79,24 +81,29 @@ class Mesh:
         column = self.column if column is None else column
         return Rectangle(split(size[0], self.rows, row), split(size[1], self.columns, column))
 
-    def agree(self, on: object, batches: object = (), device: torch.device | None = None) -> None:
+    def agree(self, on: object, batches: object = (), device: torch.device | None = None, layer: bool = False) -> None:
         """Raise NotDecomposed, on every rank, if data ranks are about to sum over everyone for different things.
 
         `on` and `batches` are compared by what `repr` says of them. All ranks call together; data ranks that run
-        different layers meet here at different places of their programs, which is why all ask in the same way.
+        different layers meet here at different places of their programs, which is why all ask in the same way. A
+        `layer` on an accelerator, whose host would wait for every one, is told when the backward pass asks.
         """
         if self.data == 1:
             return
         mine = torch.tensor([_fingerprint(on), _fingerprint(batches)], device=device or self.device)
         total, squares = self.everyone.sum_(torch.stack([mine, mine * mine]))
-        operations, sizes = total * total != squares * self.size  # equal where all ranks' are, and only there
-        if bool(operations):
+        self._unlike.append(total * total != squares * self.size)  # equal where all ranks' are, and only there
+        if layer and total.device.type != "cpu":
+            return
+        operations, sizes = torch.stack(self._unlike).any(0).tolist()
+        self._unlike.clear()
+        if operations:
             raise NotDecomposed(
                 "data ranks did not run the same layers, so that sums over them would be of different things",
                 "run the same on every rank, in the same order, and multiply by 0 what a rank has no use for",
                 name_layer=False,  # ranks may be in several
             )
-        if bool(sizes):
+        if sizes:
             raise NotDecomposed(
                 "data ranks have batches of different sizes, so the mean of their losses is not that over all images",
                 "give every data rank as many images",

@@ -163,7 +163,7 @@ def batch_norm(
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
     if x.shape[0] * x.image_size[0] * x.image_size[1] * x.mesh.data <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
-    x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device)
+    x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device, layer=True)
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
     y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps, whole)
     if running_mean is not None:
@@ -232,7 +232,7 @@ def instance_norm(
     mean, variance, count = _group_statistics(x, x.shape[1])
     if running_mean is not None:
         # As torch does, the mean over the batch; here over all data ranks' batches, each met by `image_ranks` ranks.
-        x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device)
+        x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device, layer=True)
         batch = torch.stack([mean.detach(), variance.detach() * count / (count - 1)]).mean(1)
         batch = x.mesh.everyone.sum_(batch) / x.mesh.size
         running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)

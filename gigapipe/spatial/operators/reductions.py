@@ -38,7 +38,7 @@ def sum_over_image(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
 
 def sum_over_everyone(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     """The sum over the mesh's images of what is the same on the ranks that share one. Differentiable."""
-    mesh.agree((LAYERS[-1:], tuple(x.shape)), device=x.device)
+    mesh.agree((LAYERS[-1:], tuple(x.shape)), device=x.device, layer=True)
     return x if mesh.data == 1 else _Sum.apply(x, mesh.everyone, True) / mesh.image_ranks
 
 
