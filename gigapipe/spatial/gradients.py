@@ -111,10 +111,10 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
         flat = (torch.view_as_real(grad) if grad.is_complex() else grad).flatten()
         flat = flat[:: max(1, len(flat) // 2**16)].double()  # of a whole map, some
         along = flat @ torch.arange(1, len(flat) + 1, dtype=torch.float64, device=flat.device).cos()
-        table = flat.new_zeros(mesh.data, 3)  # for each data rank: all refuse if one does
-        table[mesh.data_index] = torch.stack([along, along.square(), flat.square().sum()])
-        mean, square, norm = mesh.everyone.sum_(table).div_(mesh.image_ranks).T
-        if bool((square - mean**2 > UNLIKE**2 * norm).any()):
+        table = torch.stack([along, along.square(), flat.square().sum()])
+        mean, square, norm = mesh.image.sum_(table) / mesh.image_ranks
+        unlike = (square - mean**2 > UNLIKE**2 * norm).int()
+        if bool(mesh.everyone.sum_(unlike) if mesh.data > 1 else unlike):  # all refuse if those of one image do
             raise NotDecomposed(
                 "ranks that share an image computed different things of its pooled features",
                 "let them draw the same random numbers (torch.manual_seed of one seed) and have the same labels",
