@@ -111,11 +111,10 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
         flat = (torch.view_as_real(grad) if grad.is_complex() else grad).flatten()
         flat = flat[:: max(1, len(flat) // 2**16)].double()  # of a whole map, some
         along = flat @ torch.arange(1, len(flat) + 1, dtype=torch.float64, device=flat.device).cos()
-        sums = mesh.image.sum_(torch.stack([along, along.square(), flat.square().sum()]))
-        mean, square, norm = sums.div_(mesh.image_ranks)
-        unlike = (square - mean**2 > UNLIKE**2 * norm).double().view(1)
-        if mesh.data > 1:  # all refuse if one does
-            unlike = mesh.everyone.sum_(unlike)
+        table = torch.stack([along, along.square(), flat.square().sum()])
+        mean, square, norm = mesh.image.sum_(table) / mesh.image_ranks
+        unlike = (square - mean**2 > UNLIKE**2 * norm).int()
+        unlike = mesh.everyone.sum_(unlike) if mesh.data > 1 else unlike  # all refuse if those of one image do
         if bool(unlike > 0):
             raise NotDecomposed(
                 "ranks that share an image computed different things of its pooled features",
