@@ -15,11 +15,11 @@ SHARED = Path(os.environ.get("GIGAPIPE_SHARED", ROOT.parent / "shared"))
 TOGETHER = {
     "test_slurm.py": "slurm",
     "test_demo.py": "demo",
-    "test_simulation.py": "simulation",
-    "test_watch.py": "watch",
     "test_exactness.py": "ranks",
     "test_spatial.py": "ranks",
+    "test_simulation.py": "simulation",
     "test_contract.py": "contract",
+    "test_watch.py": "watch",
     "test_docs.py": "docs",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
