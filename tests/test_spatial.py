@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launching import EXIT_GLOO, ROOT, gigapipe
-from spatial_cases import CALLS, CASES, LOSSES, OF_A_BATCH, OPERATIONS, REFUSED, Apply, spelling
+from spatial_cases import CALLS, CASES, DIFFERENTIATION, LOSSES, OF_A_BATCH, OPERATIONS, REFUSED, Apply, spelling
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,9 +41,9 @@ def test_each_operation_is_exact_on_ranks(ranks, operation):
 
 
 def test_every_registered_operation_has_a_case():
-    names = {spelling(function)[1] for function in DECOMPOSED}
-    assert CALLS.keys() <= names, "a case of what is not registered"
-    assert len(OPERATIONS) == len(DECOMPOSED) - len(REFUSED), "two operations of one name"
+    functions = DECOMPOSED.keys() - REFUSED - DIFFERENTIATION
+    assert CALLS.keys() <= {spelling(function)[1] for function in functions}, "a case of what is not registered"
+    assert len(OPERATIONS) == len(functions), "two operations of one name"
 
 
 @pytest.mark.parametrize("mesh, transport", RUNS)
@@ -69,6 +69,7 @@ def test_bf16_is_as_good_on_a_mesh_as_undivided(ranks):
 
 
 def test_a_device_mesh_with_torch_s_own_data_parallelism(ranks):
+    ranks.stop()  # torch numbers groups on each rank: who was in other groups before would wait for another one
     for row in ranks("models.over_device_mesh", mesh=(2, 1, 3), transport="torch"):
         assert max(row["error"], row["averaged twice"]) <= 1e-10, row
 

@@ -17,8 +17,8 @@ from launching import ROOT
 pytestmark = pytest.mark.slow
 COMPILERS = [os.environ.get("CXX", "g++"), "clang++"]
 
-# At most: operations on the device, sums over ranks, messages to other ranks. Of the sums one for each plain tensor that
-# is made of an image asks whether its ranks are alike there.
+# At most: operations on the device, sums over ranks, messages to other ranks. For each plain tensor that is made of an
+# image, one of the sums asks whether its ranks are alike there.
 COUNTS = {
     ("held", "step"): (2813, 62, 240),
     ("streamed", "step"): (2346, 0, 0),
