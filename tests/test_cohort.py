@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
 from gdc_server import Archive, Fault, serving
 from launching import gigapipe
 from projects import fresh_copy, snakemake, start
 
+pytestmark = pytest.mark.slow
 KINDS = ["cut", "reset", "503", "429", "500", "short", "wrong", "json", "html", "no_range", "stall"]
 
 

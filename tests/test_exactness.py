@@ -95,6 +95,7 @@ def test_a_checkpoint_of_torchvision_loads_by_name():
     assert shapes["fc.bias"] == (1000,)
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_ranks_is_refused(tmp_path):
     arguments = ["train", "--folds", "f", "--pyramids", "p", "--fold", 0, "--mpp", 1, "--canvas", 8, "--output", "m"]
     done = gigapipe(*arguments, "--mesh", 1, 2, 2, ranks=2, check=False, cwd=tmp_path)

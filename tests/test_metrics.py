@@ -154,6 +154,7 @@ def test_more_than_two_classes_are_averaged_one_against_the_rest():
     assert counts.to_numpy().sum() == 90 and counts.to_numpy().trace() == (truth == probabilities.argmax(1)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal, cohort", [(1.0, {}), (1.0, {"folds": 3}), (3.0, {"patients": 40, "slides": 1})])
 def test_intervals_cover_the_truth_as_often_as_they_say(signal, cohort):
     truth, cohorts = norm.cdf(signal / 2), 250

@@ -35,6 +35,7 @@ def slides():
     return phantoms, [render(phantom) for phantom in phantoms]
 
 
+@pytest.mark.slow
 def test_the_class_is_there_at_the_finest_resolution_and_gone_at_the_coarsest(slides):
     phantoms, pictures = slides
     labels = [phantom.label == "solid" for phantom in phantoms]
@@ -47,6 +48,7 @@ def test_the_class_is_there_at_the_finest_resolution_and_gone_at_the_coarsest(sl
     assert 0.35 <= auc[COARSEST] <= 0.65
 
 
+@pytest.mark.slow
 def test_colour_says_nothing_of_the_class_unless_confounded(slides):
     phantoms, pictures = slides
     labels = [phantom.label == "acinar" for phantom in phantoms]
@@ -71,6 +73,7 @@ def colour_oracle(phantoms, pictures, same_site: bool) -> list[float]:
     return scores
 
 
+@pytest.mark.slow
 def test_a_confounded_site_fools_a_random_split_and_not_a_site_preserved_one():
     phantoms = cohort(seed=1, patients=24, confounder=1.0)
     assert all(len({p.label for p in phantoms if p.site == site}) == 1 for site in {p.site for p in phantoms})

@@ -45,6 +45,7 @@ planning.worker(planning.CONFIGURATIONS[0], 0, 2)
 """
 
 
+@pytest.mark.slow
 def test_predicted_memory_is_that_of_a_process():
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -151,6 +152,7 @@ def test_presets_are_sane(name):
     assert not it.measured and "assumed" in " ".join(it.assumptions())
 
 
+@pytest.mark.slow
 def test_the_plan_is_read_at_a_glance(capsys):
     done = gigapipe("plan", "unet", "2048x3000", "--machine", "perlmutter", "--memory", "100MB", "--scaling").stdout
     lines = done.splitlines()

@@ -64,6 +64,7 @@ def test_a_phantom_is_downsampled_exactly_at_any_ratio(phantom_path, tmp_path):
         assert_exact(Pyramid(tmp_path / "p"), slide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_blocks_leave_no_seam_and_depend_on_nobody(phantom_path, tmp_path, monkeypatch, scheduler):
     """Blocks that hold whole chunks of the finest resolution, and pieces of the others'; in threads and processes."""
@@ -86,6 +87,7 @@ def test_shards_hold_the_same_pixels(phantom_path, tmp_path, monkeypatch):
     assert len(files) == (-(-array.shape[1] // 128)) * (-(-array.shape[2] // 128))
 
 
+@pytest.mark.slow
 def test_a_real_slide_is_downsampled_exactly_and_keeps_its_mean(shared, tmp_path):
     path = shared / "data/slides/CMU-1-Small-Region.svs"
     gigapipe("pyramid", path, tmp_path / "p", "--mpp", 0.5, 0.99, 4)
@@ -99,6 +101,7 @@ def test_a_real_slide_is_downsampled_exactly_and_keeps_its_mean(shared, tmp_path
         assert abs(mean - level0).max() < 1
 
 
+@pytest.mark.slow
 def test_the_same_region_as_dicom_differs_as_its_jpeg_does(shared, tmp_path):
     """Its frames were compressed again, as YCbCr, and its metadata calls them RGB."""
     paths = {
@@ -120,6 +123,7 @@ def test_the_same_region_as_dicom_differs_as_its_jpeg_does(shared, tmp_path):
         assert abs(ours.mean((1, 2)) - theirs.mean((1, 2))).max() < 1
 
 
+@pytest.mark.slow
 def test_composed_lung_slides_are_downsampled_exactly(shared, tmp_path):
     script = shared / "tools/make_lung_slides.py"
     subprocess.run([sys.executable, script, tmp_path / "lung", "--per-class", "1"], check=True)
@@ -161,6 +165,7 @@ def test_the_store_is_valid_to_others(phantom_path, tmp_path):
         assert [d.path for d in found.multiscales[0].datasets] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_store(phantom_path, tmp_path):
     dask = str(Path(sys.executable).with_name("dask"))
     said = tmp_path / "scheduler.json"
@@ -451,6 +456,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     rgb = np.tile(render(cohort(patients=6)[0]), (6, 6, 1))
     write_slide(tmp_path / "s.svs", rgb)

@@ -154,6 +154,7 @@ def results(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_as_png_and_svg(results, tmp_path):
     modes = [
         {"mode": mode, "source": source, "ranks": n, "efficiency": 1 / n**0.1, "seconds": 1.0}

@@ -2,17 +2,18 @@
 
 import pandas as pd
 import pytest
-from projects import configured, fresh_copy, snakemake
+from projects import configured, fresh_copy, make_results, snakemake
 
 
 @pytest.mark.check
 def test_six_phantoms_reach_a_table(tmp_path):
     project = fresh_copy(tmp_path / "project")
+    make_results(project, [8.0], patients=6)
     arguments = configured(
         project,
         phantom={"patients": 6},
         folds={"number": 3},
-        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 2, 1]}],
+        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 1, 1]}],
         training={"epochs": 1, "batch": 2, "network": "resnet10", "width": 8},
     )
     snakemake(project, "--cores", 2, *arguments, "--", "evaluated")

@@ -97,6 +97,7 @@ def refused():
 """
 
 
+@pytest.mark.slow
 def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
     (tmp_path / "mine.py").write_text(MODELS_OF_A_USER)
     done = gigapipe("check", "mine:right", "33x20", "2x1", cwd=tmp_path, process=True)
@@ -111,6 +112,7 @@ def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
     assert done.returncode == 1 and "package.module:function" in done.stdout and "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path):
     page = (ROOT / "docs/spatial.md").read_text()
     (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0] + EXIT_GLOO)
@@ -125,6 +127,7 @@ def test_the_example_of_the_docs_runs(tmp_path):
     assert done.stdout.count("loss") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
     program = str(ROOT / "tests/ranks/forever.py")
@@ -149,6 +152,7 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tmp_path):
     program = str(ROOT / "tests/ranks/forever.py")

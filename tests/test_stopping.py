@@ -85,6 +85,7 @@ def save_without_end(folder: Path, said) -> None:
         said.send(step)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_leaves_a_state_that_can_be_read(tmp_path):
     chance, forked = random.Random(0), multiprocessing.get_context("fork")
     within = 0

@@ -35,6 +35,7 @@ def test_every_operation_is_exact_by_tiles_of_7_pixels(case):
     assert worst.error <= TOLERANCE, worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan",
     [
@@ -51,6 +52,7 @@ def test_a_resnet_of_an_odd_size_is_exact_however_it_is_cut(plan):
     assert worst.error <= TOLERANCE, worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["frozen", "none"])
 def test_a_bottleneck_resnet_is_exact(norm):
     torch.manual_seed(0)
@@ -189,6 +191,7 @@ def test_a_convolution_and_its_frozen_norm_are_one_and_what_they_were(function):
     torch.testing.assert_close(found, expected, **tolerance)
 
 
+@pytest.mark.slow
 def test_trainable_batch_norm_between_kept_images_is_exact():
     torch.manual_seed(0)
     images = torch.randn(2, 3, 101, 77, dtype=torch.float64)
@@ -196,6 +199,7 @@ def test_trainable_batch_norm_between_kept_images_is_exact():
     assert worst.error <= TOLERANCE, worst
 
 
+@pytest.mark.slow
 def test_what_is_read_tile_by_tile_is_what_is_held():
     torch.manual_seed(0)
     pixels, label = torch.rand(1, 3, 300, 200), torch.tensor([1])
@@ -226,6 +230,7 @@ def test_dropout_by_tiles_drops_what_it_drops_of_the_whole():
     assert (whole.local == 0).double().mean() > 0.4
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_memory_a_step_will_take():
     limit = 300_000_000
     command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", str(limit), "--sizes", "1536"]
@@ -254,6 +259,7 @@ def test_planning_leaves_a_model_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path):
     page = (ROOT / "docs/streaming.md").read_text()
     (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])

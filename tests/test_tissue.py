@@ -27,6 +27,7 @@ def pyramid(tmp_path_factory):
     return folder / "p"
 
 
+@pytest.mark.slow
 def test_the_outline_is_where_a_phantom_has_tissue():
     for slide in phantom.cohort(patients=6):
         rng = np.random.default_rng(slide.seed)
@@ -82,6 +83,7 @@ def test_a_mask_of_another_shape_is_refused_and_one_of_any_mode_read(pyramid, tm
         assert read_mask(tmp_path / mode)[:].mean() == pytest.approx(0.5, abs=0.02), mode
 
 
+@pytest.mark.slow
 def test_a_sheet_may_name_masks_for_some_slides_and_no_labels(tmp_path):
     project = fresh_copy(tmp_path)
     np.save(project / "drawn.npy", np.ones((40, 40)))
@@ -102,6 +104,7 @@ def test_a_sheet_may_name_masks_for_some_slides_and_no_labels(tmp_path):
     assert status and "no such file: drawn.npy" in output
 
 
+@pytest.mark.slow
 def test_the_workflow_learns_tissue_on_ranks_that_stream(tmp_path):
     project = fresh_copy(tmp_path)
     config = {
