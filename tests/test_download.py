@@ -17,11 +17,21 @@ class Archive(BaseHTTPRequestHandler):
         if self.path.startswith("/missing"):
             return self.send_error(404)
         body = b"<html>please log in</html>" if self.path.startswith("/page") else self.server.slide
+        if self.path.startswith("/earlier") and "Range" in self.headers:
+            return self.send_part(body, int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) - 100)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Disposition", "attachment; filename=../../evil.svs")
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if self.path.startswith("/short") else body)
+        half = self.path.startswith(("/short", "/earlier"))
+        self.wfile.write(body[: len(body) // 2] if half else body)
+
+    def send_part(self, body: bytes, begin: int):
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - begin))
+        self.end_headers()
+        self.wfile.write(body[begin:])
 
     def log_message(self, *_):
         pass
@@ -52,6 +62,7 @@ def test_a_slide_arrives_whole_under_the_name_that_was_asked_for(archive, slide,
 
 BAD = {
     "/short.svs": ([], "run it again"),
+    "/earlier.svs": ([], "a range that was not asked for"),
     "/missing.svs": ([], "404"),
     "/page.svs": ([], "not a slide"),
     "/a.svs": (["--md5", "0" * 32], "md5"),

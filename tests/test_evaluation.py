@@ -14,7 +14,7 @@ from scipy.special import expit
 from gigapipe.errors import InputError
 from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.comparison_text import as_html, as_markdown
-from gigapipe.evaluation.folds import make_folds, read_folds, roles
+from gigapipe.evaluation.folds import given_folds, make_folds, read_folds, roles
 from gigapipe.evaluation.networks import read_networks
 from gigapipe.slides.phantom import cohort, sheet_row
 from gigapipe.slides.sheet import read_sheet
@@ -106,6 +106,15 @@ def test_folds_share_no_patient_and_keep_the_balance(sheet):
         assert (parts["test"]["fold"] == fold).all()
     pd.testing.assert_frame_equal(table, make_folds(sheet, folds=4, seed=0, by="patient"))
     assert (table["fold"] != make_folds(sheet, folds=4, seed=1, by="patient")["fold"]).any()
+
+
+def test_given_folds_that_part_a_patient_are_refused(sheet, tmp_path):
+    given = pd.DataFrame({"slide": sheet["slide"], "fold": [i % 3 for i in range(len(sheet))]})
+    given.to_csv(tmp_path / "folds.csv", index=False)
+    twice = sheet["patient"].value_counts()
+    assert twice.max() > 1
+    with pytest.raises(InputError, match=r"patient \S+ is in \d folds; give one"):
+        given_folds(sheet, tmp_path / "folds.csv")
 
 
 def test_folds_that_cannot_be_made_are_refused(sheet):

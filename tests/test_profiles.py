@@ -4,7 +4,7 @@ import collections
 import re
 
 import pytest
-from projects import configured, plan, snakemake
+from projects import configured, snakemake
 
 SITES = ["slurm", "frontier", "perlmutter", "lsf", "summit"]
 SUMMIT = ["--profile", "summit"]
@@ -16,9 +16,24 @@ def account(monkeypatch):
     monkeypatch.setenv("GIGAPIPE_ACCOUNT", "abc123")
 
 
-@pytest.mark.parametrize("profile", ["local", "ci-slurm", *SITES])
-def test_every_profile_plans_the_road(project, account, profile):
-    assert plan(project, "--profile", profile)["train"] == 12
+# How each starts the two ranks of the default's finest resolution.
+LAUNCHERS = {
+    "local": "mpiexec -n 2",
+    "ci-slurm": "srun -K --mpi=pmi2 -N 1 -n 2 --ntasks-per-node=2 -c 1",
+    "slurm": "srun -K --mpi=pmix -N 1 -n 2 --ntasks-per-node=2 -c 8",
+    "frontier": "srun -K -N 1 -n 2 --ntasks-per-node=2 -c 7 --gpus-per-task=1 --gpu-bind=closest",
+    "perlmutter": "srun -K -N 1 -n 2 --ntasks-per-node=2 -c 32 --gpus-per-task=1 --gpu-bind=none",
+    "lsf": "mpiexec -n 2",
+    "summit": "jsrun -n 2 -r 2 -a 1 -c 7 -g 1 -b rs",
+}
+
+
+@pytest.mark.parametrize("profile", LAUNCHERS)
+def test_every_profile_plans_the_road_and_starts_ranks_in_its_way(project, account, profile):
+    _, output = snakemake(project, "-n", "--printshellcmds", "--cores", 2, "--profile", profile)
+    assert re.search(r"^train +12$", output, re.MULTILINE)
+    started = re.findall(r"(?:Shell command: | {8})(.*) gigapipe train .*--mpp 2 ", output)
+    assert [line.strip() for line in started] == 4 * [LAUNCHERS[profile]]
 
 
 @pytest.mark.parametrize("profile", SITES)
