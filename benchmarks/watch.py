@@ -1,7 +1,7 @@
 """What a training step does on a GPU, counted on a machine without one: see fake_cuda.py.
 
     python benchmarks/watch.py                  # the matrix: networks, norms, pools, meshes, places; some minutes
-    python benchmarks/watch.py --json held      # one trace of the test suite: held, streamed, unet or trainer
+    python benchmarks/watch.py --json held      # one trace of the test suite: held, data, streamed, …
 
 Of every trace: operations on the device, host synchronisations, collectives of each kind, the most bytes at a time,
 and what is wrong: operations that mix devices, images that lose their layout or become float64. A step is forward,
@@ -10,6 +10,7 @@ backward, gradients averaged, and AdamW. Shapes are those of a whole slide; noth
 
 import argparse
 import collections
+import functools
 import itertools
 import json
 import math
@@ -28,6 +29,7 @@ from made_slides import Slides
 from gigapipe.models import RESNETS
 from gigapipe.planning.cost import step_cost
 from gigapipe.spatial import SpatialTensor, decompose, plan_streaming, stream
+from gigapipe.spatial.pooled import averaging
 from gigapipe.training import loop
 from gigapipe.training.activation import activations
 from gigapipe.training.classification import Classification, ClassifierSettings, predict
@@ -64,10 +66,12 @@ def trainable(make, mesh):
     return model, optimizer
 
 
-def step(model, optimizer, image, precision: str = "bfloat16") -> None:
+def step(model, optimizer, image, mesh, precision: str = "bfloat16") -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(image)
-    F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long, device=CUDA)).backward()
+    loss = F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long, device=CUDA))
+    with averaging([loss], mesh):  # a tensor without memory does not know that data ranks have others
+        loss.backward()
     optimizer.step()
 
 
@@ -79,7 +83,7 @@ def held(network="resnet18", norm="batch", pool="average", mesh=(1, 8, 8), place
         rectangle = ranks.rectangle((CANVAS, CANVAS))
         pixels = torch.zeros(1, 3, *rectangle.shape, device=CUDA).contiguous(memory_format=torch.channels_last)
         image = SpatialTensor(pixels, (CANVAS, CANVAS), ranks)
-        (found,) = phases(watch, step=lambda: step(*trained, image, precision))
+        (found,) = phases(watch, step=lambda: step(*trained, image, ranks, precision))
     yield found | {"planned": planned(network, norm, pool, mesh, place, precision)}
 
 
@@ -96,7 +100,7 @@ def streamed(size=1536, memory=6e8):
         with torch.autocast("cuda", torch.bfloat16):
             plan = plan_streaming(model, shape, memory, ranks, device=CUDA, base=watch.alive)
         image = stream(read, plan, ranks, shape, device=CUDA)
-        (found,) = phases(watch, step=lambda: step(model, optimizer, image))
+        (found,) = phases(watch, step=lambda: step(model, optimizer, image, ranks))
         yield found | {"planned": plan.peak / 1e9}
 
 
@@ -151,7 +155,13 @@ def phases(watch, **runs):
             yield report(watch, phase)
 
 
-TRACES = {"held": held, "streamed": streamed, "unet": unet, "trainer": trainer}
+TRACES = {
+    "held": held,
+    "data": functools.partial(held, mesh=(36, 8, 8)),
+    "streamed": streamed,
+    "unet": unet,
+    "trainer": trainer,
+}
 
 
 def matrix():

@@ -21,6 +21,7 @@ COMPILERS = [os.environ.get("CXX", "g++"), "clang++"]
 # image, one of the sums asks whether its ranks are alike there.
 COUNTS = {
     ("held", "step"): (2813, 62, 240),
+    ("data", "step"): (2946, 86, 240),
     ("streamed", "step"): (2346, 0, 0),
     ("unet", "backward"): (408, 8, 36),
     ("unet", "validate"): (322, 5, 42),
@@ -34,6 +35,7 @@ COUNTS = {
 
 # Where the host waits for the device, and why it may.
 WAITS = {
+    "spatial/mesh.py: Mesh.agree": "whether data ranks are alike, once a backward pass",
     "spatial/gradients.py: of_images": "whether the ranks of an image are alike behind the pool, once a step",
     "spatial/constant.py: constants": "whether a cell of a streamed image is constant; its pixels were on the host",
     "spatial/transports/torch_distributed.py: TorchTransport.sum_": "numbers of the host's, which NCCL sums on GPUs",
@@ -80,7 +82,7 @@ def traces() -> dict[tuple[str, str], dict]:
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
-    names = ["trainer", "streamed", "held", "unet"]
+    names = ["trainer", "streamed", "held", "data", "unet"]
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(names, pool.map(trace, names), strict=True))
     return {(name, phase["phase"]): phase for name, phases in found.items() for phase in phases}

@@ -90,7 +90,7 @@ class Mesh:
         """
         if self.data == 1:
             return
-        mine = torch.tensor([_fingerprint(on), _fingerprint(batches)], device=device or self.device)
+        mine = torch.tensor([_fingerprint(on), _fingerprint(batches)]).to(device or self.device)
         total, squares = self.everyone.sum_(torch.stack([mine, mine * mine]))
         self._unlike.append(total * total != squares * self.size)  # equal where all ranks' are, and only there
         if layer and total.device.type != "cpu":
