@@ -24,15 +24,16 @@ EXIT_GLOO = "import os, sys; sys.stdout.flush(); os._exit(0)\n"
 
 
 def gigapipe(
-    *arguments, ranks: int = 0, process: bool = False, check: bool = True, cwd: Path | None = None
+    *arguments, ranks: int = 1, process: bool = False, check: bool = True, cwd: Path | None = None
 ) -> subprocess.CompletedProcess:
     """Run `gigapipe …`; its output is text, both streams in one.
 
-    It runs in this process, which saves its start; as a process of its own if `process`; under mpiexec if `ranks`.
+    It runs in this process, which saves its start; as a process of its own if `process`; under mpiexec if on several
+    ranks.
     """
     arguments = list(map(str, arguments))
-    if ranks or process:
-        launcher = ["mpiexec", "-n", str(ranks)] if ranks else []
+    if ranks > 1 or process:
+        launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
         done = subprocess.run(
             [*launcher, GIGAPIPE, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, cwd=cwd,

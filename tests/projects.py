@@ -31,15 +31,15 @@ def fresh_copy(folder: Path) -> Path:
     return folder
 
 
-def make_results(project: Path, mpps: Sequence[float], leave: int = 2, **phantom) -> None:
+def make_results(project: Path, mpps: Sequence[float], leave: int = 2, results: str = "results", **phantom) -> None:
     """Make a project's phantoms and their pyramids in this process; the last `leave` slides are left to Snakemake."""
     options = [word for key, value in phantom.items() for word in (f"--{key}", value)]
-    gigapipe("phantom", "results/phantom", *options, cwd=project)
-    slides = sorted((project / "results/phantom").glob("*.svs"))
+    gigapipe("phantom", f"{results}/phantom", *options, cwd=project)
+    slides = sorted((project / results / "phantom").glob("*.svs"))
     for slide in slides[-leave:]:
         slide.unlink()
     for slide in slides[:-leave]:
-        build_pyramid(slide, project / "results/pyramids" / slide.stem, list(mpps))
+        build_pyramid(slide, project / results / "pyramids" / slide.stem, list(mpps))
 
 
 def configured(project: Path, **config) -> list[str]:

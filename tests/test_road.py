@@ -8,7 +8,7 @@ from projects import configured, fresh_copy, make_results, snakemake
 @pytest.mark.check
 def test_six_phantoms_reach_a_table(tmp_path):
     project = fresh_copy(tmp_path / "project")
-    make_results(project, [8.0], patients=6)
+    make_results(project, [8.0], leave=1, patients=6)
     arguments = configured(
         project,
         phantom={"patients": 6},

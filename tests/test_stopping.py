@@ -19,17 +19,17 @@ from gigapipe.training.stopping import RESERVE, UNFINISHED
 
 @pytest.fixture(scope="module")
 def uninterrupted(small_cohort, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """Weights of three epochs on two ranks."""
+    """Weights of two epochs on two ranks."""
 
     def make(folder: Path) -> None:
-        gigapipe(*training(small_cohort, folder / "model.pt", (1, 2, 1), epochs=3), ranks=2)
+        gigapipe(*training(small_cohort, folder / "model.pt", (1, 2, 1)), ranks=2)
 
     return weights(made_once(tmp_path_factory, "uninterrupted", make) / "model.pt")
 
 
 def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_cohort, uninterrupted, tmp_path):
     # So little that each run makes one step, or a validation.
-    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), 3, more=["--time-limit", f"{RESERVE + 0.1}s"])
+    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), more=["--time-limit", f"{RESERVE + 0.1}s"])
     stops = 0
     while (done := gigapipe(*arguments, ranks=2, check=False)).returncode == UNFINISHED:
         assert "the time runs out; the same command goes on from there" in done.stdout, done.stdout
@@ -38,12 +38,12 @@ def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_coho
         assert 1 <= len(list(tmp_path.glob("checkpoints/*.pt"))) <= 2
     assert done.returncode == 0, done.stdout
     print(f"stopped {stops} times")
-    assert stops > 6 and same(weights(tmp_path / "model.pt"), uninterrupted)
+    assert stops > 4 and same(weights(tmp_path / "model.pt"), uninterrupted)
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterrupted, tmp_path, told):
-    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1), 3)
+    arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1))
     with subprocess.Popen(
         ["mpiexec", "-n", "2", GIGAPIPE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

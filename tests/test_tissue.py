@@ -7,7 +7,7 @@ import yaml
 import zarr
 from launching import gigapipe
 from PIL import Image
-from projects import fresh_copy, snakemake
+from projects import fresh_copy, make_results, snakemake
 
 from gigapipe.evaluation.overlap import dice
 from gigapipe.pyramids import Pyramid
@@ -105,8 +105,9 @@ def test_a_sheet_may_name_masks_for_some_slides_and_no_labels(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_workflow_learns_tissue_on_ranks_that_stream(tmp_path):
+def test_the_workflow_learns_tissue_on_two_ranks_with_a_memory_limit(tmp_path):
     project = fresh_copy(tmp_path)
+    make_results(project, [4.0], leave=1, results="results/tissue", patients=6)
     config = {
         "phantom": {"patients": 6},
         "resolutions": [{"mpp": 4, "mesh": [1, 2, 1]}],

@@ -11,6 +11,8 @@ from mpi4py import MPI
 from gigapipe.spatial.transports import Message, reduced_bytes
 
 AT_ONCE = 2**20  # elements that are summed at a time, for which MPI takes as much memory again
+SHORT = 1e-3  # seconds of a wait in which a rank asks again and again
+NAP = 1e-4  # seconds between two questions after that
 _SUMMABLE = {
     torch.float32: MPI.FLOAT,
     torch.float64: MPI.DOUBLE,
@@ -75,8 +77,10 @@ class MpiTransport:
     def _wait(self, requests: list[MPI.Request], what: str) -> None:
         begun = time.monotonic()
         while not _done(requests, what):
-            os.sched_yield()  # where ranks share a core, the one that is waited for must get it
-            if time.monotonic() - begun > self.timeout:
+            waited = time.monotonic() - begun
+            # Where ranks share a core, the one that is waited for must get it; a longer wait leaves it to others, too.
+            os.sched_yield() if waited < SHORT else time.sleep(NAP)
+            if waited > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
 
 
