@@ -98,8 +98,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
 def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, tmp_path):
     def run(folder: str, *more, check=True) -> str:
         more = ("--norm", "none", "--background", "white", *more)
+        network = ("--network", "resnet10", "--width", 16)
         output = tmp_path / folder / "model.pt"
-        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1000, network=(), more=more)
+        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1000, network=network, more=more)
         return gigapipe(*arguments, ranks=2, check=check).stdout
 
     run("whole")
