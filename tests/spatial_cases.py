@@ -34,8 +34,9 @@ def awakened(model: nn.Module) -> nn.Module:
 
 
 def frozen_resnet18() -> nn.Module:
+    """ResNet-18 with a quarter of its channels."""
     torch.manual_seed(0)
-    return awakened(resnet18(2, "frozen"))
+    return awakened(resnet18(2, "frozen", width=16))
 
 
 class Apply(nn.Module):
