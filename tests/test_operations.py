@@ -9,7 +9,7 @@ import torch
 from launching import ROOT
 from torch import nn
 
-from gigapipe.spatial import Mesh, NotDecomposed, Plan, shard, stream
+from gigapipe.spatial import Mesh, NotDecomposed, Plan, gather, shard, stream
 
 PAGE = ROOT / "docs/operations.md"
 
@@ -37,6 +37,18 @@ def test_gathering_says_what_it_costs(ranks):
         ],
         [],
     ]
+
+
+@pytest.mark.parametrize("size", [(2, 1), (1, 3), (1, 1)])
+def test_a_single_row_or_column_joins_the_other(size):
+    whole = torch.rand(2, 4, *size)
+    image = shard(whole, Mesh())
+    for shape in ((2, 4, -1), (2, -1), (2, 2, 2, *size), (8, *size), (2, 4, *size, 1)):
+        for given in (image, stream(image, Plan(tile=2))):
+            found = given.reshape(shape)
+            found = found.computed() if hasattr(found, "computed") else found
+            found = gather(found) if hasattr(found, "local") else found
+            assert torch.equal(found, whole.reshape(shape)), shape
 
 
 def test_hooks_see_what_class_activation_maps_are_made_of(ranks):

@@ -210,7 +210,7 @@ class Recorder:
         in_place = changes_in_place(function, args, kwargs)
         if effect.same is not None and not in_place:
             return images[effect.same]
-        if in_place and (images[0].alias or any(view() is not None for view in images[0].views)):
+        if in_place and any(one() is not None and one() is not images[0] for one in images[0].views):
             raise NotDecomposed(f"{name_of(function)} of what may share memory with another image", "use its result")
         if len(effect.accesses) > 1:
             raise NotDecomposed(f"{name_of(function)}, which looks at its input twice", "use simpler operations")
@@ -237,7 +237,6 @@ class Recorder:
             return args[0]
         recorded = [Recorded(self, Ref(node, i)) for i in range(len(effect.results))]
         for one in recorded if effect.alias else ():
-            one.alias = True
             for image in images:
                 image.views.append(weakref.ref(one))
                 one.views = image.views
@@ -289,8 +288,6 @@ class Recorded(torch.Tensor):
     stands_for = "an image"
     recorder: Recorder
     ref: Ref
-    alias = False
-    """Whether a change in place would have to reach another image."""
     takes_precedence = True
     """Over `SpatialTensor`, which a streamed image can become where the two meet."""
 
@@ -302,8 +299,8 @@ class Recorded(torch.Tensor):
         )
         set_hooks(self, WATCHING)
         self.recorder, self.ref = recorder, ref
-        self.views: list[weakref.ref[Recorded]] = []
-        """What shares memory with it; its views have the same list."""
+        self.views: list[weakref.ref[Recorded]] = [weakref.ref(self)]
+        """What shares memory with it, itself too; its views have the same list."""
         return self
 
     def computed(self) -> SpatialTensor:

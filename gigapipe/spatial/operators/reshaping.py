@@ -1,6 +1,8 @@
 """Reshaping: what leaves rows and columns alone is done shard by shard; what joins them gathers the image."""
 
+import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 
@@ -24,44 +26,31 @@ def gathered(x: SpatialTensor, what: str) -> torch.Tensor:
     return gather(x)
 
 
-def _groups(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
-    """The dimensions of two shapes of as many numbers, in the smallest groups that hold as many of them each."""
-    groups, i, j = [], 0, 0
-    while i < len(old) or j < len(new):
-        first_i, first_j = i, j
-        left = right = 1
-        while True:
-            if left <= right and i < len(old) and (i == first_i or left < right):
-                left, i = left * old[i], i + 1
-            elif j < len(new):
-                right, j = right * new[j], j + 1
-            else:
-                left, i = left * old[i], i + 1
-            if left == right and (i > first_i or i == len(old)) and (j > first_j or j == len(new)):
-                break
-        groups.append((list(range(first_i, i)), list(range(first_j, j))))
-    return groups
+def _around(shape: Sequence[int], dim: int) -> tuple[int, int]:
+    """How many numbers the dimensions before `dim`, and those after it, count."""
+    return math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
 
 
 def _places(x: SpatialTensor, shape: list[int]) -> tuple[int, int] | None:
-    """Where rows and columns are in `shape`; None where they are one dimension there."""
-    found: list[int] = []
-    for old, new in _groups(list(x.shape), shape):
-        axes = [axis for axis in x.axes if axis in old]
-        if not axes:
-            continue
-        if len(axes) == 2 and [shape[d] for d in new if shape[d] != 1] != [n for n in x.image_size if n != 1]:
+    """Where rows and columns are in `shape`, the same numbers in the same order; None where one dimension holds both.
+
+    Raises NotDecomposed where neither is so.
+    """
+    found = []
+    for axis in x.axes:
+        alike = [d for d, n in enumerate(shape) if n == x.shape[axis] and _around(shape, d) == _around(x.shape, axis)]
+        found += alike[-1:]  # of a single row there may be several
+    if len(set(found)) == 2:
+        return tuple(found)
+    before, after = _around(x.shape, min(x.axes))[0], _around(x.shape, max(x.axes))[1]
+    for dim in range(len(shape)):
+        outer, inner = _around(shape, dim)
+        if before % max(1, outer) == after % max(1, inner) == 0:
             return None
-        sizes = [x.shape[axis] for axis in axes]
-        candidates = [d for d in new if shape[d] in sizes]
-        others = [x.shape[d] for d in old if d not in axes and x.shape[d] != 1]
-        if others or len(candidates) < len(axes):
-            raise NotDecomposed(
-                f"reshaping {tuple(x.shape)} to {tuple(shape)}, which takes rows or columns apart",
-                "reshape the other dimensions alone, or gigapipe.spatial.gather(x) first",
-            )
-        found += candidates[-len(axes) :]
-    return tuple(found)
+    raise NotDecomposed(
+        f"reshaping {tuple(x.shape)} to {tuple(shape)}, which takes rows or columns apart",
+        "reshape the other dimensions alone, or gigapipe.spatial.gather(x) first",
+    )
 
 
 def reshaped(x: SpatialTensor, shape: list[int], what: str) -> torch.Tensor:
