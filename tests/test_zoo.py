@@ -4,12 +4,13 @@ import sys
 
 import pytest
 from launching import ROOT
+from ranks.zoo import LAST
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import zoo  # noqa: E402  that folder is not where Python looks
 
-SAMPLE = ["AutoEncoder", "AttentionUnet", "RegUNet", "SegResNetDS"]
+SAMPLE = ["AutoEncoder", "PatchDiscriminator", "RegUNet", "SegResNetDS"]
 """Not those of tests/ranks/models.py."""
 
 
@@ -19,17 +20,28 @@ def test_a_model_that_nobody_here_wrote_is_exact(ranks, name):
     assert [row[how]["end"] for how in ("held", "streamed")] == ["exact", "exact"], row
 
 
+@pytest.mark.parametrize("end", LAST)
+def test_each_end_is_told(ranks, end):
+    first, second = ranks("zoo.ending", end, mesh=(1, 1, 2))
+    assert first == second and first["end"] == end, first
+
+
 def test_a_refusal_names_layer_operation_and_a_way_out(ranks):
-    first, *others = ranks("zoo.spectrum", mesh=(1, 1, 2))
-    assert first["end"] == "refused" and others == [first]
-    layer, operation, instead = zoo.refusal(first["says"])
+    layer, operation, instead = zoo.refusal(ranks("zoo.ending", "refused")[0]["says"])
     assert (layer, operation) == ("1", "fft_fft2")
     assert instead.startswith("use an operation that has one (docs/spatial.md lists them)")
 
 
-def test_a_model_that_fails_undivided_is_unusable(ranks):
-    (found,) = ranks("zoo.too_small")
-    assert found["end"] == "unusable" and "undivided" in found["says"]
+class TwoRanks(zoo.Ranks):
+    SIZE = 2
+
+
+def test_a_model_that_crashes_takes_no_other_with_it():
+    crashes = zoo.Entry("monai", "MONAI", "of this name there is none", None)
+    with TwoRanks() as two:
+        failed = zoo.judge(two, crashes, (1, 1, 2), timeout=90)
+        assert failed["held"] == {"end": "failed", "says": "KeyError: ('monai', 'of this name there is none')"}
+        assert two("zoo.ending", "exact", mesh=(1, 1, 2))[1]["end"] == "exact"
 
 
 def row(name: str, **ends) -> dict:

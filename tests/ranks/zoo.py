@@ -87,11 +87,27 @@ class Spectrum(nn.Module):
         return torch.fft.fft2(image).abs()
 
 
-def spectrum(mesh: Mesh) -> dict:
-    """A model of which one operation has no decomposed form."""
-    return judged(Entry("", "", "", lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Spectrum())), mesh)
+class Steep(nn.Module):
+    def forward(self, image):
+        return torch.sin(1e8 * image)
 
 
-def too_small(mesh: Mesh) -> dict:
-    """A model that does not take the image."""
-    return judged(Entry("", "", "", lambda: nn.Conv2d(3, 4, 99)), mesh)
+class Bent(nn.Module):
+    """Is off by one part in 10⁹ where an image is decomposed."""
+
+    def forward(self, image):
+        return image * (1 + 1e-9 * isinstance(image, SpatialTensor))
+
+
+LAST = {
+    "exact": nn.ReLU(),
+    "ill-conditioned": Steep(),
+    "wrong": Bent(),
+    "refused": Spectrum(),
+    "unusable": nn.Conv2d(4, 4, 99),
+}
+
+
+def ending(mesh: Mesh, last: str) -> dict:
+    """A model whose last layer is one of `LAST`."""
+    return judged(Entry("", "", "", lambda: nn.Sequential(nn.Conv2d(3, 4, 3), LAST[last])), mesh)
