@@ -22,6 +22,7 @@ TOGETHER = {
     "test_contract.py": "contract",
     "test_watch.py": "watch",
     "test_docs.py": "docs",
+    "test_phantom.py": "phantom",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
 SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "slurm", "small_cohort", "trained"}

@@ -2,6 +2,7 @@
 decomposition can get wrong; dense losses; and each operation that is registered, by itself.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,8 +34,9 @@ def awakened(model: nn.Module) -> nn.Module:
 
 
 def frozen_resnet18() -> nn.Module:
+    """ResNet-18 with a quarter of its channels."""
     torch.manual_seed(0)
-    return awakened(resnet18(2, "frozen"))
+    return awakened(resnet18(2, "frozen", width=16))
 
 
 class Apply(nn.Module):
@@ -186,6 +188,9 @@ CASES = {
     "bilinear x2": (lambda: after(nn.UpsamplingBilinear2d(scale_factor=2)), (13, 10)),
     "bilinear x3": (lambda: after(nn.Upsample(scale_factor=3, mode="bilinear")), (13, 10)),
     "bilinear to 31x17": (lambda: after(nn.Upsample((31, 17), mode="bilinear")), (13, 22)),
+    "bicubic x2": (lambda: after(nn.Upsample(scale_factor=2, mode="bicubic")), (13, 10)),
+    "bicubic x0.6": (lambda: after(nn.Upsample(scale_factor=0.6, mode="bicubic")), (23, 20)),
+    "bicubic to 31x17, aligned": (lambda: after(nn.Upsample((31, 17), mode="bicubic", align_corners=True)), (13, 22)),
     "bilinear x1.7, aligned": (
         lambda: after(nn.Upsample(scale_factor=1.7, mode="bilinear", align_corners=True)),
         (13, 22),
@@ -278,6 +283,11 @@ KERNEL = torch.linspace(-1, 1, 4 * 4 * 9, dtype=torch.float64).view(4, 4, 3, 3)
 MATRIX = KERNEL.flatten(1)[:, :4]
 
 
+def tied(x):
+    """With values that are the largest, or the smallest, in several places."""
+    return x.clamp(0.45, 0.55)
+
+
 def channels_last(x):
     return x.permute(0, 2, 3, 1)
 
@@ -295,10 +305,43 @@ ALIKE = {
     "__and__ __or__": lambda f, x: f(x > 0.4, OTHER > 0.6),
     "__invert__ logical_not": lambda f, x: f(x > 0.4),
     "clamp clip": lambda f, x: f(x, 0.3, 0.6),
-    "sum mean": lambda f, x: (f(x, (2, 3)), f(x, 1), f(x).view(-1)),
-    "amax amin max min argmax softmax log_softmax softmin glu flatten": lambda f, x: f(x, 1),
+    "sum mean": lambda f, x: (f(x, (2, 3)), f(x, 1), f(x).view(-1), f(x, 2), f(x, (1, 3), True)),
+    "var std": lambda f, x: (f(x, (2, 3)), f(x, 1, correction=0), f(x).view(-1), f(x, 3, True, True), f(x, False)),
+    "var_mean std_mean": lambda f, x: (*f(x, (2, 3), keepdim=True), *f(x, (1, 2))),
+    "norm": lambda f, x: (f(x).view(-1), f(x, 2, 1), f(x, 1, (2, 3), True), f(x, math.inf, 3), f(x, 3.0, (2, 3))),
+    "vector_norm": lambda f, x: (f(x, 2, 1), f(x * 0, 2, (2, 3)), f(x, 0, (2, 3)), f(x, -math.inf, (2, 3))),
+    "logsumexp": lambda f, x: (f(x, 1), f(x, (2, 3), True), f(x, 2)),
+    "reshape view": lambda f, x: (
+        f(x, (2, 2, 2, ROWS, -1)),
+        f(x, (8, 1, ROWS, COLUMNS)).sum(0)[None],
+        f(x, (2, 4, -1)),
+        f(x, (-1,))[None],
+    ),
+    "unflatten": lambda f, x: f(x, 1, (2, 2)),
+    "view_as reshape_as": lambda f, x: f(x, x.new_zeros(2, 2, 2, ROWS, COLUMNS)),
+    "new_zeros new_ones": lambda f, x: (f(x, 2, 3), x + f(x, x.shape), x * f(x, (2, 1, 1, 1))),
+    "new_empty": lambda f, x: (f(x, (2, 3)).fill_(2), f(x, x.shape).fill_(0.5)),
+    "new_full": lambda f, x: (f(x, (2, 3), 0.5), f(x, x.shape, 0.5)),
+    "new_tensor": lambda f, x: x * f(x, [[0.5], [2.0]]).view(2, 1, 1, 1),
+    "unbind": lambda f, x: f(x, 1),
+    "__iter__": lambda f, x: tuple(f(x.transpose(0, 1))),
+    "swapaxes swapdims": lambda f, x: f(x, 1, 3),
+    "movedim moveaxis": lambda f, x: (f(x, 1, -1), f(x, (1, 2), (3, 1))),
+    "roll": lambda f, x: (f(x, 3, 2), f(x, (-2, 1, 5), (1, 2, 3))),
+    "flip": lambda f, x: (f(x, (2,)), f(x, (1, 3))),
+    "select": lambda f, x: f(x, 1, 2),
+    "index_select": lambda f, x: f(x, 1, torch.tensor([2, 0, 2])),
+    "repeat_interleave": lambda f, x: f(x, 2, 1),
+    "kl_div": lambda f, x: (f(x, OTHER.expand(x.shape)), f(x, OTHER.expand(x.shape), reduction="batchmean")),
+    "matmul __matmul__": lambda f, x: (f(channels_last(x), MATRIX.T), f(channels_last(x), MATRIX[0])),
+    "rms_norm": lambda f, x: f(channels_last(x), (4,), KERNEL[0, :, 0, 0]),
+    "amax amin": lambda f, x: (f(x, 1), f(x, (2, 3)), f(tied(x)).view(-1), f(tied(x), 2), f(x, (0, 3), True)),
+    "max min argmax softmax log_softmax softmin glu flatten": lambda f, x: f(x, 1),
     "chunk split": lambda f, x: f(x, 2, 1),
-    "cat concat stack": lambda f, x: f([x, x.exp()], 1),
+    "cat concat": lambda f, x: (
+        f([x, x.exp()], 1),
+        f([OTHER.expand(2, 3, -1, -1), x, torch.empty(2, 0, *OTHER.shape)], 1),
+    ),
     "pixel_shuffle pixel_unshuffle": lambda f, x: f(x, 2),
     "upsample interpolate": lambda f, x: f(x, (17, 23), mode="bilinear"),
     "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits": (
@@ -313,6 +356,7 @@ ALIKE = {
 CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} | {
     "elu_": lambda f, x: f(x - 0.5),
     "clamp_": lambda f, x: f(x.clone(), 0.3, 0.6),
+    "fill_": lambda f, x: f(x.clone(), 0.3),
     "threshold": lambda f, x: f(x, 0.5, 0.2),
     "where": lambda f, x: f(OTHER > 0.4, x, -x) if f is torch.where else f(x, OTHER > 0.4, -x),
     "lerp": lambda f, x: f(x, OTHER.expand(x.shape), 0.3),
@@ -329,9 +373,26 @@ CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} 
     "transpose": lambda f, x: f(x, 1, 3),
     "unsqueeze": lambda f, x: f(x, 2),
     "squeeze": lambda f, x: f(x[:, :1], 1),
-    "__getitem__": lambda f, x: f(x, (slice(None), 1, slice(2, None), slice(1, -3))),
+    "__getitem__": lambda f, x: (
+        f(x, (slice(None), 1, slice(2, None), slice(1, -3))),
+        f(x, (..., slice(1, None, 2), slice(None, None, 3))),
+        f(x, (0, None, [2, 0], slice(None), None)),
+        f(x, (torch.tensor([1, 0]), torch.tensor([3, 1]))),
+        f(x, (slice(None), torch.tensor([True, False, True, True]))),
+        f(x, (torch.tensor([1, 0])[:, None], slice(None), slice(2, 9), ...)),
+    ),
+    "stack": lambda f, x: f([x, OTHER.expand(x.shape)], -1),
+    "expand": lambda f, x: (f(x[:, :1], -1, 3, -1, -1), f(x, (5, *x.shape)).sum(0)),
+    "expand_as": lambda f, x: (f(x[:, :1], x), x * f(x.mean((2, 3), keepdim=True), x)),
+    "repeat": lambda f, x: (f(x, 1, 2, 1, 1), f(x, 3, 1, 1, 1, 1).mean(0)),
+    "local_response_norm": lambda f, x: f(x, 3),
+    "one_hot": lambda f, x: f((x[:, 0] * 5).long(), 6),
+    "einsum": lambda f, x: (
+        f("bchw,dc->bdhw", x, MATRIX), f("bchw, bdhw -> bcd", x, x.exp()), f("bchw,hw->bchw", x, OTHER),
+        f("bihw,bihw->bhw", [x, x]), f("bchw,c", x, MATRIX[0]),
+    ),
     "normalize": lambda f, x: f(x, 2, 1),
-    "pad": lambda f, x: f(x, (1, 2, 3, -2), value=0.5),
+    "pad": lambda f, x: (f(x, (1, 2, 3, -2), value=0.5), f(x, (0, 1, 0, 0, 2, -1, 1, 0))[1:]),
     "batch_norm": lambda f, x: f(x, None, None, training=True),
     "group_norm": lambda f, x: f(x, 2),
     "layer_norm": lambda f, x: f(channels_last(x), (4,)),
@@ -340,8 +401,8 @@ CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} 
 
 
 def spelling(function: Callable) -> tuple[str, str]:
-    """Where a user finds an operation, and its name there: ("Tensor", "add"); the first of torch, Tensor and F."""
-    for place, home in (("torch", torch), ("Tensor", torch.Tensor), ("F", F)):
+    """Where a user finds an operation, and its name there: ("Tensor", "add"); the first place of these."""
+    for place, home in (("torch", torch), ("Tensor", torch.Tensor), ("F", F), ("linalg", torch.linalg)):
         for name in sorted(dir(home), key=lambda name: name.startswith("_")):  # the public one, if there are two
             if getattr(home, name, None) is function:
                 return place, name
@@ -365,6 +426,8 @@ class Operation(nn.Module):
 
 DIFFERENTIATION = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
 """What asks for gradients; its cases are in contract_cases.py."""
+RANDOM = {torch.rand_like, torch.randn_like, torch.bernoulli, torch.Tensor.bernoulli}
+"""What torch draws otherwise: compared over meshes, as dropout is."""
 REFUSED = {F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices}
 """What is registered to say what to use instead."""
 
@@ -377,7 +440,7 @@ def _operation(function: Callable) -> Case:
 OPERATIONS = {
     ".".join(spelling(function)): _operation(function)
     for function in DECOMPOSED
-    if function not in REFUSED | DIFFERENTIATION
+    if function not in REFUSED | DIFFERENTIATION | RANDOM
 }
 """Each torch function that has a decomposed form, by name. One that is called otherwise than f(x) stands in `CALLS`."""
 

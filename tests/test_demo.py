@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> dict:
-    """The default at its finest and its coarsest, run to the end; half as wide and in three folds, for time.
+    """The default at its finest and its coarsest, run to the end; half as wide and in three folds, faster.
 
     One training was killed after its first epoch.
     """

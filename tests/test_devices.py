@@ -86,7 +86,8 @@ def _read_in_little_memory(folder: Path, said) -> None:
 def test_a_state_for_which_there_is_no_memory_is_not_taken_for_torn(checkpoints):
     checkpoints.save(7, {"identity": "it", "model": {"weight": torch.zeros(50_000_000)}})
     listening, said = multiprocessing.Pipe(duplex=False)
-    reader = multiprocessing.get_context("fork").Process(target=_read_in_little_memory, args=(checkpoints.folder, said))
+    anew = multiprocessing.get_context("spawn")  # a fork would have what memory this process had and freed
+    reader = anew.Process(target=_read_in_little_memory, args=(checkpoints.folder, said))
     reader.start()
     assert listening.poll(60)
     assert "cannot be read here" in listening.recv()

@@ -46,6 +46,7 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):
         folds={"number": 3},
         resolutions=[{"mpp": 8, "canvas": 52, "mesh": [2, 2, 1]}],
         training={"epochs": 3, "batch": 2, "network": "resnet10", "width": 8},
+        maps=0,
     )
     # As on Summit, but looked at more often than GPFS likes.
     often = ["--max-status-checks-per-second", "10", "--seconds-between-status-checks", "1"]

@@ -48,7 +48,8 @@ def test_the_road_under_slurm_with_trainings_cancelled_killed_and_out_of_time(sl
         phantom=phantom,
         folds={"number": 3},
         resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 2, 2]}],
-        training={"epochs": 16, "batch": 2, "network": "resnet10", "width": 8},
+        training={"epochs": 10, "batch": 2, "network": "resnet10", "width": 8},
+        maps=0,
     )
     # As a user does; as what kills without warning; as Slurm does when a job's time is over.
     ends = [["scancel"], ["scancel", "--full", "--signal=KILL"], ["scontrol", "update", "TimeLimit=1", "JobId"]]

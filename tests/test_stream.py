@@ -56,7 +56,7 @@ def test_a_resnet_of_an_odd_size_is_exact_however_it_is_cut(plan):
 @pytest.mark.parametrize("norm", ["frozen", "none"])
 def test_a_bottleneck_resnet_is_exact(norm):
     torch.manual_seed(0)
-    model = awakened(resnet50(2, norm))
+    model = awakened(resnet50(2, norm, width=16))
     worst = compare(model, half_white(1, 3, 131, 245), Mesh(), Plan(tile=90, kept=frozenset({4, 14})))[0]
     assert worst.error <= TOLERANCE, worst
 
@@ -195,7 +195,7 @@ def test_a_convolution_and_its_frozen_norm_are_one_and_what_they_were(function):
 def test_trainable_batch_norm_between_kept_images_is_exact():
     torch.manual_seed(0)
     images = torch.randn(2, 3, 101, 77, dtype=torch.float64)
-    worst = compare(resnet18(2), images, Mesh(), Plan(tile=40, kept=frozenset({4, 11, 18, 34})))[0]
+    worst = compare(resnet18(2, width=16), images, Mesh(), Plan(tile=40, kept=frozenset({4, 11, 18, 34})))[0]
     assert worst.error <= TOLERANCE, worst
 
 

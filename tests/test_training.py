@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from cohorts import training, weights
+from cohorts import same, training, weights
 from launching import GIGAPIPE, gigapipe
 
 from gigapipe.errors import InputError
@@ -22,6 +22,7 @@ from gigapipe.evaluation.networks import read_networks
 from gigapipe.spatial import Mesh
 from gigapipe.training.classification import Classification, ClassifierSettings, balance
 from gigapipe.training.loop import train
+from gigapipe.training.optimizer import AdamW
 
 
 def test_training_and_prediction_agree_on_any_mesh(small_cohort, tmp_path):
@@ -98,8 +99,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
 def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, tmp_path):
     def run(folder: str, *more, check=True) -> str:
         more = ("--norm", "none", "--background", "white", *more)
+        network = ("--network", "resnet10", "--width", 16)
         output = tmp_path / folder / "model.pt"
-        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1000, network=(), more=more)
+        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1000, network=network, more=more)
         return gigapipe(*arguments, ranks=2, check=check).stdout
 
     run("whole")
@@ -239,6 +241,23 @@ def test_a_training_begins_with_a_coarser_model_of_its_fold(small_cohort, tmp_pa
     ):
         with pytest.raises(InputError, match=message):
             in_process(small_cohort, start=coarse, **strange)
+
+
+def test_the_optimizer_is_torch_s_to_the_bit():
+    def trained(kind) -> tuple[torch.Tensor, dict]:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.rand(5, 3))
+        optimizer = kind([weight], lr=0.1, weight_decay=0.01, fused=True)
+        for step in range(4):
+            optimizer.zero_grad()
+            (weight * torch.rand(5, 3)).square().sum().backward()
+            optimizer.step()
+            if step == 1:
+                optimizer.load_state_dict(optimizer.state_dict())
+        return weight.detach(), optimizer.state_dict()["state"][0]
+
+    (ours, moments), (theirs, expected) = trained(AdamW), trained(torch.optim.AdamW)
+    assert torch.equal(ours, theirs) and same(moments, expected)
 
 
 def test_balanced_classes_weigh_the_same():

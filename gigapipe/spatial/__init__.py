@@ -13,25 +13,32 @@ behind the pool); `refusals.py` says what is refused and `transports/` carry the
 one call), `planning.py` (which tiles fit), and what saves work: `constant.py`, `fusing.py`.
 """
 
-from gigapipe.spatial import operators  # noqa: F401  registers the decomposed forms
+from gigapipe.spatial import composed, operators  # noqa: F401  register the decomposed forms
 from gigapipe.spatial.decompose import decompose, recompose
 from gigapipe.spatial.gradients import average_gradients
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.operators.pointwise import pointwise
+from gigapipe.spatial.operators.windowed import windowed
 from gigapipe.spatial.planning import plan_streaming
 from gigapipe.spatial.sharding import gather, shard
 from gigapipe.spatial.stream import Plan, stream
-from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.window import Window
 
 __all__ = [
     "Mesh",
     "NotDecomposed",
     "Plan",
     "SpatialTensor",
+    "Window",
     "average_gradients",
     "decompose",
+    "decomposes",
     "gather",
     "plan_streaming",
+    "pointwise",
     "recompose",
     "shard",
     "stream",
+    "windowed",
 ]

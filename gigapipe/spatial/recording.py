@@ -354,7 +354,7 @@ _F = torch.nn.functional
 _SUMS = {
     torch.sum, torch.Tensor.sum, torch.mean, torch.Tensor.mean, _F.adaptive_avg_pool2d, _F.mse_loss, _F.l1_loss,
     _F.smooth_l1_loss, _F.huber_loss, _F.binary_cross_entropy, _F.binary_cross_entropy_with_logits, _F.cross_entropy,
-    _F.nll_loss,
+    _F.nll_loss, _F.kl_div,
 }  # fmt: skip
 """Functions whose value is the sum of their values for the tiles, if they sum over the image once."""
 

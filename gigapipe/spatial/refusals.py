@@ -24,7 +24,9 @@ def name_of(function: Callable) -> str:
     if isinstance(function, torch.ScriptMethod | torch.ScriptFunction):
         return f"{function.name} of a scripted module (torch.jit; its module before that may have one)"
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))
-    return name.replace("TensorBase.", "Tensor.")
+    if name.endswith("<locals>.fn"):  # one of two by an argument: max_pool2d, with or without indices
+        name = next(name for name, found in vars(torch.nn.functional).items() if found is function)
+    return name.replace("TensorBase.", "Tensor.").replace("_VariableFunctionsClass.", "")
 
 
 def changes_by_name(function: Callable) -> bool:

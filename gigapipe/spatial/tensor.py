@@ -43,6 +43,7 @@ METADATA = {
     torch.Tensor.ndimension,
     torch.Tensor.numel,
     torch.Tensor.nelement,
+    torch.Tensor.__len__,
     torch.Tensor.get_device,
     torch.Tensor.is_floating_point,
     torch.Tensor.is_complex,
@@ -171,6 +172,16 @@ class SpatialTensor(torch.Tensor):
     def retain_grad(self) -> None:
         self.local.retain_grad()
 
+    def register_hook(self, hook: Callable) -> torch.utils.hooks.RemovableHandle:
+        """As of any tensor: `hook` gets the image's gradient, of the mean loss, as an image."""
+        description = self.image_size, self.mesh, self.axes, self.rectangle  # not this image, which would keep itself
+
+        def of_shard(grad: torch.Tensor) -> torch.Tensor | None:
+            changed = hook(SpatialTensor(grad, *description))
+            return None if changed is None else changed.local
+
+        return self.local.register_hook(of_shard)
+
     @property
     def grad(self) -> "SpatialTensor | None":
         """The gradient of the mean loss, decomposed alike."""
@@ -225,7 +236,7 @@ class SpatialTensor(torch.Tensor):
             give_way_to_compiler()
             raise NotDecomposed(
                 f"there is no decomposed form of {name_of(function)}, and on a shard it would be wrong",
-                "use an operation that has one (docs/spatial.md lists them), or apply it after global pooling or to "
+                "use an operation that has one (docs/operations.md lists them), or apply it after global pooling or to "
                 "gigapipe.spatial.gather(x)",
             )
         images = list(_spatial((*args, *kwargs.values())))
@@ -240,7 +251,7 @@ class SpatialTensor(torch.Tensor):
         try:
             _signature(ours).bind(*args, **kwargs)
         except TypeError as error:
-            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/spatial.md lists what there is") from None
+            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/operations.md lists what there is") from None
         return ours(*args, **kwargs)
 
     @classmethod

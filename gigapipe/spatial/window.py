@@ -6,8 +6,8 @@ input does a given part of the output need. Indices are global: they count from 
 whole image, whoever owns it.
 
 Each kind of operator is a class that answers both (`Access`): `Window` for convolution and pooling, `Transposed` for
-transposed convolution, `Bins` for adaptive pooling, `Taps` for interpolation, `Shuffled` for pixel shuffling and
-`Padded` for padding that repeats the image.
+transposed convolution, `Bins` for adaptive pooling, `Taps` for interpolation, `Shuffled` for pixel shuffling,
+`Padded` for padding that repeats the image, `Rolled` and `Flipped` for what their names say.
 """
 
 from dataclasses import dataclass
@@ -279,6 +279,40 @@ class Padded:
             ]
         inside = Piece(Interval(0, size), Interval(0, size))
         return [_placed_in(piece, needed) for piece in (inside, *outside)]
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Each output is the input `shift` places before it, where the image's end leads to its beginning."""
+
+    shift: int
+
+    def output_size(self, size: int) -> int:
+        return size
+
+    def needs(self, out: Interval) -> Interval:
+        return Interval(out.start - self.shift, out.stop - self.shift)
+
+    def pieces(self, needed: Interval, size: int) -> list[Piece]:
+        image = Piece(Interval(0, size), Interval(0, size))
+        before = Piece(Interval(-self.shift, 0), Interval(size - self.shift, size))
+        return [_placed_in(piece, needed) for piece in (image, before)]
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """An axis of `size` in reverse: its mirror image, which begins where it ends."""
+
+    size: int
+
+    def output_size(self, size: int) -> int:
+        return size
+
+    def needs(self, out: Interval) -> Interval:
+        return Interval(self.size + out.start, self.size + out.stop)
+
+    def pieces(self, needed: Interval, size: int) -> list[Piece]:
+        return [_placed_in(Piece(Interval(size, 2 * size), Interval(0, size), -1), needed)]
 
 
 def _placed_in(piece: Piece, needed: Interval) -> Piece:

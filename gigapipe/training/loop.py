@@ -25,6 +25,7 @@ from gigapipe.training.augmentation import Augmentation, Look
 from gigapipe.training.checkpoints import Checkpoints, Torn, read
 from gigapipe.training.cost import Meter
 from gigapipe.training.devices import most_allocated
+from gigapipe.training.optimizer import AdamW
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.streaming import Streaming
 
@@ -118,9 +119,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     if settings.schedule == "plateau" and not settings.patience:
         raise InputError("schedule plateau: needs patience, the epochs after which the learning rate falls")
     speak = mesh.rank == 0
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
     checkpoints = Checkpoints(Path(output).with_name("checkpoints"), keep)
     identity = json.dumps([asdict(settings), task.identity()], sort_keys=True)

@@ -22,7 +22,11 @@ def dropout(mesh: Mesh) -> float:
     whole = torch.rand(2 * mesh.data, 5, 13, 9, dtype=torch.float64)
     mine = slice(2 * mesh.data_index, 2 * mesh.data_index + 2)
     differences = []
-    for layer in (nn.Dropout(0.4), nn.Dropout2d(0.4), nn.AlphaDropout(0.4), nn.FeatureAlphaDropout(0.4)):
+    for layer in (
+        nn.Dropout(0.4), nn.Dropout2d(0.4), nn.AlphaDropout(0.4), nn.FeatureAlphaDropout(0.4),
+        lambda x: torch.bernoulli(torch.full_like(x, 0.6)), lambda x: torch.rand_like(x).sub(0.4).relu(),
+        lambda x: torch.randn_like(x).add(0.25).relu(),
+    ):  # fmt: skip
         torch.manual_seed(7)
         expected = layer(SpatialTensor(whole, (13, 9), Mesh(transport=Alone()))).local
         torch.manual_seed(7)

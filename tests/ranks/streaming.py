@@ -16,7 +16,7 @@ def unet() -> nn.Module:
 
 NETWORKS = {
     "ResNet-18, frozen": (frozen_resnet18, (101, 77), Plan(tile=50, kept=frozenset({4, 18}), whole_from=35)),
-    "ResNet-18, BatchNorm": (lambda: resnet18(2), (61, 45), Plan(tile=40, kept=frozenset({4, 11, 18}))),
+    "ResNet-18, BatchNorm": (lambda: resnet18(2, width=16), (61, 45), Plan(tile=40, kept=frozenset({4, 11, 18}))),
     "U-Net": (unet, (44, 36), Plan(tile=20)),
 }
 

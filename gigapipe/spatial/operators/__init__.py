@@ -5,9 +5,11 @@ runs as it is, so one rank costs nothing.
 """
 
 from gigapipe.spatial.operators import (  # noqa: F401
+    contraction,
     convolution,
     differentiation,
     dropout,
+    indexing,
     losses,
     max_pooling,
     normalisation,
@@ -15,5 +17,6 @@ from gigapipe.spatial.operators import (  # noqa: F401
     pooling,
     reductions,
     resampling,
+    reshaping,
     shaping,
 )

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of the pixel's place in the batch, so that every mesh drops the same.
+"""Dropout, and random images, that are functions of the pixel's place in the batch: every mesh draws the same.
 
 torch's generator cannot be cut over ranks. Here one number is drawn from it, on rank 0, for each call; a hash of that
 number and of the global (batch, channel, row, column) decides. Ranks therefore neither repeat each other's mask nor
@@ -16,8 +16,8 @@ from gigapipe.spatial.tensor import SpatialTensor, decomposes
 _STEP, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
-def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
-    """Which entries of the shard are kept, each with probability 1 - p; whole `channels` at once if asked."""
+def _random_bits(x: SpatialTensor, channels: bool = False) -> torch.Tensor:
+    """53 random bits, int64, for each entry of the shard; the same for all pixels of one of the `channels` if asked."""
     seed = x.mesh.draw().to(x.device)
     places = {axis: owned for axis, owned in zip(x.axes, x.rectangle, strict=True)}
     key = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -32,7 +32,12 @@ def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
     for shift, factor in ((30, _MIX1), (27, _MIX2)):
         z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))).mul_(factor)
     z ^= (z >> 31) & ((1 << 33) - 1)
-    return (z >> 11 & (1 << 53) - 1) >= math.ceil(p * 2**53)
+    return z >> 11 & (1 << 53) - 1
+
+
+def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
+    """Which entries of the shard are kept, each with probability 1 - p; whole `channels` at once if asked."""
+    return _random_bits(x, channels) >= math.ceil(p * 2**53)
 
 
 def _dropped(x: SpatialTensor, p: float, training: bool, channels: bool, inplace: bool, alpha: bool = False):
@@ -74,3 +79,20 @@ def alpha_dropout(x, p=0.5, training=False, inplace=False):
 @decomposes(F.feature_alpha_dropout)
 def feature_alpha_dropout(x, p=0.5, training=False, inplace=False):
     return _dropped(x, p, training, channels=True, inplace=inplace, alpha=True)
+
+
+@decomposes(torch.rand_like)
+def rand_like(x, *, dtype=None):
+    return x.with_local((_random_bits(x).double() / 2**53).to(dtype or x.dtype))
+
+
+@decomposes(torch.randn_like)
+def randn_like(x, *, dtype=None):
+    middle = (_random_bits(x).double() + 0.5) / 2**53  # never 0 or 1
+    return x.with_local(torch.special.ndtri(middle).to(dtype or x.dtype))
+
+
+@decomposes(torch.bernoulli, torch.Tensor.bernoulli)
+def bernoulli(x, p=None):
+    chance = x.local if p is None else p
+    return x.with_local((_random_bits(x).double() / 2**53 < chance).to(x.dtype))

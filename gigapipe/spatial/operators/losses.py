@@ -16,13 +16,15 @@ from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, na
 
 def _reduced(losses: SpatialTensor, reduction: str, count=None):
     """The loss, from that of every pixel; `count` is what a mean divides by, if not their number."""
-    if reduction not in ("none", "sum", "mean"):
+    if reduction not in ("none", "sum", "mean", "batchmean"):
         raise ValueError(f"{reduction} is not a valid value for reduction")  # as torch does
     if reduction == "none":
         return losses
     total = leave(losses.local.sum(dtype=summing(losses.dtype)), losses.mesh, losses.batch)
     if reduction == "mean":
         total = total / (losses.numel() if count is None else count)
+    elif reduction == "batchmean":  # kl_div's
+        total = total / losses.shape[0]
     return total.to(losses.dtype)
 
 
@@ -42,6 +44,7 @@ def _elementwise(function: Callable) -> Callable:
 
 for _function in (
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+    F.kl_div,
 ):  # fmt: skip
     decomposes(_function)(_elementwise(_function))
 

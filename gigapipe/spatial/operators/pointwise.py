@@ -74,7 +74,7 @@ _FUNCTIONS = (
     "clamp_", "clip", "pow", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum", "where",
     "lerp", "addcmul", "addcdiv", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not",
     "isnan", "isfinite", "floor", "ceil", "round", "zeros_like", "ones_like", "full_like", "clone", "detach",
-    "nan_to_num", "masked_fill",
+    "nan_to_num", "masked_fill", "fill_", "zero_",
 )  # fmt: skip
 _METHODS = (
     "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__mul__", "__rmul__", "__imul__",

@@ -1,6 +1,7 @@
-"""Reductions: over the whole image, which gives a plain tensor, or over dimensions that are not divided."""
+"""Reductions: over rows, columns or both, which gives a plain tensor, or over dimensions that are not divided."""
 
 import torch
+import torch.nn.functional as F
 
 from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.mesh import Mesh
@@ -64,20 +65,15 @@ def largest_over_image(x: SpatialTensor) -> torch.Tensor:
     return leave(torch.where(first == x.mesh.image_rank, mine, torch.zeros_like(mine)), x.mesh, x.batch)
 
 
-def _dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
-    """The dimensions that are reduced, and whether the image's rows and columns are among them."""
+def dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
+    """The dimensions that are reduced, and whether rows or columns are among them."""
     if dim is None or dim in ((), []):
         dim = range(x.dim())
     given = [x.dimension(d) for d in ([dim] if isinstance(dim, int) else dim)]
     dims = set(given)
     if len(dims) < len(given):
         raise RuntimeError(f"dimensions {dim} name one several times")  # as torch does
-    divided = dims & set(x.axes)
-    if len(divided) == 1:
-        raise NotDecomposed(
-            "a reduction over rows or columns alone", "reduce over both or neither, or gigapipe.spatial.gather(x) first"
-        )
-    return dims, bool(divided)
+    return dims, bool(dims & set(x.axes))
 
 
 def axes_without(x: SpatialTensor, dims: set[int], keepdim: bool) -> tuple[int, int]:
@@ -90,61 +86,125 @@ def summing(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
 
 
+def _of_the_image(x: SpatialTensor, local: torch.Tensor, dims: set[int], keepdim: bool) -> torch.Tensor:
+    """The plain tensor that is the sum of all shards' sums over `dims`, which are of size 1 in `local`.
+
+    Of rows or columns alone, a shard's sums have their place in a tensor as long as the other axis.
+    """
+    total = leave(_at_its_place(x, local, dims), x.mesh, x.batch)
+    return total if keepdim else total.squeeze(tuple(sorted(dims)))
+
+
+def _at_its_place(x: SpatialTensor, local: torch.Tensor, dims: set[int]) -> torch.Tensor:
+    """`local` among zeros, as long as the image along what of rows and columns is not in `dims`."""
+    margins = [0, 0] * local.dim()
+    for axis, owned, n in zip(x.axes, x.rectangle, x.image_size, strict=True):
+        if axis not in dims:
+            place = 2 * (local.dim() - 1 - axis)
+            margins[place : place + 2] = owned.start, n - owned.stop
+    return F.pad(local, margins) if any(margins) else local
+
+
 @decomposes(torch.sum, torch.Tensor.sum)
 def sum_(x, dim=None, keepdim=False, dtype=None):
-    dims, whole = _dimensions(x, dim)
-    local = x.local.sum(sorted(dims), keepdim=keepdim, dtype=dtype)
-    return leave(local, x.mesh, x.batch) if whole else x.with_local(local, axes_without(x, dims, keepdim))
+    dims, divided = dimensions(x, dim)
+    local = x.local.sum(sorted(dims), keepdim=divided or keepdim, dtype=dtype)
+    return _of_the_image(x, local, dims, keepdim) if divided else x.with_local(local, axes_without(x, dims, keepdim))
 
 
 @decomposes(torch.mean, torch.Tensor.mean)
 def mean(x, dim=None, keepdim=False, dtype=None):
-    dims, whole = _dimensions(x, dim)
-    if not whole:
+    dims, divided = dimensions(x, dim)
+    if not divided:
         return x.with_local(x.local.mean(sorted(dims), keepdim, dtype=dtype), axes_without(x, dims, keepdim))
     if not (dtype or x.dtype).is_floating_point:
         raise RuntimeError(f"mean(): the input must be of floating point, not {dtype or x.dtype}")  # as torch has it
     count = torch.Size(x.shape[d] for d in dims).numel()
-    total = x.local.sum(sorted(dims), keepdim=keepdim, dtype=dtype or summing(x.dtype))
-    return (leave(total, x.mesh, x.batch) / count).to(dtype or x.dtype)
+    total = sum_(x, sorted(dims), keepdim, dtype=dtype or summing(x.dtype))
+    return (total / count).to(dtype or x.dtype)
+
+
+class _Ties(torch.autograd.Function):
+    """Zeros of `shape`, whose gradient goes to the input's entries in `shares`."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, shares: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        ctx.save_for_backward(shares)
+        return x.new_zeros(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        (shares,) = ctx.saved_tensors
+        return grad * shares, None, None
+
+
+def _extreme_of_ranks(x: SpatialTensor, dims: set[int], sign: int) -> torch.Tensor:
+    """The largest (`sign` 1) or smallest (-1) values over `dims`, without a gradient; float64, `dims` of size 1."""
+    local = x.local.detach().double() * sign
+    shape = [1 if d in dims else n for d, n in enumerate(local.shape)]
+    mine = local.amax(sorted(dims), keepdim=True) if local.numel() else local.new_full(shape, -torch.inf)
+    found = torch.stack([mine, torch.ones_like(mine)])  # values, and where there are any
+    found = torch.stack([_at_its_place(x, f, dims) for f in found])
+    table = found.new_zeros(x.mesh.image_ranks, *found.shape)
+    table[x.mesh.image_rank] = found
+    values, there = x.mesh.image.sum_(table).unbind(1)
+    return torch.where(there > 0, values, -torch.inf).amax(0) * sign
 
 
 def _extreme(function):
+    """Of several that are the largest each has its share of the gradient, as in torch."""
+    sign = 1 if function is torch.amax else -1
+
     def ours(x, dim=(), keepdim=False):
-        dims, whole = _dimensions(x, dim)
-        if whole:
-            raise NotDecomposed(f"{name_of(function)} over the image", "use adaptive_max_pool2d(x, 1)")
-        return x.with_local(function(x.local, sorted(dims), keepdim), axes_without(x, dims, keepdim))
+        dims, divided = dimensions(x, dim)
+        if not divided:
+            return x.with_local(function(x.local, sorted(dims), keepdim), axes_without(x, dims, keepdim))
+        extreme = _extreme_of_ranks(x, dims, sign).to(x.dtype)
+        shape = [1 if d in dims else n for d, n in enumerate(x.local.shape)]
+        if x.requires_grad:
+            chosen = x.with_local(x.local.detach()) == extreme
+            shares = (chosen.to(x.dtype) / sum_(chosen, sorted(dims), keepdim=True)).local
+            zeros = _Ties.apply(x.local, shares, tuple(shape))
+        else:
+            zeros = x.local.new_zeros(shape)
+        extreme = extreme + _of_the_image(x, zeros, dims, keepdim=True)
+        return extreme if keepdim else extreme.squeeze(tuple(sorted(dims)))
 
     return ours
 
 
-decomposes(torch.amax, torch.Tensor.amax)(_extreme(torch.amax))
-decomposes(torch.amin, torch.Tensor.amin)(_extreme(torch.amin))
+amax = decomposes(torch.amax, torch.Tensor.amax)(_extreme(torch.amax))
+amin = decomposes(torch.amin, torch.Tensor.amin)(_extreme(torch.amin))
 
 
-def _selecting(function):
+def _selecting(function, extreme, of_two):
+    kind = torch.return_types.max if function is torch.max else torch.return_types.min
+
     def ours(x, dim=None, keepdim=False):
-        if not isinstance(dim, int) or _dimensions(x, dim)[1]:
-            raise NotDecomposed(
-                f"{name_of(function)} over the image, or of two",
-                "take it over channels, or adaptive_max_pool2d(x, 1)",
-            )
+        if isinstance(dim, torch.Tensor):
+            return of_two(x, dim)
+        if dim is None:
+            return extreme(x)
+        if dimensions(x, dim)[1]:
+            name = name_of(function)
+            raise NotDecomposed(f"{name} along rows or columns, with indices", f"use a{name}, which gives none")
         values, indices = function(x.local, dim, keepdim)
         axes = axes_without(x, {x.dimension(dim)}, keepdim)
-        kind = torch.return_types.max if function is torch.max else torch.return_types.min
         return kind((x.with_local(values, axes), x.with_local(indices, axes)))
 
     return ours
 
 
-decomposes(torch.max, torch.Tensor.max)(_selecting(torch.max))
-decomposes(torch.min, torch.Tensor.min)(_selecting(torch.min))
+decomposes(torch.max, torch.Tensor.max)(_selecting(torch.max, amax, torch.maximum))
+decomposes(torch.min, torch.Tensor.min)(_selecting(torch.min, amin, torch.minimum))
 
 
 @decomposes(torch.argmax, torch.Tensor.argmax)
 def argmax(x, dim=None, keepdim=False):
-    dims, whole = _dimensions(x, dim)
-    if whole:
-        raise NotDecomposed("argmax over the image", "take it over the channels")
+    dims, divided = dimensions(x, dim)
+    if divided:
+        raise NotDecomposed(
+            "argmax over rows or columns", "take it over the channels, or of gigapipe.spatial.gather(x)"
+        )
     return x.with_local(x.local.argmax(dim, keepdim), axes_without(x, dims, keepdim))

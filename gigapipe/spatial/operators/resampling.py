@@ -1,6 +1,7 @@
 """Operations that change an image's size pixel by pixel: padding, cropping, interpolation, pixel shuffling."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,39 +11,49 @@ from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, wind
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.torch_internals import memory_of, without_modes
-from gigapipe.spatial.window import Padded, Rectangle, Shuffled, Taps, Window
+from gigapipe.spatial.window import Flipped, Padded, Rectangle, Rolled, Shuffled, Taps, Window
 
 
 def _moved(x: SpatialTensor, accesses, fill: float = 0.0) -> SpatialTensor:
     """An image each of whose pixels is a pixel of `x`, or `fill`."""
     size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
     local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, tuple(accesses), fill, x.rectangle)
+    steps = [access.stride if isinstance(access, Window) else 1 for access in accesses]
+    local = local[..., :: steps[0], :: steps[1]] if max(steps) > 1 else local
     local = local.reshape(*local.shape[:-2], *x.mesh.rectangle(size).shape)  # of nothing, too, the right shape
     return SpatialTensor(local.movedim((-2, -1), x.axes), size, x.mesh, x.axes)
 
 
-def crop_image(x: SpatialTensor, rows: tuple[int, int], columns: tuple[int, int]) -> SpatialTensor:
-    """Rows and columns from (start) to before (stop), as an image of their own."""
-    margins = [(-start, stop - n) for (start, stop), n in zip((rows, columns), x.image_size, strict=True)]
-    return _moved(x, [Window(1, padding=margin) for margin in margins])
+def part_of_image(x: SpatialTensor, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> SpatialTensor:
+    """Rows and columns from (start) to before (stop), each or every `step`th, as an image of their own."""
+    cuts = zip((rows, columns), x.image_size, strict=True)
+    return _moved(x, [Window(1, step, (-start, stop - n)) for (start, stop, step), n in cuts])
 
 
-@decomposes(F.pad)
-def pad(x, pad, mode="constant", value=None):
-    pad = list(pad)
-    sides = {x.dim() - 1 - i // 2: tuple(pad[i : i + 2]) for i in range(0, len(pad), 2)}
-    if any(any(p) and axis not in x.axes for axis, p in sides.items()):
-        raise NotDecomposed("pad along other dimensions than rows and columns", "concatenate zeros along them")
-    margins = [sides.get(axis, (0, 0)) for axis in x.axes]
+def rolled(x: SpatialTensor, shifts: Sequence[int]) -> SpatialTensor:
+    """Rows and columns moved on, those past the end to the beginning."""
+    shifts = [shift % n if n else 0 for shift, n in zip(shifts, x.image_size, strict=True)]
+    return _moved(x, [Rolled(shift) if shift else Window(1) for shift in shifts]) if any(shifts) else x
+
+
+def flipped(x: SpatialTensor, axes: Sequence[bool]) -> SpatialTensor:
+    """Rows, columns or both in reverse."""
+    if not any(axes):
+        return x
+    return _moved(x, [Flipped(n) if turned else Window(1) for n, turned in zip(x.image_size, axes, strict=True)])
+
+
+def padded(x: SpatialTensor, margins: Sequence[tuple[int, int]], mode="constant", value=None) -> SpatialTensor:
+    """As F.pad, with so many rows and columns before and after."""
     if mode not in ("constant", "reflect", "replicate", "circular"):
         raise NotImplementedError(f"unrecognised padding mode {mode}")  # as torch does
     if mode != "constant" and min(map(min, margins)) < 0:
         raise NotDecomposed(f"{mode} padding by a negative number", "crop by slicing")
     if mode == "constant":
-        padded = _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
-        if memory_of(padded.local) == memory_of(x.local):  # torch's is a copy always
-            padded = padded.with_local(padded.local.clone())
-        return padded
+        found = _moved(x, [Window(1, padding=margin) for margin in margins], value or 0.0)
+        if memory_of(found.local) == memory_of(x.local):  # torch's is a copy always
+            found = found.with_local(found.local.clone())
+        return found
     return _moved(x, [Padded(mode, margin) if any(margin) else Window(1) for margin in margins])
 
 
@@ -122,6 +133,45 @@ def _shrunk(grad: torch.Tensor, factor: int, mode: str) -> torch.Tensor:
     return own
 
 
+def _cubic(distance: torch.Tensor) -> torch.Tensor:
+    """Weights by distance in pixels, with a = -0.75 (Keys, IEEE TASSP 1981, doi:10.1109/TASSP.1981.1163711)."""
+    a, d = -0.75, distance.abs()
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
+    return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
+
+
+def _bicubic(x: SpatialTensor, sizes, scales, align_corners, recompute_scale_factor) -> SpatialTensor:
+    """Each output is made of four pixels along each axis; past its ends an image goes on as it ends."""
+    accesses, tables = [], []
+    for n, o, s in zip(x.image_size, sizes or (None, None), scales, strict=True):
+        out = int(n * s) if o is None else o
+        with without_modes():
+            places = torch.arange(out, dtype=torch.float64)
+            if align_corners:
+                places = places * ((n - 1) / (out - 1) if out > 1 else 0.0)
+            else:
+                step = n / out if o is not None or recompute_scale_factor else 1 / s
+                places = (places + 0.5) * step - 0.5
+            taps = places.floor().long()[:, None] + torch.arange(-1, 3)
+            weights = _cubic(places[:, None] - taps)
+            taps = taps.clamp(0, n - 1)
+            accesses.append(Taps(tuple(taps[:, 0].tolist()), tuple(taps[:, -1].tolist())))
+        tables.append((taps, weights))
+
+    def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
+        for axis, ((taps, weights), n, o) in enumerate(zip(tables, needed, out, strict=True)):
+            mine = slice(o.start, o.stop)
+            parts = [
+                shard.index_select(2 + axis, (t - n.start).to(x.device)) * w.to(shard).view(-1, *[1] * (1 - axis))
+                for t, w in zip(taps[mine].T, weights[mine].T, strict=True)
+            ]
+            shard = sum(parts[1:], parts[0])
+        return shard
+
+    return windowed(x, tuple(accesses), operate, x.shape[1])
+
+
 @decomposes(F.interpolate, F.upsample)
 def interpolate(
     x,
@@ -133,12 +183,15 @@ def interpolate(
     antialias=False,
 ):
     images(x, "interpolate")
-    if mode not in ("nearest", "nearest-exact", "bilinear") or antialias:
+    if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic") or antialias:
         raise NotDecomposed(
-            f"interpolate by {mode}{' with antialias' * bool(antialias)}", "use nearest, nearest-exact or bilinear"
+            f"interpolate by {mode}{' with antialias' * bool(antialias)}",
+            "use nearest, nearest-exact, bilinear or bicubic",
         )
     sizes = None if size is None else pair(size)
     scales = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+    if mode == "bicubic":
+        return _bicubic(x, sizes, scales, align_corners, recompute_scale_factor)
     precision = torch.float64 if mode == "bilinear" or x.dtype == torch.float64 else torch.float32
     positions = [
         _positions(n, o, None if s is None else float(s), mode, align_corners, recompute_scale_factor, precision)

@@ -1,0 +1,50 @@
+"""Writes the table in operations.md, of what is registered: python docs/operations.py"""
+
+from pathlib import Path
+
+from gigapipe.spatial.operators.max_pooling import with_indices
+from gigapipe.spatial.refusals import name_of
+from gigapipe.spatial.tensor import DECOMPOSED
+
+PAGE = Path(__file__).with_suffix(".md")
+BEGIN, END = "<!-- from the registry -->\n", "<!-- to here -->\n"
+KINDS = {
+    "convolution": "convolution",
+    "pooling": "pooling",
+    "max_pooling": "pooling by maxima",
+    "normalisation": "normalisation",
+    "resampling": "resampling",
+    "pointwise": "pixel by pixel",
+    "dropout": "dropout and random images",
+    "reductions": "over rows, columns, both, or other dimensions",
+    "composed": "made of others",
+    "contraction": "products along other dimensions",
+    "shaping": "order and number of dimensions, joining and cutting",
+    "reshaping": "reshaping",
+    "indexing": "indexing",
+    "losses": "losses of every pixel",
+    "differentiation": "gradients",
+}
+SYMBOLS = {"__getitem__": "x[…]", "__iter__": "iteration", "__matmul__": "@"}
+
+
+def table() -> str:
+    """Each kind of operation and the names that torch has for them."""
+    found: dict[str, set[str]] = {kind: set() for kind in KINDS.values()}
+    for function, ours in DECOMPOSED.items():
+        name = name_of(function).rpartition(".")[2]
+        name = SYMBOLS.get(name, name)
+        if not name.startswith("_") and ours is not with_indices:
+            found[KINDS[ours.__module__.rpartition(".")[2]]].add(f"`{name}`")
+    rows = [f"| {kind} | {', '.join(sorted(names))} |" for kind, names in found.items()]
+    return "\n".join(["| kind | operations |", "|---|---|", *rows]) + "\n"
+
+
+def page(text: str) -> str:
+    """`text` with the table as it is now."""
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))

@@ -1,0 +1,166 @@
+"""Operations that are made of others, for an image that is held and for one that is streamed alike."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.operators.reductions import dimensions, summing
+from gigapipe.spatial.recording import Recorded, computes_from_sums
+from gigapipe.spatial.refusals import NotDecomposed
+from gigapipe.spatial.tensor import SpatialTensor, decomposes
+
+Image = SpatialTensor | Recorded
+
+
+def composes(*functions: Callable) -> Callable[[Callable], Callable]:
+    """Register a function, written in torch's other operations, as the form of `functions` for any image."""
+
+    def register(ours: Callable) -> Callable:
+        decomposes(*functions, enters_itself=True)(ours)
+        return computes_from_sums(*functions)(ours)
+
+    return register
+
+
+def _described(x: Image) -> SpatialTensor:
+    """What knows its axes and sizes, with or without pixels."""
+    return x.ref.image if isinstance(x, Recorded) else x
+
+
+def _by_itself(x: Image, function: Callable, *args, **kwargs) -> Image:
+    """`function` along dimensions that are not divided, of each shard or tile."""
+    if isinstance(x, Recorded):
+        return x.recorder.record(function, (x, *args), kwargs)
+    dims, keepdim = dimensions(x, args[-1])[0], kwargs.get("keepdim", False)
+    axes = x.axes if keepdim else tuple(axis - sum(d < axis for d in dims) for axis in x.axes)
+    return x.with_local(function(x.local, *args, **kwargs), axes)
+
+
+def _root(total: torch.Tensor) -> torch.Tensor:
+    """The square root, whose gradient at zero is zero, as torch's norms and deviations have it."""
+    return torch.where(total > 0, torch.where(total > 0, total, 1.0).sqrt(), total)
+
+
+def _variance(x: Image, dim, unbiased, keepdim: bool, correction) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and mean over dimensions of which rows or columns are some: in two passes, for rounding's sake."""
+    dims = sorted(dimensions(_described(x), dim)[0])
+    if correction is None:
+        correction = 0 if unbiased is False else 1
+    count = torch.Size(x.shape[d] for d in dims).numel()
+    average = torch.mean(x, dims, keepdim=True, dtype=summing(x.dtype))
+    squares = torch.sum(torch.square(x - average.to(x.dtype)), dims, keepdim=True, dtype=summing(x.dtype))
+    # torch divides by nothing less than zero, and by zero too.
+    found = (squares / max(0, count - correction)).to(x.dtype), average.to(x.dtype)
+    return found if keepdim else tuple(f.squeeze(tuple(dims)) for f in found)
+
+
+def _spread(function: Callable, make: Callable) -> None:
+    """Register `function`, which is what `make` makes of variance and mean."""
+    names = [f for f in (getattr(torch, function, None), getattr(torch.Tensor, function, None)) if f]
+
+    @composes(*names)
+    def ours(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
+        if isinstance(dim, bool):  # var(x, unbiased)
+            dim, unbiased = None, dim
+        if dimensions(_described(x), dim)[1]:
+            return make(*_variance(x, dim, unbiased, keepdim, correction))
+        if function.endswith("_mean"):
+            raise NotDecomposed(f"{function} over other dimensions than rows and columns", "use var and mean")
+        correction = (0 if unbiased is False else 1) if correction is None else correction
+        dims = sorted(dimensions(_described(x), dim)[0])
+        return _by_itself(x, getattr(torch, function), dims, correction=correction, keepdim=keepdim)
+
+
+_spread("var", lambda variance, _: variance)
+_spread("std", lambda variance, _: _root(variance))
+_spread("var_mean", lambda variance, mean: (variance, mean))
+_spread("std_mean", lambda variance, mean: (_root(variance), mean))
+
+
+@composes(torch.linalg.vector_norm)
+def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
+    x = x if dtype is None else x.to(dtype)
+    dims, divided = dimensions(_described(x), dim)
+    dims = sorted(dims)
+    if not divided:
+        return _by_itself(x, torch.linalg.vector_norm, ord, dims, keepdim=keepdim)
+    if ord in (math.inf, -math.inf):
+        return (torch.amax if ord > 0 else torch.amin)(torch.abs(x), dims, keepdim)
+    if ord == 0:
+        return torch.sum(x != 0, dims, keepdim).to(x.dtype)
+    if ord == 2:
+        return _root(torch.sum(torch.square(x), dims, keepdim, dtype=summing(x.dtype))).to(x.dtype)
+    total = torch.sum(torch.pow(torch.abs(x), ord), dims, keepdim, dtype=summing(x.dtype))
+    return torch.pow(total, 1 / ord).to(x.dtype)
+
+
+@composes(torch.norm, torch.Tensor.norm)
+def norm(x, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    if out is not None or p == "nuc":
+        raise NotDecomposed("norm with out, or nuclear", "take the norm of its numbers, and what it returns")
+    return vector_norm(x, 2 if p in ("fro", None) else p, dim, keepdim, dtype=dtype)
+
+
+@composes(torch.logsumexp, torch.Tensor.logsumexp)
+def logsumexp(x, dim, keepdim=False):
+    dims, divided = dimensions(_described(x), dim)
+    dims = sorted(dims)
+    if not divided:
+        return _by_itself(x, torch.logsumexp, dims, keepdim=keepdim)
+    largest = torch.amax(x.detach(), dims, keepdim=True)
+    largest = torch.where(largest.isfinite(), largest, 0.0)  # as torch has it
+    total = torch.log(torch.sum(torch.exp(x - largest), dims, keepdim=True)) + largest
+    return total if keepdim else total.squeeze(tuple(dims))
+
+
+@composes(torch.Tensor.expand_as)
+def expand_as(x, other):
+    return x.expand(other.shape)
+
+
+@composes(torch.Tensor.view_as, torch.Tensor.reshape_as)
+def reshape_as(x, other):
+    return x.reshape(other.shape)
+
+
+def _new(function: Callable, alike: Callable) -> None:
+    """Register `function`, which makes a tensor of any size with an image's dtype and device; of its size, an image."""
+
+    @composes(function)
+    def ours(x, *size, **options):
+        size = options.pop("size", size)
+        size = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+        if size == x.shape and not options:
+            return alike(x)
+        return function(torch.empty(0, dtype=x.dtype, device=x.device), size, **options)
+
+
+_new(torch.Tensor.new_zeros, torch.zeros_like)
+_new(torch.Tensor.new_empty, torch.zeros_like)
+_new(torch.Tensor.new_ones, torch.ones_like)
+
+
+@composes(torch.Tensor.new_full)
+def new_full(x, size, fill_value, **options):
+    if torch.Size(size) == x.shape and not options:
+        return torch.full_like(x, fill_value)
+    return torch.empty(0, dtype=x.dtype, device=x.device).new_full(size, fill_value, **options)
+
+
+@composes(torch.Tensor.new_tensor)
+def new_tensor(x, data, *, dtype=None, device=None, requires_grad=False):
+    return torch.tensor(data, dtype=dtype or x.dtype, device=device or x.device, requires_grad=requires_grad)
+
+
+@composes(F.rms_norm, torch.rms_norm)
+def rms_norm(x, normalized_shape, weight=None, eps=None):
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    if dimensions(_described(x), dims)[1]:
+        raise NotDecomposed(
+            "rms_norm over rows and columns", "normalise the channels of a (batch, rows, columns, channels) image"
+        )
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    found = x * torch.rsqrt(torch.mean(torch.square(x), dims, keepdim=True) + eps)
+    return found if weight is None else found * weight

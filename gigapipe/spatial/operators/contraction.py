@@ -1,0 +1,65 @@
+"""Sums of products along dimensions that are not divided: linear layers, matrices, Einstein's notation."""
+
+import torch
+import torch.nn.functional as F
+
+from gigapipe.spatial.gradients import leave
+from gigapipe.spatial.operators.shaping import undivided
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+
+
+@decomposes(F.linear)
+def linear(x, weight, bias=None):
+    undivided(x, -1, "linear")
+    return x.with_local(F.linear(x.local, weight, bias))
+
+
+@decomposes(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+def matmul(x, other):
+    """Of an image whose channels are its last dimension, and a plain matrix or vector."""
+    if isinstance(other, torch.Tensor) and not isinstance(x, SpatialTensor):
+        raise NotDecomposed("matmul of a matrix and an image", "use einsum, or a convolution of 1 × 1")
+    if isinstance(other, SpatialTensor) or other.dim() > 2:
+        raise NotDecomposed("matmul of matrices that images are", "use einsum along the channels")
+    undivided(x, -1, "matmul")
+    return x.with_local(x.local @ other)
+
+
+@decomposes(torch.einsum)
+def einsum(equation, *operands):
+    """With rows and columns in the result, an image; with both summed over, a plain tensor."""
+    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    first = next(x for x in operands if isinstance(x, SpatialTensor))
+    if not isinstance(equation, str) or "." in equation:
+        raise NotDecomposed("einsum with an ellipsis or a list", "name each dimension by a letter")
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow:
+        output = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
+    letters = [terms[[x is first for x in operands].index(True)][axis] for axis in first.axes]
+    kept = [letter in output for letter in letters]
+    owned = dict(zip(letters, zip(first.image_size, first.rectangle, strict=True), strict=True))
+    local = []
+    for x, term in zip(operands, terms, strict=True):
+        if isinstance(x, SpatialTensor):
+            if [term[axis] for axis in x.axes] != letters or x.image_size != first.image_size:
+                raise NotDecomposed(
+                    f"einsum {equation} of images that lie otherwise", "give rows and columns one letter"
+                )
+            if any(term.count(letter) > 1 for letter in letters):
+                raise NotDecomposed(f"einsum {equation} along a diagonal of an image", "use simpler operations")
+            local.append(x.local)
+            continue
+        for d, letter in enumerate(term):
+            if letter in owned:
+                size, interval = owned[letter]
+                if x.shape[d] != size:
+                    raise NotDecomposed(f"einsum {equation} of {tuple(x.shape)}", f"its {letter} must be {size} long")
+                x = x.narrow(d, interval.start, interval.size)
+        local.append(x)
+    if kept[0] != kept[1]:
+        raise NotDecomposed(f"einsum {equation} over rows or columns alone", "sum over both or neither")
+    found = torch.einsum(f"{inputs}->{output}", *local)
+    if kept[0]:
+        return first.with_local(found, tuple(output.index(letter) for letter in letters))
+    return leave(found, first.mesh, first.batch)
