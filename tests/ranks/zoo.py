@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, SpatialTensor, gather
 from gigapipe.spatial.check import TOLERANCE, ModelFailed, compare
@@ -20,18 +22,29 @@ an unusable one fails undivided.
 """
 
 
-class Evaluated(nn.Module):
-    """A model that stays in evaluation mode."""
+class InDouble(TorchFunctionMode):
+    """What is asked for in float32 comes in float64: the rounding of a part would hide errors of the whole."""
 
-    def __init__(self, model: nn.Module):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            return args[0].double()
+        args, kwargs = tree_map(lambda x: torch.float64 if x is torch.float32 else x, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+class Compared(nn.Module):
+    """A model in float64 throughout, and in evaluation mode if `evaluated`."""
+
+    def __init__(self, model: nn.Module, evaluated: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.evaluated = model, evaluated
 
     def forward(self, image):
-        return self.model(image)
+        with InDouble():
+            return self.model(image)
 
-    def train(self, mode: bool = True) -> "Evaluated":
-        return super().train(False)
+    def train(self, mode: bool = True) -> "Compared":
+        return super().train(mode and not self.evaluated)
 
 
 class Nudged(nn.Module):
@@ -67,7 +80,7 @@ def streamed(mesh: Mesh, library: str, name: str) -> dict:
 def judged(entry: Entry, mesh: Mesh, plan: Plan | None = None) -> dict:
     """How it ended (one of `ENDS`), what there is to say about it, and the largest relative error."""
     torch.manual_seed(0)
-    model = Evaluated(entry.make()) if plan else entry.make()
+    model = Compared(entry.make(), evaluated=plan is not None)
     images = torch.rand(BATCH * mesh.data, entry.channels, *entry.size, dtype=torch.float64)
     try:
         worst = compare(model, images, mesh, plan)[0]
