@@ -29,7 +29,7 @@ def test_each_end_is_told(ranks, end):
 def test_a_refusal_names_layer_operation_and_a_way_out(ranks):
     layer, operation, instead = zoo.refusal(ranks("zoo.ending", "refused")[0]["says"])
     assert (layer, operation) == ("model.1", "fft_fft2")
-    assert instead.startswith("use an operation that has one (docs/spatial.md lists them)")
+    assert instead.startswith("use an operation that has one (docs/operations.md lists them)")
 
 
 class TwoRanks(zoo.Ranks):
