@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models alone")
     parser.add_argument("--again", nargs="+", choices=["exact", *ENDS], default=[], help="also those that ended so")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a comparison; default 300")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds a comparison; default 900")
     args = parser.parse_args()
     lacking = [package for library in args.libraries if not importlib.util.find_spec(package := LIBRARIES[library])]
     if lacking:
