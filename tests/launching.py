@@ -18,6 +18,8 @@ from gigapipe.cli import main
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+MORE = int(os.environ.get("GIGAPIPE_TESTS_MORE", 1))
+"""How many times as many random examples, kills and slides there are as usually."""
 GIGAPIPE = str(Path(sys.executable).with_name("gigapipe"))
 EXIT_GLOO = "import os, sys; sys.stdout.flush(); os._exit(0)\n"
 """The last line of a program on gloo, whose threads now and then abort the interpreter's own end."""

@@ -4,13 +4,13 @@ Every rank draws the same examples (hypothesis, without randomness of its own), 
 so all fail, and shrink, together.
 """
 
-import os
 import warnings
 
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from launching import MORE
 from mpi4py import MPI
 from ranks.meshes import WORLD, mesh_of
 from torch import nn
@@ -20,8 +20,6 @@ from gigapipe.spatial.halo import gather_halo, plan
 from gigapipe.spatial.window import Bins, Padded, Shuffled, Transposed, Window
 
 meshes = st.sampled_from([(1, 2, 3), (1, 6, 1), (1, 1, 6), (2, 1, 3)]).map(mesh_of)
-MORE = int(os.environ.get("GIGAPIPE_TESTS_MORE", 1))
-"""How many times as many examples as a test run has time for."""
 settings.register_profile(
     "ranks", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
