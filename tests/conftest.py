@@ -17,6 +17,7 @@ TOGETHER = {
     "test_demo.py": "demo",
     "test_exactness.py": "ranks",
     "test_spatial.py": "ranks",
+    "test_zoo.py": "ranks",
     "test_simulation.py": "simulation",
     "test_contract.py": "contract",
     "test_watch.py": "watch",
