@@ -10,13 +10,14 @@ exact, "wrong" is wrong numbers without an error, "error" is a refusal or a cras
 only, "-" was not tried.
 """
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent / "tests"
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from launching import Ranks  # noqa: E402  the tests' folder is not where Python looks
+from spatial_cases import ALL_CASES  # noqa: E402
+
 PEERS = ("DTensor", "DistConv", "ShardTensor", "MPI4DL", "distdl", "lightstream")
 CASES = {
     "3x3 convolution": ("wrong", "=", "=", "wrong", "=", "="),
@@ -39,24 +40,18 @@ CASES = {
 }
 
 
-def ours(ranks: int) -> dict[str, float]:
-    """Each case's error on the meshes of so many ranks; of several meshes the worst."""
-    command = ["mpiexec", "-n", str(ranks), sys.executable, "-W", "ignore", str(TESTS / "ranks_operators.py"), "mpi"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    output = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
-    ).stdout
-    errors = {}
-    for row in map(json.loads, output.splitlines()):
-        errors[row["case"]] = max(row["error"], errors.get(row["case"], 0.0))
-    return errors
+def ours(ranks: Ranks, case: str, mesh: tuple[int, int, int]) -> float:
+    """A case's error on a mesh; of several ranks' the worst."""
+    return max(error for error, _ in ranks("operators.case", case, mesh=mesh))
 
 
 if __name__ == "__main__":
-    two, four = ours(2), ours(4)
+    with Ranks() as ranks:
+        found = {name: (ours(ranks, name, (1, 1, 2)), ours(ranks, name, (1, 2, 2))) for name in ALL_CASES}
     print(f"{'':26}{'ours 1 × 2':>12}{'2 × 2':>9} " + "".join(f"{peer:>12}" for peer in PEERS))
     for case, peers in CASES.items():
-        print(f"{case:26}{two[case]:12.0e}{four[case]:9.0e} " + "".join(f"{verdict:>12}" for verdict in peers))
-    others = [name for name in two if name not in CASES]
-    worst = max(max(two[name], four[name]) for name in others)
-    print(f"\nand {len(others)} more cases of tests/spatial_models.py, the worst of them {worst:.0e}")
+        two, four = found[case]
+        print(f"{case:26}{two:12.0e}{four:9.0e} " + "".join(f"{verdict:>12}" for verdict in peers))
+    others = [name for name in found if name not in CASES]
+    worst = max(max(found[name]) for name in others)
+    print(f"\nand {len(others)} more cases of tests/spatial_cases.py, the worst of them {worst:.0e}")

@@ -1,6 +1,6 @@
 """Run under mpiexec: train without end, until a rank is killed; or, with "hang", until rank 1 stops taking part.
 
-Usage: ranks_forever.py TRANSPORT [hang] [FOLDER for last words]
+Usage: forever.py TRANSPORT [hang] [FOLDER for last words]
 """
 
 import json
