@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 
 @functools.cache
-def _let_torchvision_import() -> None:
+def let_torchvision_import() -> None:
     """Beside a torch that its kernels were not built for, torchvision imports once their names are declared."""
     folder = Path(importlib.util.find_spec("torchvision").origin).parent
     try:
@@ -95,7 +95,7 @@ TIMM_SIZES = {
 
 
 def timm_model(name: str) -> nn.Module:
-    _let_torchvision_import()  # timm does
+    let_torchvision_import()  # timm does
     import timm
 
     return timm.create_model(name, pretrained=False, num_classes=4)
@@ -117,7 +117,7 @@ ENCODERS = (
 
 
 def smp_model(name: str, **keywords) -> nn.Module:
-    _let_torchvision_import()
+    let_torchvision_import()
     import segmentation_models_pytorch as smp
 
     options = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 3, **keywords}
@@ -138,7 +138,7 @@ TORCHVISION_SEGMENTATION = "lraspp_mobilenet_v3_large deeplabv3_mobilenet_v3_lar
 
 
 def torchvision_model(name: str, **keywords) -> nn.Module:
-    _let_torchvision_import()
+    let_torchvision_import()
     import torchvision
 
     return torchvision.models.get_model(name, weights=None, num_classes=4, **keywords)
@@ -200,7 +200,7 @@ def monai_model(name: str) -> nn.Module:
     arguments, keywords = MONAI[name]
     kind = name.partition(",")[0]
     if kind in ("FCN", "MCFCN"):
-        _let_torchvision_import()  # they are ResNets of torchvision
+        let_torchvision_import()  # they are ResNets of torchvision
         return getattr(blocks, kind)(*arguments, **keywords)
     return getattr(nets, kind)(*arguments, **keywords)
 
