@@ -51,6 +51,33 @@ def test_a_single_row_or_column_joins_the_other(size):
             assert torch.equal(found, whole.reshape(shape)), shape
 
 
+def test_what_torch_copies_is_a_copy():
+    image = shard(torch.rand(1, 2, 4, 4), Mesh())
+    before = image.local.clone()
+    for copied in (image.roll(4, 2), image.roll(0, 1), image.flip(()), image.repeat(1, 1, 1, 1), torch.cat([image])):
+        copied.add_(1)
+    assert torch.equal(image.local, before)
+
+
+@pytest.mark.parametrize("function", [torch.var, torch.std, torch.norm, torch.logsumexp])
+def test_sixteen_bits_are_summed_as_torch_sums_them(function):
+    # A mean that is large beside the deviation, of which 16 bits would leave nothing.
+    whole = (3 + 0.05 * torch.rand(1, 2, 31, 23)).bfloat16()
+    expected = function(whole, dim=(2, 3))
+    image = shard(whole, Mesh())
+    for given in (image, stream(image, Plan(tile=7))):
+        assert torch.allclose(function(given, dim=(2, 3)).float(), expected.float(), rtol=0.01)
+
+
+def test_streamed_random_images_are_those_that_are_held():
+    image = shard(torch.zeros(1, 2, 15, 13), Mesh())
+    for draw in (torch.rand_like, torch.randn_like, lambda x: torch.bernoulli(x + 0.5)):
+        torch.manual_seed(3)
+        held = gather(draw(image))
+        torch.manual_seed(3)
+        assert torch.equal(gather(draw(stream(image, Plan(tile=4))).computed()), held) and held.std() > 0.1
+
+
 def test_hooks_see_what_class_activation_maps_are_made_of(ranks):
     assert max(ranks("operations.class_activation_map", mesh=(1, 2, 2))) <= 1e-12
 

@@ -38,6 +38,11 @@ def _by_itself(x: Image, function: Callable, *args, **kwargs) -> Image:
     return x.with_local(function(x.local, *args, **kwargs), axes)
 
 
+def _wide(x: Image) -> Image:
+    """`x` in the precision in which torch sums: numbers of 16 bits in float32."""
+    return x if x.dtype == summing(x.dtype) else x.to(summing(x.dtype))
+
+
 def _root(total: torch.Tensor) -> torch.Tensor:
     """The square root, whose gradient at zero is zero, as torch's norms and deviations have it."""
     return torch.where(total > 0, torch.where(total > 0, total, 1.0).sqrt(), total)
@@ -49,8 +54,8 @@ def _variance(x: Image, dim, unbiased, keepdim: bool, correction) -> tuple[torch
     if correction is None:
         correction = 0 if unbiased is False else 1
     count = torch.Size(x.shape[d] for d in dims).numel()
-    average = torch.mean(x, dims, keepdim=True, dtype=summing(x.dtype))
-    squares = torch.sum(torch.square(x - average.to(x.dtype)), dims, keepdim=True, dtype=summing(x.dtype))
+    average = torch.mean(_wide(x), dims, keepdim=True)
+    squares = torch.sum(torch.square(_wide(x) - average), dims, keepdim=True)
     # torch divides by nothing less than zero, and by zero too.
     found = (squares / max(0, count - correction)).to(x.dtype), average.to(x.dtype)
     return found if keepdim else tuple(f.squeeze(tuple(dims)) for f in found)
@@ -91,8 +96,8 @@ def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     if ord == 0:
         return torch.sum(x != 0, dims, keepdim).to(x.dtype)
     if ord == 2:
-        return _root(torch.sum(torch.square(x), dims, keepdim, dtype=summing(x.dtype))).to(x.dtype)
-    total = torch.sum(torch.pow(torch.abs(x), ord), dims, keepdim, dtype=summing(x.dtype))
+        return _root(torch.sum(torch.square(_wide(x)), dims, keepdim)).to(x.dtype)
+    total = torch.sum(torch.pow(torch.abs(_wide(x)), ord), dims, keepdim)
     return torch.pow(total, 1 / ord).to(x.dtype)
 
 
@@ -109,10 +114,10 @@ def logsumexp(x, dim, keepdim=False):
     dims = sorted(dims)
     if not divided:
         return _by_itself(x, torch.logsumexp, dims, keepdim=keepdim)
-    largest = torch.amax(x.detach(), dims, keepdim=True)
+    largest = torch.amax(_wide(x).detach(), dims, keepdim=True)
     largest = torch.where(largest.isfinite(), largest, 0.0)  # as torch has it
-    total = torch.log(torch.sum(torch.exp(x - largest), dims, keepdim=True)) + largest
-    return total if keepdim else total.squeeze(tuple(dims))
+    total = torch.log(torch.sum(torch.exp(_wide(x) - largest), dims, keepdim=True)) + largest
+    return (total if keepdim else total.squeeze(tuple(dims))).to(x.dtype)
 
 
 @composes(torch.Tensor.expand_as)
@@ -162,5 +167,5 @@ def rms_norm(x, normalized_shape, weight=None, eps=None):
             "rms_norm over rows and columns", "normalise the channels of a (batch, rows, columns, channels) image"
         )
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    found = x * torch.rsqrt(torch.mean(torch.square(x), dims, keepdim=True) + eps)
-    return found if weight is None else found * weight
+    found = _wide(x) * torch.rsqrt(torch.mean(torch.square(_wide(x)), dims, keepdim=True) + eps)
+    return (found if weight is None else found * weight).to(x.dtype)

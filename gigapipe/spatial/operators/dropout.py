@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from gigapipe.spatial.tensor import SpatialTensor, decomposes
+from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 
 # splitmix64 (Steele, Lea and Flood, OOPSLA 2014, doi:10.1145/2660193.2660195), in two's complement.
 _STEP, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -93,6 +93,8 @@ def randn_like(x, *, dtype=None):
 
 
 @decomposes(torch.bernoulli, torch.Tensor.bernoulli)
-def bernoulli(x, p=None):
+def bernoulli(x, p=None, *, generator=None):
+    if generator is not None:
+        raise NotDecomposed("bernoulli with a generator", "seed torch's own by torch.manual_seed")
     chance = x.local if p is None else p
     return x.with_local((_random_bits(x).double() / 2**53 < chance).to(x.dtype))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from gigapipe.spatial.operators.shaping import sizes_of
 from gigapipe.spatial.refusals import LAYERS
 from gigapipe.spatial.sharding import gather
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
@@ -73,15 +74,15 @@ def reshaped(x: SpatialTensor, shape: list[int], what: str) -> torch.Tensor:
 
 
 @decomposes(torch.reshape, torch.Tensor.reshape)
-def reshape(x, *shape):
-    return reshaped(x, list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape), "reshape")
+def reshape(x, *sizes, shape=None):
+    return reshaped(x, sizes_of(sizes) if shape is None else list(shape), "reshape")
 
 
 @decomposes(torch.Tensor.view)
-def view(x, *shape):
-    if isinstance(shape[0], torch.dtype):
+def view(x, *sizes):
+    if isinstance(sizes[0], torch.dtype):
         raise NotDecomposed("view as another dtype", "convert it by to(dtype)")
-    return reshaped(x, list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape), "view")
+    return reshaped(x, sizes_of(sizes), "view")
 
 
 @decomposes(torch.unflatten, torch.Tensor.unflatten)

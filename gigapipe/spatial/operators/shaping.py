@@ -96,14 +96,14 @@ def movedim(x, source, destination):
     return permute(x, [places[d] if d in places else next(rest) for d in range(x.dim())])
 
 
-def _sizes(sizes: tuple) -> list[int]:
+def sizes_of(sizes: tuple) -> list[int]:
     """Given one by one or as one list."""
     return list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
 
 
 @decomposes(torch.Tensor.expand)
 def expand(x, *sizes, size=None):
-    sizes = _sizes(sizes) if size is None else list(size)
+    sizes = sizes_of(sizes) if size is None else list(size)
     new = len(sizes) - x.dim()
     axes = tuple(axis + new for axis in x.axes)
     if new < 0 or any(sizes[axis] not in (-1, n) for axis, n in zip(axes, x.image_size, strict=True)):
@@ -115,7 +115,7 @@ def expand(x, *sizes, size=None):
 
 @decomposes(torch.Tensor.repeat)
 def repeat(x, *repeats):
-    repeats = _sizes(repeats)
+    repeats = sizes_of(repeats)
     new = len(repeats) - x.dim()
     axes = tuple(axis + new for axis in x.axes)
     if new < 0 or any(repeats[axis] != 1 for axis in axes):
@@ -139,16 +139,15 @@ def roll(x, shifts, dims=None):
     for shift, dim in zip(shifts, dims, strict=True):
         by[x.dimension(dim)] += shift
     x = rolled(x, [by[axis] for axis in x.axes])
-    rest = [d for d in range(x.dim()) if by[d] and d not in x.axes]
-    return x.with_local(x.local.roll([by[d] for d in rest], rest)) if rest else x
+    rest = [d for d in range(x.dim()) if d not in x.axes]
+    return x.with_local(x.local.roll([by[d] for d in rest], rest))
 
 
 @decomposes(torch.flip, torch.Tensor.flip)
 def flip(x, *dims):
-    dims = {x.dimension(d) for d in _sizes(dims)}
+    dims = {x.dimension(d) for d in sizes_of(dims)}
     x = flipped(x, [axis in dims for axis in x.axes])
-    rest = sorted(dims - set(x.axes))
-    return x.with_local(x.local.flip(rest)) if rest else x
+    return x.with_local(x.local.flip(sorted(dims - set(x.axes))))
 
 
 @decomposes(F.pad)
