@@ -1,5 +1,7 @@
 """The audit's cases in JAX: `jit`, with rows and columns sharded over devices that XLA makes of one CPU."""
 
+import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
@@ -80,21 +82,24 @@ def sharded(case: Case) -> tuple[Found, list[str]]:
         return jax.device_put(array, NamedSharding(mesh, P(None, None, "rows", "columns") if divided else P()))
 
     def look(layer: int, x: jax.Array) -> None:
-        def see(sharding) -> None:  # called by the compiler
-            by = sharding.spec if isinstance(sharding, NamedSharding) else ()
-            whole.extend(case.left_whole(layer, [len(by) <= axis or by[axis] is None for axis in (2, 3)]))
+        def see(sharding) -> None:
+            by = (*sharding.spec, *[None] * 4)
+            whole.extend(case.left_whole(layer, [by[axis] is None for axis in (2, 3)]))
 
         if x.ndim == 4:
             jax.debug.inspect_array_sharding(x, callback=see)
 
-    def loss(weights, image, target):
+    def loss(weights, image, target, look=None):
         return jnp.square(apply(case.layers, weights, image, look=look) - target).mean()
 
     weights = {name: placed(name, array) for name, array in case.arrays().items()}
-    image, target = weights.pop("image"), weights.pop("target")
-    value, (gradients, of_image) = jax.jit(jax.value_and_grad(loss, (0, 1)))(weights, image, target)
+    inputs = weights, weights.pop("image"), weights.pop("target")
+    value, (gradients, of_image) = jax.jit(jax.value_and_grad(loss, (0, 1)))(*inputs)
+    watched = jax.jit(jax.value_and_grad(functools.partial(loss, look=look), (0, 1))).lower(*inputs)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # it cannot tell of maps over some of an axis' devices
+        watched.compile()
     # By itself, for XLA returns what it divided unevenly whole on every device, and would have to in the step.
-    output = jax.jit(lambda weights, image: apply(case.layers, weights, image))(weights, image)
+    output = jax.jit(lambda weights, image: apply(case.layers, weights, image))(*inputs[:2])
     everything = {"loss": value, "output": output, "image": of_image, **gradients}
     return {name: np.asarray(x) for name, x in everything.items()}, whole
 
