@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._pytree import tree_flatten, tree_iter, tree_leaves, tree_map, tree_unflatten  # noqa: F401
 from torch.utils.hooks import RemovableHandle
 
-CHECKED = ("2.13",)
+CHECKED = ("2.11", "2.13", "2.14")
 
 without_torch_function = torch._C.DisableTorchFunctionSubclass
 """The context in which torch's functions take tensors of any class for ordinary ones."""
