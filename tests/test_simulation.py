@@ -35,16 +35,16 @@ def test_the_simulation_refuses_what_summit_refuses(lsf):
 def test_the_road_under_the_simulation(lsf, project, tmp_path):
     shutil.copytree(project, tmp_path / "project", symlinks=True)
     own = tmp_path / "project"
-    # Nodes of two ranks: a mesh of four is on two of them.
+    # Nodes of one rank: a mesh of two is on two of them.
     profile = own / "profiles/summit/profile.v9+.yaml"
-    profile.write_text(profile.read_text().replace("ranks_per_node: 6", "ranks_per_node: 2"))
+    profile.write_text(profile.read_text().replace("ranks_per_node: 6", "ranks_per_node: 1"))
     phantom = {"patients": 6, "sites": 3}
     make_results(own, [8.0], leave=1, **phantom)
     arguments = configured(
         own,
         phantom=phantom,
         folds={"number": 3},
-        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [2, 2, 1]}],
+        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 2, 1]}],
         training={"epochs": 3, "batch": 2, "network": "resnet10", "width": 8},
         maps=0,
     )
@@ -68,6 +68,6 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):
     trained = [line for line in lines if line.startswith("bsub") and "-J gigapipe.train." in line]
     assert len(trained) == 4  # three folds, one of them again
     assert all("-P abc123 -q batch -W 120 -nnodes 2 -alloc_flags smt1" in line for line in trained), trained
-    assert sum(line.startswith("jsrun -n 4 -r 2 -a 1 -c 7 -g 1 -b rs gigapipe train") for line in lines) == 4
+    assert sum(line.startswith("jsrun -n 2 -r 1 -a 1 -c 7 -g 1 -b rs gigapipe train") for line in lines) == 4
     for fold in range(3):
         assert torch.load(own / f"results/8um/fold-{fold}/model.pt", weights_only=True)["task"] == "classes"
