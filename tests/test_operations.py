@@ -10,6 +10,7 @@ from launching import ROOT
 from torch import nn
 
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, gather, shard, stream
+from gigapipe.spatial.check import compare
 
 PAGE = ROOT / "docs/operations.md"
 
@@ -76,6 +77,19 @@ def test_streamed_random_images_are_those_that_are_held():
         held = gather(draw(image))
         torch.manual_seed(3)
         assert torch.equal(gather(draw(stream(image, Plan(tile=4))).computed()), held) and held.std() > 0.1
+
+
+def test_check_compares_what_draws_random_images():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 2, 3)
+
+        def forward(self, x):
+            x = self.convolution(x)
+            return x * torch.randn_like(x) + torch.bernoulli(x.sigmoid())
+
+    assert compare(Noisy(), torch.rand(1, 3, 15, 13), Mesh(), Plan(tile=7))[0].error < 1e-12
 
 
 def test_hooks_see_what_class_activation_maps_are_made_of(ranks):

@@ -39,17 +39,21 @@ class Difference(NamedTuple):
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Functions that drop out at random drop nothing: torch's own cannot be drawn in parts."""
+    """Functions that drop out at random drop nothing, and random images are even: torch's cannot be drawn in parts."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in _DROPOUT:
             return args[0] if args else kwargs["input"]
+        if function in _DRAWN:
+            return torch.full_like(args[0] if args else kwargs["input"], 0.5)
         return function(*args, **(kwargs or {}))
 
 
 _DROPOUT = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+    torch.bernoulli, torch.Tensor.bernoulli,
 }  # fmt: skip
+_DRAWN = {torch.rand_like, torch.randn_like}
 
 
 class _Sides:
