@@ -195,14 +195,15 @@ MONAI_CHANNELS = {"VNet": 1}
 
 
 def monai_model(name: str) -> nn.Module:
-    from monai.networks import blocks, nets
-
     arguments, keywords = MONAI[name]
     kind = name.partition(",")[0]
-    if kind in ("FCN", "MCFCN"):
-        let_torchvision_import()  # they are ResNets of torchvision
-        return getattr(blocks, kind)(*arguments, **keywords)
-    return getattr(nets, kind)(*arguments, **keywords)
+    of_torchvision = kind in ("FCN", "MCFCN")
+    if of_torchvision:
+        let_torchvision_import()  # before MONAI does
+
+    from monai.networks import blocks, nets
+
+    return getattr(blocks if of_torchvision else nets, kind)(*arguments, **keywords)
 
 
 def entries() -> dict[tuple[str, str], Entry]:
