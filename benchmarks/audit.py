@@ -29,14 +29,12 @@ import json
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +108,7 @@ def run(library: str, chosen: list[Case], python: str) -> Iterator[tuple[Case, V
         (folder / "cases").write_bytes(pickle.dumps(chosen))
         program = [python, str(Path(__file__).with_name(PROGRAMS[library])), library, name]
         processes = [
-            subprocess.Popen([*program, str(rank), str(ranks)], stdout=log, stderr=log, start_new_session=True)
+            subprocess.Popen([*program, str(rank), str(ranks)], stdout=log, stderr=log)
             for rank in range(1 if library == "jax" else ranks)
         ]
         try:
@@ -127,8 +125,7 @@ def run(library: str, chosen: list[Case], python: str) -> Iterator[tuple[Case, V
                     return
         finally:
             for process in processes:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
 
 
