@@ -19,7 +19,7 @@ from torch import nn
 from zoo_models import let_torchvision_import
 
 from gigapipe.spatial import Mesh, decompose, shard
-from gigapipe.spatial.check import synchronise_as_batch_norm
+from gigapipe.spatial.decompose import synchronise_as_batch_norm
 from gigapipe.spatial.transports.mpi import MpiTransport
 
 

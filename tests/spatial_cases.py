@@ -307,7 +307,7 @@ ALIKE = {
     "clamp clip": lambda f, x: f(x, 0.3, 0.6),
     "sum mean": lambda f, x: (f(x, (2, 3)), f(x, 1), f(x).view(-1), f(x, 2), f(x, (1, 3), True)),
     "var std": lambda f, x: (f(x, (2, 3)), f(x, 1, correction=0), f(x).view(-1), f(x, 3, True, True), f(x, False)),
-    "var_mean std_mean": lambda f, x: (*f(x, (2, 3), keepdim=True), *f(x, (1, 2))),
+    "var_mean std_mean": lambda f, x: (*f(x, (2, 3), keepdim=True), *f(x, (1, 2)), *f(x, 1)),
     "norm": lambda f, x: (f(x).view(-1), f(x, 2, 1), f(x, 1, (2, 3), True), f(x, math.inf, 3), f(x, 3.0, (2, 3))),
     "vector_norm": lambda f, x: (f(x, 2, 1), f(x * 0, 2, (2, 3)), f(x, 0, (2, 3)), f(x, -math.inf, (2, 3))),
     "logsumexp": lambda f, x: (f(x, 1), f(x, (2, 3), True), f(x, 2)),

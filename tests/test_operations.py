@@ -92,6 +92,12 @@ def test_check_compares_what_draws_random_images():
     assert compare(Noisy(), torch.rand(1, 3, 15, 13), Mesh(), Plan(tile=7))[0].error < 1e-12
 
 
+def test_a_mean_by_batch_is_kl_div_s_alone():
+    image = shard(torch.rand(2, 3, 4, 4), Mesh())
+    with pytest.raises(ValueError, match="batchmean is not a valid value"):
+        nn.functional.mse_loss(image, image, reduction="batchmean")
+
+
 def test_hooks_see_what_class_activation_maps_are_made_of(ranks):
     assert max(ranks("operations.class_activation_map", mesh=(1, 2, 2))) <= 1e-12
 

@@ -25,7 +25,7 @@ from spatial_cases import (
     REFUSED,
     Apply,
     spelling,
-)  # fmt: skip
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

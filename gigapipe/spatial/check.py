@@ -38,7 +38,7 @@ class Difference(NamedTuple):
     error: float
 
 
-class _WithoutDropout(TorchFunctionMode):
+class _WithoutChance(TorchFunctionMode):
     """Functions that drop out at random drop nothing, and random images are even: torch's cannot be drawn in parts."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -84,7 +84,7 @@ class _Sides:
     @staticmethod
     def run(model: Callable, image):
         torch.manual_seed(0)
-        with _WithoutDropout():
+        with _WithoutChance():
             return model(image)
 
     def image(self) -> SpatialTensor:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from gigapipe.spatial.operators.reductions import dimensions, summing
-from gigapipe.spatial.recording import Recorded, computes_from_sums
+from gigapipe.spatial.operators.reductions import axes_without, dimensions, summing
+from gigapipe.spatial.operators.shaping import sizes_of
+from gigapipe.spatial.recording import Recorded, streams_as
 from gigapipe.spatial.refusals import NotDecomposed
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 
@@ -19,7 +20,7 @@ def composes(*functions: Callable) -> Callable[[Callable], Callable]:
 
     def register(ours: Callable) -> Callable:
         decomposes(*functions, enters_itself=True)(ours)
-        return computes_from_sums(*functions)(ours)
+        return streams_as(*functions)(ours)
 
     return register
 
@@ -30,11 +31,10 @@ def _described(x: Image) -> SpatialTensor:
 
 
 def _by_itself(x: Image, function: Callable, *args, **kwargs) -> Image:
-    """`function` along dimensions that are not divided, of each shard or tile."""
+    """`function` of each shard or tile, along dimensions that are not divided, its last argument."""
     if isinstance(x, Recorded):
         return x.recorder.record(function, (x, *args), kwargs)
-    dims, keepdim = dimensions(x, args[-1])[0], kwargs.get("keepdim", False)
-    axes = x.axes if keepdim else tuple(axis - sum(d < axis for d in dims) for axis in x.axes)
+    axes = axes_without(x, dimensions(x, args[-1])[0], kwargs.get("keepdim", False))
     return x.with_local(function(x.local, *args, **kwargs), axes)
 
 
@@ -48,11 +48,8 @@ def _root(total: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, torch.where(total > 0, total, 1.0).sqrt(), total)
 
 
-def _variance(x: Image, dim, unbiased, keepdim: bool, correction) -> tuple[torch.Tensor, torch.Tensor]:
+def _variance(x: Image, dims: list[int], correction: int, keepdim: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Variance and mean over dimensions of which rows or columns are some: in two passes, for rounding's sake."""
-    dims = sorted(dimensions(_described(x), dim)[0])
-    if correction is None:
-        correction = 0 if unbiased is False else 1
     count = torch.Size(x.shape[d] for d in dims).numel()
     average = torch.mean(_wide(x), dims, keepdim=True)
     squares = torch.sum(torch.square(_wide(x) - average), dims, keepdim=True)
@@ -61,27 +58,38 @@ def _variance(x: Image, dim, unbiased, keepdim: bool, correction) -> tuple[torch
     return found if keepdim else tuple(f.squeeze(tuple(dims)) for f in found)
 
 
-def _spread(function: Callable, make: Callable) -> None:
-    """Register `function`, which is what `make` makes of variance and mean."""
-    names = [f for f in (getattr(torch, function, None), getattr(torch.Tensor, function, None)) if f]
+def _spread(*functions: Callable, over_image: Callable, otherwise: Callable) -> None:
+    """Register `functions` of a deviation: made of variance and mean, or by torch along what is not divided."""
 
-    @composes(*names)
+    @composes(*functions)
     def ours(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
         if isinstance(dim, bool):  # var(x, unbiased)
             dim, unbiased = None, dim
-        if dimensions(_described(x), dim)[1]:
-            return make(*_variance(x, dim, unbiased, keepdim, correction))
-        if function.endswith("_mean"):
-            raise NotDecomposed(f"{function} over other dimensions than rows and columns", "use var and mean")
-        correction = (0 if unbiased is False else 1) if correction is None else correction
-        dims = sorted(dimensions(_described(x), dim)[0])
-        return _by_itself(x, getattr(torch, function), dims, correction=correction, keepdim=keepdim)
+        if correction is None:
+            correction = 0 if unbiased is False else 1
+        dims, divided = dimensions(_described(x), dim)
+        if divided:
+            return over_image(*_variance(x, sorted(dims), correction, keepdim))
+        return otherwise(x, sorted(dims), correction=correction, keepdim=keepdim)
 
 
-_spread("var", lambda variance, _: variance)
-_spread("std", lambda variance, _: _root(variance))
-_spread("var_mean", lambda variance, mean: (variance, mean))
-_spread("std_mean", lambda variance, mean: (_root(variance), mean))
+def _with_mean(function: Callable) -> Callable:
+    return lambda x, dims, correction, keepdim: (
+        function(x, dims, correction=correction, keepdim=keepdim),
+        torch.mean(x, dims, keepdim),
+    )
+
+
+def _shard_by_shard(function: Callable) -> Callable:
+    return lambda x, dims, **options: _by_itself(x, function, dims, **options)
+
+
+_spread(torch.var, torch.Tensor.var, over_image=lambda variance, _: variance, otherwise=_shard_by_shard(torch.var))
+_spread(
+    torch.std, torch.Tensor.std, over_image=lambda variance, _: _root(variance), otherwise=_shard_by_shard(torch.std)
+)
+_spread(torch.var_mean, over_image=lambda variance, mean: (variance, mean), otherwise=_with_mean(torch.var))
+_spread(torch.std_mean, over_image=lambda variance, mean: (_root(variance), mean), otherwise=_with_mean(torch.std))
 
 
 @composes(torch.linalg.vector_norm)
@@ -135,8 +143,7 @@ def _new(function: Callable, alike: Callable) -> None:
 
     @composes(function)
     def ours(x, *size, **options):
-        size = options.pop("size", size)
-        size = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+        size = torch.Size(sizes_of(size) if size else options.pop("size"))
         if size == x.shape and not options:
             return alike(x)
         return function(torch.empty(0, dtype=x.dtype, device=x.device), size, **options)

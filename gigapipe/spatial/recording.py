@@ -322,8 +322,8 @@ class Recorded(torch.Tensor):
             refuse_lost_gradient(image)
         if function in _DIFFERENTIATE:
             raise NotDecomposed("a gradient of a streamed image", "ask for that of the image that is streamed")
-        if function in STATISTICAL:
-            return STATISTICAL[function](*args, **kwargs)
+        if function in STREAMED:
+            return STREAMED[function](*args, **kwargs)
         return images[0].recorder.record(function, args, kwargs)
 
     @classmethod
@@ -333,15 +333,15 @@ class Recorded(torch.Tensor):
 
 _DIFFERENTIATE = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward}
 
-STATISTICAL: dict[Callable, Callable] = {}
-"""torch's function -> the same, made of sums over the image and of operations pixel by pixel (statistical.py)."""
+STREAMED: dict[Callable, Callable] = {}
+"""torch's function -> the same, made of others (statistical.py, composed.py)."""
 
 
-def computes_from_sums(*functions: Callable) -> Callable[[Callable], Callable]:
+def streams_as(*functions: Callable) -> Callable[[Callable], Callable]:
     """Register a function as the form that torch's `functions` take on a streamed image."""
 
     def register(ours: Callable) -> Callable:
-        STATISTICAL.update(dict.fromkeys(functions, ours))
+        STREAMED.update(dict.fromkeys(functions, ours))
         return ours
 
     return register
@@ -357,7 +357,8 @@ _SUMS = {
 
 
 _CONSTANT = {
-    torch.Tensor.detach, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like,
+    torch.Tensor.detach, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like,
+    torch.randn_like, torch.bernoulli, torch.Tensor.bernoulli,
 }  # fmt: skip
 """Functions whose value hands no gradient on."""
 

@@ -9,12 +9,19 @@ LAYERS: list[str] = []
 """Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
 
 
+PACKAGE = "gigapipe.spatial: "
+
+
+def where() -> str:
+    """How a message begins: with the layer that is running, if one is."""
+    return f"{PACKAGE}in layer {LAYERS[-1]}: " if LAYERS and LAYERS[-1] else PACKAGE
+
+
 class NotDecomposed(NotImplementedError):
     """An operation that would be wrong on a shard; says which, in which layer, and what to do."""
 
     def __init__(self, what: str, instead: str, name_layer: bool = True):
-        layer = f"in layer {LAYERS[-1]}: " if name_layer and LAYERS and LAYERS[-1] else ""
-        super().__init__(f"gigapipe.spatial: {layer}{what}; {instead}")
+        super().__init__(f"{where() if name_layer else PACKAGE}{what}; {instead}")
 
 
 def name_of(function: Callable) -> str:

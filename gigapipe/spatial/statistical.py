@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.operators.reductions import sum_over_everyone
 from gigapipe.spatial.pooled import plain
-from gigapipe.spatial.recording import Recorded, computes_from_sums
+from gigapipe.spatial.recording import Recorded, streams_as
 
 
 def _moments(x: Recorded, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +34,7 @@ def _normalised(x: Recorded, mean: torch.Tensor, variance: torch.Tensor, weight,
     return torch.addcmul(shift, x, scale)
 
 
-@computes_from_sums(F.batch_norm)
+@streams_as(F.batch_norm)
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     if not training:
         return x.recorder.record(F.batch_norm, (x, running_mean, running_var, weight, bias, False, momentum, eps), {})
@@ -50,7 +50,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     return _normalised(x, mean, variance, weight, bias, eps)
 
 
-@computes_from_sums(F.group_norm, torch.group_norm)
+@streams_as(F.group_norm, torch.group_norm)
 def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     batch, channels, rows, columns = x.shape
     count = channels // num_groups * rows * columns
@@ -59,7 +59,7 @@ def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     return _normalised(x, mean, variance, weight, bias, eps)
 
 
-@computes_from_sums(F.instance_norm)
+@streams_as(F.instance_norm)
 def instance_norm(
     x, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
 ):

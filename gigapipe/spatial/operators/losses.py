@@ -16,15 +16,13 @@ from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, na
 
 def _reduced(losses: SpatialTensor, reduction: str, count=None):
     """The loss, from that of every pixel; `count` is what a mean divides by, if not their number."""
-    if reduction not in ("none", "sum", "mean", "batchmean"):
+    if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"{reduction} is not a valid value for reduction")  # as torch does
     if reduction == "none":
         return losses
     total = leave(losses.local.sum(dtype=summing(losses.dtype)), losses.mesh, losses.batch)
     if reduction == "mean":
         total = total / (losses.numel() if count is None else count)
-    elif reduction == "batchmean":  # kl_div's
-        total = total / losses.shape[0]
     return total.to(losses.dtype)
 
 
@@ -37,7 +35,10 @@ def _elementwise(function: Callable) -> Callable:
             raise NotDecomposed(f"{name_of(function)} with size_average or reduce", "use reduction")
         if kwargs.get("weight") is not None and function in (F.mse_loss, F.l1_loss):
             raise NotDecomposed(f"{name_of(function)} with weight", "weight the images before they are compared")
-        return _reduced(each(*args, reduction="none", **kwargs), reduction)
+        losses = each(*args, reduction="none", **kwargs)
+        if reduction == "batchmean" and function is F.kl_div:
+            return _reduced(losses, "sum") / losses.shape[0]
+        return _reduced(losses, reduction)
 
     return ours
 

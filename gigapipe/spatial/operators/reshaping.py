@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gigapipe.spatial.operators.shaping import sizes_of
-from gigapipe.spatial.refusals import LAYERS
+from gigapipe.spatial.refusals import where
 from gigapipe.spatial.sharding import gather
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
@@ -17,10 +17,9 @@ from gigapipe.spatial.torch_internals import memory_of
 def gathered(x: SpatialTensor, what: str) -> torch.Tensor:
     """The whole image on every rank, of which is said what it costs."""
     if not isinstance(x.mesh, Tile) and x.mesh.image_ranks > 1 and x.mesh.image_rank == 0:
-        layer = f"in layer {LAYERS[-1]}: " if LAYERS and LAYERS[-1] else ""
         megabytes = x.numel() * x.dtype.itemsize / 1e6
         warnings.warn(
-            f"gigapipe.spatial: {layer}{what} of rows and columns together gathers {tuple(x.shape)} to every rank of "
+            f"{where()}{what} of rows and columns together gathers {tuple(x.shape)} to every rank of "
             f"the image, {megabytes:.3g} MB",
             stacklevel=2,
         )

@@ -71,10 +71,14 @@ def narrow(x, dim, start, length):
     return x.with_local(x.local.narrow(undivided(x, dim, "narrow"), start, length))
 
 
+def sizes_of(sizes: tuple) -> list[int]:
+    """Numbers that are given one by one or as one list."""
+    return list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+
+
 @decomposes(torch.permute, torch.Tensor.permute)
 def permute(x, *args, dims=None):
-    dims = (dims,) if dims is not None else args
-    dims = [x.dimension(d) for d in (dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)]
+    dims = [x.dimension(d) for d in (sizes_of(args) if dims is None else dims)]
     return x.with_local(x.local.permute(dims), tuple(dims.index(axis) for axis in x.axes))
 
 
@@ -94,11 +98,6 @@ def movedim(x, source, destination):
     places = {x.dimension(to): x.dimension(of) for of, to in pairs}
     rest = iter(d for d in range(x.dim()) if d not in places.values())
     return permute(x, [places[d] if d in places else next(rest) for d in range(x.dim())])
-
-
-def sizes_of(sizes: tuple) -> list[int]:
-    """Given one by one or as one list."""
-    return list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
 
 
 @decomposes(torch.Tensor.expand)

@@ -11,8 +11,8 @@ from mpi4py import MPI
 from gigapipe.spatial.transports import Message, reduced_bytes
 
 AT_ONCE = 2**20  # elements that are summed at a time, for which MPI takes as much memory again
-SHORT = 1e-3  # seconds of a wait in which a rank asks again and again
-NAP = 1e-3  # seconds between two questions after that, at most; and no more than a twentieth of the wait
+BUSY = 1e-3  # seconds of a wait in which a rank polls without a pause
+PAUSE = 1e-3  # seconds between two polls after that, at most; and no more than a twentieth of the wait
 _SUMMABLE = {
     torch.float32: MPI.FLOAT,
     torch.float64: MPI.DOUBLE,
@@ -79,7 +79,7 @@ class MpiTransport:
         while not _done(requests, what):
             waited = time.monotonic() - begun
             # Where ranks share a core, the one that is waited for must get it; a longer wait leaves it to others, too.
-            os.sched_yield() if waited < SHORT else time.sleep(min(waited / 20, NAP))
+            os.sched_yield() if waited < BUSY else time.sleep(min(waited / 20, PAUSE))
             if waited > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
 
