@@ -20,6 +20,9 @@ ANSWER = 10.0
 ABORT = 5.0
 """Seconds after which a rank ends even if its launcher, told to end all, has not ended it: it may be out of reach."""
 
+OTHERS = 4.0
+"""Seconds that a rank leaves to those which began to wait a little later: who ends first ends the launcher of all."""
+
 LEADERS = 4
 """How many ranks, the first ones, call the others; more than one, for one may be the one that does not answer."""
 
@@ -37,15 +40,14 @@ def end_all(world, error: BaseException, hosts: list[str], stage: str, last_word
         text, first = f"gigapipe: {error}", world.rank == 0
     else:
         text, first = f"{me} failed in {stage}:\n{''.join(traceback.format_exception(error))}", True
-        if isinstance(error, TimeoutError | ConnectionError):
-            silent = _roll_call(world)
-            first = not set(range(world.rank)) - set(silent)
-            if silent and hosts:
-                text += f"{me}: last in {stage}; no answer from {on_hosts(silent, hosts)}"
-    with contextlib.suppress(OSError):
-        if last_words:
-            with written_aside(last_words / f"rank-{world.rank:04}.txt") as partial:
-                partial.write_text(text + "\n")
+    _leave(text, last_words, world.rank)
+    if isinstance(error, TimeoutError | ConnectionError):
+        silent = _roll_call(world)
+        first = not set(range(world.rank)) - set(silent)
+        if silent and hosts:
+            text += f"{me}: last in {stage}; no answer from {on_hosts(silent, hosts)}"
+            _leave(text, last_words, world.rank)
+            time.sleep(OTHERS)
     if not first:  # what is wrong for all is said once: the others leave the first a moment to end the job
         time.sleep(4)
     print(text, file=sys.stderr, flush=True)
@@ -56,6 +58,13 @@ def end_all(world, error: BaseException, hosts: list[str], stage: str, last_word
     with contextlib.suppress(Exception):
         world.Abort(1)
     os._exit(1)  # Abort may return before the launcher has ended this process
+
+
+def _leave(text: str, last_words: Path | None, rank: int) -> None:
+    with contextlib.suppress(OSError):
+        if last_words:
+            with written_aside(last_words / f"rank-{rank:04}.txt") as partial:
+                partial.write_text(text + "\n")
 
 
 def _roll_call(world) -> list[int]:
