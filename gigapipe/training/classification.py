@@ -13,7 +13,8 @@ from gigapipe.errors import InputError
 from gigapipe.models import RESNETS
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.canvases import Canvases
-from gigapipe.training.loop import Settings, read_model
+from gigapipe.training.loop import read_model
+from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

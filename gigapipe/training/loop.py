@@ -7,11 +7,10 @@ import resource
 import statistics
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +20,11 @@ from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, decompose
-from gigapipe.training.augmentation import Augmentation, Look
 from gigapipe.training.checkpoints import Checkpoints, Torn, read
 from gigapipe.training.cost import Meter
 from gigapipe.training.devices import most_allocated
 from gigapipe.training.optimizer import AdamW
+from gigapipe.training.settings import Settings
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.streaming import Streaming
 
@@ -35,43 +34,6 @@ FALLS_TO = 0.3
 
 CHECKPOINT_EVERY = 300.0
 """Seconds after which the state is written within an epoch, too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(ABC):
-    """What determines the trained weights, beside the slides. Written into the model and its checkpoint."""
-
-    task: ClassVar[str]
-    """What is learnt, in a word."""
-
-    mpp: float
-    fold: int
-    epochs: int
-    batch: int  # slides a step, over all data ranks
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    precision: str = "float32"  # of activations; "bfloat16" by autocast, the weights stay float32
-    accumulate: int = 1  # batches whose gradients make one step
-    schedule: str = "cosine"  # of the learning rate: see _schedule
-    patience: int | None = None  # epochs without a better validation that are one too many
-    symmetries: str = "all"  # how slides may look: see Augmentation
-    shift: float = 0.0
-    stain: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-
-    def look(self, epoch: int, slide: str) -> Look:
-        """How a slide looks in an epoch of training."""
-        looks = Augmentation(self.symmetries, self.shift, self.stain, self.brightness, self.contrast)
-        return looks.look(self.seed, epoch, slide)
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    @abstractmethod
-    def model(self) -> nn.Module:
-        """An untrained network."""
 
 
 class Task(Protocol):

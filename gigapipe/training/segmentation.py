@@ -22,7 +22,7 @@ from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.augmentation import AS_IT_IS, Look
 from gigapipe.training.canvases import darkness, in_colours, under_symmetry
-from gigapipe.training.loop import Settings
+from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Image, Streaming
 
 
