@@ -2,7 +2,8 @@
 # envs/constraints.txt. `check` is what to run after each change, `test` is everything.
 
 PYTHON ?= python3
-CORES ?= $(shell nproc)
+# nproc would take OMP_NUM_THREADS, which is of one process, for the machine's cores.
+CORES ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
 
