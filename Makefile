@@ -36,5 +36,5 @@ $(READY): pyproject.toml envs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gigapipe needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) cannot make environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --constraint envs/constraints.txt --editable ".[mpi,clusters,test]"
+	.venv/bin/pip install --quiet --constraint envs/constraints.txt --editable ".[mpi,test]"
 	touch $@

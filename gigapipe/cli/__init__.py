@@ -29,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"gigapipe: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gigapipe"):
+            raise
+        print(f"gigapipe: {error.name} is not installed; pip install 'gigapipe[workflow]' brings it", file=sys.stderr)
+        return 1
     except Unfinished:  # which the first rank has told
         return UNFINISHED
     return 0

@@ -1,10 +1,10 @@
 """How a verb is declared, and the types of arguments that verbs share."""
 
 import argparse
-import os
-import re
 from collections.abc import Callable
-from pathlib import Path
+
+from gigapipe.configuration.command_line import converter
+from gigapipe.configuration.values import Bytes, Count, Micrometres
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers() returns
 
@@ -26,13 +26,6 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(positive(number) for number in text.replace("×", "x").split("x"))
 
 
-def size_in_bytes(text: str) -> int:
-    """An argument as 6GiB or 500MB."""
-    from dask.utils import parse_bytes
-
-    return parse_bytes(text)
-
-
 def minutes(text: str) -> float:
     """An argument that is a time, as 90 (minutes), 2h or 45s."""
     from dask.utils import parse_timedelta
@@ -42,37 +35,6 @@ def minutes(text: str) -> float:
     return found
 
 
-def folder_of_variables(text: str) -> Path:
-    """An argument that is a folder, with variables of the environment that the process finds itself in."""
-    folder = os.path.expandvars(text)
-    if "$" in folder:
-        raise ValueError
-    return Path(folder)
-
-
-def device(text: str) -> str:
-    """An argument that names a kind of device, or one of them."""
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
-        raise ValueError
-    return text
-
-
-def micrometres(text: str) -> float:
-    """An argument that is µm per pixel."""
-    if not 0 < float(text) < float("inf"):
-        raise ValueError
-    return float(text)
-
-
-def positive(text: str) -> int:
-    """An argument that counts something."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def share(text: str) -> float:
-    """An argument from 0 to less than 1."""
-    if not 0 <= float(text) < 1:
-        raise ValueError
-    return float(text)
+positive = converter(Count)
+micrometres = converter(Micrometres)
+size_in_bytes = converter(Bytes)

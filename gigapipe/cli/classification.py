@@ -6,8 +6,17 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import written_aside
-from gigapipe.cli.arguments import Verbs, positive, share, verb
-from gigapipe.cli.distributed import launching, learning_arguments, ranks_arguments, slides_of, training_settings
+from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.distributed import (
+    launching,
+    learning_arguments,
+    ranks_arguments,
+    slides_of,
+    stage_of,
+    training_settings,
+)
+from gigapipe.configuration.command_line import add_options, values
+from gigapipe.configuration.configuration import Network
 from gigapipe.training.stopping import Stop
 
 
@@ -20,37 +29,11 @@ def add_verbs(verbs: Verbs) -> None:
 def add_train(verbs: Verbs) -> None:
     sub = verb(verbs, train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
     ranks_arguments(sub)
-    learning_arguments(sub, batch=4)
+    learning_arguments(sub)
     sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
-    sub.add_argument("--network", choices=["resnet10", "resnet18", "resnet34", "resnet50"], default="resnet18")
-    sub.add_argument("--width", type=positive, default=64, help="channels after the network's stem")
-    sub.add_argument(
-        "--pool",
-        choices=["average", "max", "attention"],
-        default="average",
-        help="what makes one value a channel of all positions: their mean, largest, or mean by learnt weights",
-    )
-    sub.add_argument(
-        "--norm",
-        choices=["batch", "frozen", "group", "none"],
-        default="batch",
-        help="what normalises: BatchNorm over all ranks, the same with the statistics of --weights, GroupNorm, nothing",
-    )
-    sub.add_argument("--weights", metavar="FILE", help="checkpoint of torchvision's network to begin with")
+    add_options(sub, Network)
     sub.add_argument(
         "--start", metavar="FILE", help="model of a coarser resolution, of the same network and fold, to begin with"
-    )
-    sub.add_argument(
-        "--class-weights",
-        choices=["none", "balanced"],
-        default="none",
-        help="balanced: the classes weigh the same in the loss, however many slides each has",
-    )
-    sub.add_argument(
-        "--shift", type=share, default=0.0, help="by what share of its side the canvas may lie elsewhere on the slide"
-    )
-    sub.add_argument(
-        "--background", choices=["keep", "white"], default="keep", help="white: glass becomes white, and costs less"
     )
 
 
@@ -66,22 +49,14 @@ def train(args: argparse.Namespace) -> None:
     with started(*args.mesh, **launching(args)) as mesh:
         table = slides_of(args)
         parts = roles(table, args.fold)
-        settings = ClassifierSettings(
-            **training_settings(args),
-            canvas=args.canvas,
-            classes=sorted(table["label"].unique()),
-            network=args.network,
-            norm=args.norm,
-            pool=args.pool,
-            width=args.width,
-            class_weights=args.class_weights,
-            background=args.background,
-            weights=args.weights,
-            start=args.start,
-            shift=args.shift,
+        classes = sorted(table["label"].unique())
+        settings = ClassifierSettings.of(
+            values(Network, args)
+            | training_settings(args)
+            | {"canvas": args.canvas, "classes": classes, "start": args.start}
         )
         training, validation = (
-            settings.canvases(parts[role], args.pyramids, mesh, args.stage) for role in ("training", "validation")
+            settings.canvases(parts[role], args.pyramids, mesh, stage_of(args)) for role in ("training", "validation")
         )
         if mesh.rank == 0:
             for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
@@ -121,7 +96,7 @@ def predict(args: argparse.Namespace) -> None:
         parts = roles(slides_of(args), settings.fold)
         # The fold that chose the epoch, too: a threshold may be fixed on it, and on no other slide.
         table = pd.concat([parts[part].assign(part=part) for part in ("test", "validation")])
-        canvases = settings.canvases(table, args.pyramids, mesh, args.stage)
+        canvases = settings.canvases(table, args.pyramids, mesh, stage_of(args))
         probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
             table = table[["slide", "patient", "site", "label", "part", "split"]].assign(

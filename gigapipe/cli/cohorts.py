@@ -4,20 +4,18 @@ import argparse
 from pathlib import Path
 
 from gigapipe.aside import written_aside
-from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.configuration.command_line import add_options
+from gigapipe.configuration.configuration import Configuration, Folds
 
 
 def add_verbs(verbs: Verbs) -> None:
     sub = verb(verbs, folds, "Divide a sample sheet into folds that share no site, or no patient.")
     sub.add_argument("sheet", type=Path, help="the sample sheet")
     sub.add_argument("output", type=Path, help="folder to write: folds.tsv, splits.tsv for other tools, and folds.md")
-    sub.add_argument("--source", help="stands in for a sheet's missing source column, as slides/{slide}.svs")
-    sub.add_argument("--folds", type=positive, default=4, help="number of folds")
+    add_options(sub, Configuration, ["source"])
+    add_options(sub, Folds)
     sub.add_argument("--seed", type=int, default=0, help="another seed, another division")
-    sub.add_argument(
-        "--by", choices=["site", "patient"], default="site", help="what no two folds share: sites, or only patients"
-    )
-    sub.add_argument("--given", type=Path, help="take these folds: a table with fold, and slide or patient")
     sub.add_argument(
         "--unlabelled", dest="labelled", action="store_false", help="the slides need no label; any number may do"
     )
@@ -29,7 +27,7 @@ def folds(args: argparse.Namespace) -> None:
     from gigapipe.slides.sheet import read_sheet
 
     sheet = read_sheet(args.sheet, args.source, args.labelled)
-    table = given_folds(sheet, args.given) if args.given else make_folds(sheet, args.folds, args.seed, args.by)
+    table = given_folds(sheet, Path(args.given)) if args.given else make_folds(sheet, args.number, args.seed, args.by)
     with written_aside(args.output / "folds.tsv") as partial:
         table.to_csv(partial, sep="\t", index=False)
     with written_aside(args.output / "splits.tsv") as partial:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from gigapipe.cli.arguments import Verbs, verb
-from gigapipe.gdc import API, LABELS, STRATEGIES
+from gigapipe.configuration.command_line import add_options
+from gigapipe.configuration.configuration import Archive, Cohort
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -20,8 +21,7 @@ def add_query(verbs: Verbs) -> None:
     sub = verb(verbs, query, "Ask which slides some projects have, and write their sample sheet.")
     sub.add_argument("output", type=Path, help="the sample sheet to write")
     sub.add_argument("--project", action="append", required=True, help="as TCGA-LUAD; may be repeated")
-    sub.add_argument("--strategy", choices=STRATEGIES, default=STRATEGIES[0], help="paraffin sections, or frozen ones")
-    sub.add_argument("--label", choices=LABELS, default=LABELS[0], help="what the classes are")
+    add_options(sub, Cohort, ["strategy", "label"])
     sub.add_argument(
         "--class",
         dest="classes",
@@ -30,7 +30,7 @@ def add_query(verbs: Verbs) -> None:
         metavar="NAME=VALUE",
         help="take only slides of this value, under this name; may be repeated",
     )
-    sub.add_argument("--api", default=API, help="address of the archive")
+    add_options(sub, Archive, ["api"])
 
 
 def query(args: argparse.Namespace) -> None:
@@ -50,7 +50,9 @@ def add_sheet(verbs: Verbs) -> None:
     given = sub.add_mutually_exclusive_group(required=True)
     given.add_argument("--manifest", action="append", metavar="LABEL=FILE", type=named, help="may be repeated")
     given.add_argument("--portal-sheet", action="append", metavar="FILE", type=Path, help="may be repeated")
-    sub.add_argument("--label", choices=LABELS[:2], default=LABELS[0], help="with --portal-sheet: what the classes are")
+    sub.add_argument(
+        "--label", choices=["project", "sample_type"], default="project", help="with --portal-sheet: what the class is"
+    )
     sub.add_argument("--sites", type=Path, help="table of institutions, with columns site, and code or patient")
 
 
@@ -69,7 +71,7 @@ def sheet(args: argparse.Namespace) -> None:
 def add_refresh(verbs: Verbs) -> None:
     sub = verb(verbs, refresh, "Bring a sample sheet to the archive's latest release: ids and checksums, by file name.")
     sub.add_argument("sheet", type=Path, help="the sample sheet, which is written anew")
-    sub.add_argument("--api", default=API, help="address of the archive")
+    add_options(sub, Archive, ["api"])
 
 
 def refresh(args: argparse.Namespace) -> None:

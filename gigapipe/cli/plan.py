@@ -7,6 +7,8 @@ from pathlib import Path
 
 from gigapipe.aside import written_aside
 from gigapipe.cli.arguments import Verbs, positive, size_in_bytes, sizes, verb
+from gigapipe.configuration.command_line import add_options
+from gigapipe.configuration.configuration import Learning, Network
 from gigapipe.errors import InputError
 from gigapipe.planning.machines import MACHINES, machine
 
@@ -24,10 +26,8 @@ def add_verbs(verbs: Verbs) -> None:
     )
     sub.add_argument("--ranks", type=positive, help="how many GPUs there are; without it, the fewest that suffice")
     sub.add_argument("--batch", type=positive, default=1, help="images a step, over all data ranks")
-    sub.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of activations")
-    sub.add_argument(
-        "--norm", choices=["batch", "frozen", "group", "none"], default="batch", help="what normalises in a ResNet"
-    )
+    add_options(sub, Learning, ["precision"])
+    add_options(sub, Network, ["norm"])
     sub.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="of a rank, in place of the machine's")
     sub.add_argument("--ranks-per-node", type=positive, help="in place of the machine's")
     sub.add_argument("--near", type=size_in_bytes, metavar="SIZE", help="bytes a second between ranks of a node")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from gigapipe.aside import written_aside
 from gigapipe.cli.arguments import Verbs, micrometres, positive, verb
+from gigapipe.configuration.command_line import add_options, values
+from gigapipe.configuration.configuration import PyramidPixels, Pyramids
 from gigapipe.errors import InputError
 
 
@@ -23,33 +25,10 @@ def add_pyramid(verbs: Verbs) -> None:
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
     sub.add_argument(
-        "--source-level",
-        choices=["exact", "fast"],
-        default="exact",
-        help="exact: from level 0; fast: from the nearest finer level of the file, which was compressed once more",
-    )
-    sub.add_argument(
         "--slide-mpp", type=micrometres, metavar="MPP", help="µm per pixel of the slide, against what it says"
     )
-    sub.add_argument(
-        "--assume-mpp", action="store_true", help="if the slide says no µm per pixel, take it from the objective"
-    )
-    sub.add_argument(
-        "--damaged", choices=["refuse", "white"], default="refuse", help="what becomes of a tile that cannot be decoded"
-    )
-    sub.add_argument("--clean-background", action="store_true", help="make what lies outside the tissue exactly white")
-    sub.add_argument(
-        "--colours", choices=["scanner", "srgb"], default="scanner", help="srgb: by the scanner's ICC profile"
-    )
-    sub.add_argument("--chunk", type=positive, default=512, help="pixels a side that are read at a time")
-    sub.add_argument("--shard", type=positive, help="pixels a side of a file of chunks; by default a chunk is a file")
-    sub.add_argument("--ome-zarr", choices=["0.5", "0.4"], default="0.5", help="0.4 for QuPath and other old readers")
-    sub.add_argument(
-        "--scheduler",
-        default="threads",
-        help="Dask's: threads, processes, the address of a distributed one, or slurm, lsf, pbs or sge, where --threads "
-        "jobs are submitted as Dask's jobqueue.yaml says",
-    )
+    add_options(sub, PyramidPixels)
+    add_options(sub, Pyramids, ["scheduler"])
     sub.add_argument(
         "--leave-out", action="store_true", help="write why a slide cannot be used in place of its store, and succeed"
     )
@@ -57,12 +36,10 @@ def add_pyramid(verbs: Verbs) -> None:
 
 
 def pyramid(args: argparse.Namespace) -> None:
-    from dataclasses import fields
-
     from gigapipe.pyramids.build import Settings, build_pyramid
     from gigapipe.pyramids.store import leave_out
 
-    settings = Settings(**{f.name: getattr(args, "slide_mpp" if f.name == "mpp" else f.name) for f in fields(Settings)})
+    settings = Settings.of(values(PyramidPixels, args) | {"mpp": args.slide_mpp})
     try:
         build_pyramid(args.slide, args.folder, args.mpp, settings, args.threads, args.scheduler)
     except InputError as error:

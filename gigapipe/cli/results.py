@@ -6,8 +6,10 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import folder_aside, written_aside
-from gigapipe.cli.arguments import Verbs, positive, verb
-from gigapipe.cli.distributed import launching, ranks_arguments
+from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.distributed import launching, ranks_arguments, stage_of
+from gigapipe.configuration import Configuration
+from gigapipe.configuration.command_line import add_options
 from gigapipe.errors import InputError
 
 
@@ -25,9 +27,7 @@ def add_map(verbs: Verbs) -> None:
     sub.add_argument(
         "--predictions", type=Path, nargs="+", required=True, help="what `gigapipe predict` wrote for each of them"
     )
-    sub.add_argument(
-        "--number", type=positive, default=2, help="how many slides each of highest, lowest and most wrong score"
-    )
+    add_options(sub, Configuration, ["maps"])
     sub.add_argument("--slides", nargs="+", metavar="SLIDE", help="these held-out slides instead; `all` for all")
     sub.add_argument(
         "--output", type=Path, required=True, help="folder to write: a store and a PNG a slide, and maps.tsv"
@@ -48,14 +48,14 @@ def map(args: argparse.Namespace) -> None:
         raise InputError(
             f"{len(args.models)} models and {len(args.predictions)} predictions: give those of each model, in one order"
         )
-    chosen = chosen_slides(args.predictions, args.number, args.slides)
+    chosen = chosen_slides(args.predictions, args.maps, args.slides)
     data, rows, columns = args.mesh
     with started(1, data * rows, columns, **launching(args)) as mesh:
 
         def maps():
             for network, slides in chosen.groupby("network"):
                 model, settings = trained_model(args.models[network], ClassifierSettings, mesh)
-                canvases = settings.canvases(slides, args.pyramids, mesh, args.stage)
+                canvases = settings.canvases(slides, args.pyramids, mesh, stage_of(args))
                 found = activations(model, settings, canvases, Streaming(args.memory, mesh))
                 for slide, pyramid, values in zip(slides.itertuples(), canvases.pyramids, found, strict=True):
                     head = settings.classes, model.fc.bias.tolist()

@@ -7,7 +7,14 @@ from pathlib import Path
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.aside import folder_aside, written_aside
 from gigapipe.cli.arguments import Verbs, verb
-from gigapipe.cli.distributed import launching, learning_arguments, ranks_arguments, slides_of, training_settings
+from gigapipe.cli.distributed import (
+    launching,
+    learning_arguments,
+    ranks_arguments,
+    slides_of,
+    stage_of,
+    training_settings,
+)
 from gigapipe.training.stopping import Stop
 
 
@@ -48,7 +55,7 @@ def add_train_tissue(verbs: Verbs) -> None:
     sub = verb(verbs, train_tissue, "Train the gigapixel U-Net to find tissue on whole slides. Start it with mpiexec.")
     ranks_arguments(sub)
     masks_argument(sub)
-    learning_arguments(sub, batch=1)
+    learning_arguments(sub)
 
 
 def train_tissue(args: argparse.Namespace) -> None:
@@ -61,9 +68,9 @@ def train_tissue(args: argparse.Namespace) -> None:
 
     with started(*args.mesh, **launching(args)) as mesh:
         parts = roles(slides_of(args), args.fold)
-        settings = SegmenterSettings(**training_settings(args))
+        settings = SegmenterSettings.of(training_settings(args))
         training, validation = (
-            Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh, args.stage)
+            Pairs(parts[role], args.pyramids, args.masks, args.mpp, mesh, stage_of(args))
             for role in ("training", "validation")
         )
         task = Segmentation(settings, training, validation, mesh, args.memory)
@@ -94,7 +101,7 @@ def segment(args: argparse.Namespace) -> None:
     with started(1, data * rows, columns, **launching(args)) as mesh:
         model, settings = trained_model(args.model, SegmenterSettings, mesh)
         table = roles(slides_of(args), settings.fold)["test"]
-        pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh, args.stage)
+        pairs = Pairs(table, args.pyramids, args.masks, settings.mpp, mesh, stage_of(args))
         found = segment(model, settings, pairs, Streaming(args.memory, mesh))
         if mesh.rank:
             for _ in found:

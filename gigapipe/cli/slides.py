@@ -5,8 +5,9 @@ from pathlib import Path
 
 from gigapipe.aside import written_aside
 from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.configuration.command_line import add_options
+from gigapipe.configuration.configuration import Archive, Phantom
 from gigapipe.errors import InputError
-from gigapipe.gdc import API
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -17,12 +18,7 @@ def add_verbs(verbs: Verbs) -> None:
 def add_phantom(verbs: Verbs) -> None:
     sub = verb(verbs, phantom, "Generate slides whose right answer is known.")
     sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")
-    sub.add_argument("--seed", type=int, default=0, help="another seed, another cohort")
-    sub.add_argument("--patients", type=positive, default=40, help="number of patients, of one or two slides each")
-    sub.add_argument("--sites", type=positive, default=4, help="number of sites that patients come from")
-    sub.add_argument(
-        "--confounder", type=float, default=0.0, help="0: sites are balanced; 1: a site has one class only"
-    )
+    add_options(sub, Phantom)
     sub.add_argument("--only", metavar="FILE", help="write only this file of the folder: slides.tsv, or one slide")
 
 
@@ -52,19 +48,16 @@ def add_download(verbs: Verbs) -> None:
     sub.add_argument("--md5", help="what its checksum must be; without it a later run begins anew")
     sub.add_argument("--size", type=positive, help="how many bytes it must have")
     sub.add_argument("--filename", default="", help="of gdc:UUID, the name of its file in the archive")
-    sub.add_argument("--mirror", action="append", default=[], help="of gdc:UUID, another address; may be repeated")
-    sub.add_argument("--api", default=API, help="of gdc:UUID, the address of the archive")
-    sub.add_argument("--token", type=Path, help="of gdc:UUID, file with the token for controlled access")
+    add_options(sub, Archive)
     sub.add_argument("--tries", type=positive, default=8, help="how many in a row may bring no new byte")
-    sub.add_argument("--timeout", type=positive, default=60, help="seconds without a byte that end a try")
 
 
 def download(args: argparse.Namespace) -> None:
     from gigapipe.gdc.client import Client, Session, addresses_of, read_token
     from gigapipe.slides.download import NotThere, download
 
-    session = Session(read_token(args.token) if args.token else None)
-    addresses = addresses_of(args.source, args.filename, args.api, args.mirror)
+    session = Session(read_token(Path(args.token)) if args.token else None)
+    addresses = addresses_of(args.source, args.filename, args.api, args.mirrors)
     try:
         download(addresses, args.output, args.md5, args.size, session, args.tries, args.timeout)
     except NotThere as error:

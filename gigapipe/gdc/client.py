@@ -10,9 +10,11 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from gigapipe.configuration.configuration import Archive
 from gigapipe.errors import InputError
-from gigapipe.gdc import API
 from gigapipe.progress import Progress
+
+API = Archive().api
 
 PAGE = 500  # files asked for at a time
 TOKEN = "X-Auth-Token"

@@ -25,6 +25,8 @@ from tqdm.dask import TqdmCallback
 
 import gigapipe
 from gigapipe.aside import resumable_folder_aside, written_aside
+from gigapipe.configuration.configuration import PyramidPixels
+from gigapipe.configuration.values import Micrometres
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.pyramids import store
@@ -41,38 +43,21 @@ WORK = Path("work")
 BEGUN, DONE, PIECES, TISSUE = (WORK / name for name in ("begun", "done", "pieces", "tissue.npz"))
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(PyramidPixels):
     """How a pyramid is made, beside its resolutions."""
 
-    chunk: int = 512
-    shard: int | None = None
-    """Pixels a side of the files that chunks are gathered in; None: each chunk is a file."""
-    source_level: str = "exact"
-    """`exact`: from level 0. `fast`: from the nearest finer level of the file, which was compressed once more."""
-    clean_background: bool = False
-    """What lies outside the tissue's outline becomes exactly white."""
-    colours: str = "scanner"
-    """`scanner`: as they are in the file. `srgb`: by the scanner's ICC profile, where the file has one."""
-    damaged: str = "refuse"
-    """A slide with a damaged tile is refused, or the tile is made `white` and counted."""
-    ome_zarr: str = "0.5"
-    """Or 0.4, on version 2 of zarr, for readers that know no newer one."""
-    mpp: float | None = None
-    """µm per pixel of the slide, against what its file says."""
-    assume_mpp: bool = False
-    """Take that from the objective's power where the file does not say it."""
+    mpp: Micrometres | None = None
+    """Of the slide, against what its file says."""
 
-    def __post_init__(self) -> None:
-        if self.shard and (self.shard % self.chunk or self.ome_zarr == "0.4"):
-            raise InputError(f"shard: {self.shard} px must be a multiple of chunk, {self.chunk} px, and OME-Zarr 0.5")
+
+DEFAULT = Settings()
 
 
 def build_pyramid(
     slide_path: str | Path,
     folder: str | Path,
     resolutions: list[float],
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     threads: int = 2,
     scheduler: str = "threads",
 ) -> None:
@@ -87,10 +72,10 @@ def build_pyramid(
     """
     slide_path, folder, resolutions = Path(slide_path), Path(folder), sorted(resolutions)
     with Slide(slide_path, settings.mpp, settings.assume_mpp) as slide:
-        _refuse_finer(slide, resolutions[0])
+        slide.refuse_finer(resolutions[0])
         status = slide_path.stat()
         made_of = [slide_path.name, status.st_size, status.st_mtime_ns, slide.quickhash]
-        identity = json.dumps([made_of, resolutions, asdict(settings), gigapipe.__version__])
+        identity = json.dumps([made_of, resolutions, settings.model_dump(), gigapipe.__version__])
         with resumable_folder_aside(folder, identity) as partial:
             job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings, identity)
             passes = _passes(slide, resolutions, settings)
@@ -109,15 +94,6 @@ class Job:
     settings: Settings
     identity: str
     """Of this very slide file: a worker that lives on must not take another for it."""
-
-
-def _refuse_finer(slide: Slide, finest: float) -> None:
-    own = max(slide.mpp)
-    if finest < own * (1 - 1e-6):
-        raise InputError(
-            f"slide {slide.path}: has {own:g} µm per pixel, coarser than the {finest:g} asked for; "
-            "take that resolution out of the config, or the slide out of the sample sheet"
-        )
 
 
 def _passes(slide: Slide, resolutions: list[float], settings: Settings) -> list[Blocks]:
@@ -369,7 +345,7 @@ def _finish(job: Job, slide: Slide, md5: str) -> None:
                 "icc_profile": profile and ImageCms.getProfileDescription(profile).strip(),
                 "damaged_tiles": sorted(damaged),
             },
-            "settings": asdict(job.settings),
+            "settings": job.settings.model_dump(),
             "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
         },
     )

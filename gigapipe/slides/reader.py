@@ -79,6 +79,15 @@ class Slide:
             )
         return mpp
 
+    def refuse_finer(self, mpp: float) -> None:
+        """InputError if the slide is coarser than a resolution of `mpp` µm per pixel."""
+        own = max(self.mpp)
+        if mpp < own * (1 - 1e-6):
+            raise InputError(
+                f"slide {self.path}: has {own:g} µm per pixel, coarser than the {mpp:g} asked for; "
+                "take that resolution out of the config, or the slide out of the sample sheet"
+            )
+
     @property
     def vendor(self) -> str:
         return self._file.properties.get("openslide.vendor", "unknown")

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gigapipe.configuration.configuration import Network
 from gigapipe.errors import InputError
 from gigapipe.models import RESNETS
 from gigapipe.spatial import Mesh, decompose
@@ -20,25 +20,13 @@ from gigapipe.training.streaming import Streaming
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierSettings(Settings):
-    """A ResNet (`network`, `norm`, `pool` and `width`: see models) on canvases of `canvas` px a side.
-
-    What `background` is, `Canvases` says. `class_weights` balanced: both classes weigh the same in the loss, however
-    many slides each has.
-    """
+class ClassifierSettings(Network, Settings):
+    """A network on canvases of `canvas` px a side."""
 
     task = "classes"
 
     canvas: int
     classes: list[str]
-    network: str = "resnet18"
-    norm: str = "batch"
-    pool: str = "average"
-    width: int = 64
-    class_weights: str = "none"
-    background: str = "keep"
-    weights: str | None = None  # a checkpoint of torchvision's to begin with
     start: str | None = None  # the model of a coarser resolution to begin with
 
     def model(self) -> nn.Module:

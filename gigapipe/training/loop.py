@@ -8,7 +8,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -84,7 +83,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     optimizer = AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
     checkpoints = Checkpoints(Path(output).with_name("checkpoints"), keep)
-    identity = json.dumps([asdict(settings), task.identity()], sort_keys=True)
+    identity = json.dumps([settings.model_dump(), task.identity()], sort_keys=True)
     shape = [mesh.data, mesh.rows, mesh.columns]
     cost = {"mesh": shape, "memory": task.streaming.memory, "seconds": [], "spent": [], "peak_memory_mb": 0.0}
     state = {"epoch": 0, "step": 0, "losses": [], "history": [], "best": {"loss": math.inf}, **cost}
@@ -182,12 +181,14 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
 
     if speak:
         with written_aside(output) as partial:
-            torch.save({"task": settings.task, "model": state["best"]["model"], "settings": asdict(settings)}, partial)
+            torch.save(
+                {"task": settings.task, "model": state["best"]["model"], "settings": settings.model_dump()}, partial
+            )
         # The first steps of a process also pay for its warming up.
         seconds = statistics.median(state["seconds"][2:] or state["seconds"])
         sent, joules = (statistics.fmean(of_steps) for of_steps in zip(*state["spent"], strict=True))
         record = {
-            "settings": asdict(settings),
+            "settings": settings.model_dump(),
             "best_epoch": state["best"]["epoch"],
             "mesh": shape,
             "memory": task.streaming.memory,

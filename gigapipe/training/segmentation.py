@@ -3,7 +3,6 @@
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Image, Streaming
 
 
-@dataclass(frozen=True, kw_only=True)
 class SegmenterSettings(Settings):
     """The gigapixel U-Net on slides of any size."""
 

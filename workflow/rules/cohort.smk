@@ -1,6 +1,6 @@
 # The sample sheet of a cohort of the Genomic Data Commons: made once, then yours to look at and to edit.
 
-ASKED = config["cohort"]
+ASKED = CONFIG.cohort.model_dump(exclude_none=True)
 
 
 rule cohort:
@@ -8,7 +8,7 @@ rule cohort:
         manifests=list(ASKED.get("manifests", {}).values()),
         sites=ASKED.get("sites", []),
     output:
-        config["slides"],
+        CONFIG.slides,
     log:
         "<logs>/cohort.log",
     localrule: True  # compute nodes often have no way out
@@ -28,10 +28,12 @@ rule cohort:
             ),
             *(
                 f"--{key}={ASKED[key]}"
-                for key in ("strategy", "label", "sites")
+                for key in (
+                    ("strategy", "label") if "projects" in ASKED else ("sites",)
+                )
                 if key in ASKED
             ),
-            *([f"--api={config['gdc']['api']}"] if "projects" in ASKED else []),
+            *([f"--api={CONFIG.gdc.api}"] if "projects" in ASKED else []),
         ],
     shell:
         "gigapipe gdc {params.verb} {output:q} {params.asked:q} > {log} 2>&1"
@@ -39,6 +41,6 @@ rule cohort:
 
 onsuccess:
     print(
-        f"\nThe sample sheet is {config['slides']}: look at it, and run the same command again to go on. "
+        f"\nThe sample sheet is {CONFIG.slides}: look at it, and run the same command again to go on. "
         "To ask anew, remove it."
     )

@@ -1,15 +1,26 @@
 # Config and sample sheet, checked before anything runs, and the helpers that rules share.
 
 import os
-import shlex
 from pathlib import Path
 from urllib.parse import urlparse
 
 import jsonschema
+import pandas
 import yaml
 from snakemake.exceptions import WorkflowError
 
+from gigapipe.configuration import Configuration
+from gigapipe.configuration.command_line import arguments
+from gigapipe.configuration.configuration import (
+    Archive,
+    Computing,
+    Learning,
+    Network,
+    Phantom,
+    PyramidPixels,
+)
 from gigapipe.errors import InputError
+from gigapipe.evaluation.design import check_design, check_resolutions
 from gigapipe.gdc.client import addresses_of
 from gigapipe.progress import watch
 from gigapipe.slides import phantom
@@ -20,98 +31,97 @@ from gigapipe.slides.sheet import read_sheet
 SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide"}
 
 
-def validator(schema):
-    path = Path(workflow.basedir) / "workflow" / "schemas" / schema
-    return jsonschema.Draft202012Validator(yaml.safe_load(path.read_text()))
+def refuse(message):
+    """End before anything runs, with one line: Snakemake would add places in these files, which say nothing to users."""
+    raise SystemExit(message)
 
 
-def check(instance, validator, where):
-    """Raise a one-line WorkflowError for the first thing in `instance` that is not as its schema says."""
-    error = jsonschema.exceptions.best_match(validator.iter_errors(instance))
+def configuration():
+    """The config, checked; what it does not set is at its default."""
+    try:
+        return Configuration.of(config, "config: ")
+    except InputError as error:
+        refuse(str(error))
+
+
+def check_row(row, validator, where):
+    """Raise a one-line WorkflowError for the first thing in a sheet's row that is not as its schema says."""
+    error = jsonschema.exceptions.best_match(validator.iter_errors(row))
     if error:
-        place = error.json_path.removeprefix("$").lstrip(".") or "top level"
+        place = error.json_path.removeprefix("$").lstrip(".")
         meaning = error.schema.get("description", "see config/README.md")
-        raise WorkflowError(f"{where}: {place}: {error.message} ({meaning})")
+        refuse(f"{where}: {place}: {error.message} ({meaning})")
 
 
 def sample_sheet():
     """The cohort, by slide: the user's sheet, or the phantoms' own; None if the sheet has to be asked for first."""
-    if config.get("cohort") and not config.get("slides"):
-        raise WorkflowError(
-            "config: cohort: needs `slides`, the sample sheet to make of it"
-        )
-    if config.get("cohort") and not Path(config["slides"]).exists():
+    if CONFIG.cohort and not Path(CONFIG.slides).exists():
         return None
     try:
-        if not config.get("slides"):
-            slides = phantom.cohort(**config["phantom"], folder="<results>/phantom")
+        if not CONFIG.slides:
+            slides = phantom.cohort(
+                **CONFIG.phantom.model_dump(), folder="<results>/phantom"
+            )
             return {slide.slide: phantom.sheet_row(slide) for slide in slides}
-        sheet = read_sheet(config["slides"], config.get("source"), LABELLED)
+        sheet = read_sheet(CONFIG.slides, CONFIG.source, LABELLED)
     except InputError as error:
-        raise WorkflowError(str(error))
-    slides_schema = validator("slides.schema.yaml")
+        refuse(str(error))
+    schema = Path(workflow.source_path("../schemas/slides.schema.yaml"))
+    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
     for row in sheet.to_dict("records"):
-        where = f"sample sheet {config['slides']}: slide {row['slide']}"
-        check(row, slides_schema, where)
+        where = f"sample sheet {CONFIG.slides}: slide {row['slide']}"
+        check_row(row, validator, where)
         if not is_remote(row["source"]) and not Path(row["source"]).exists():
-            raise WorkflowError(
+            refuse(
                 f"{where}: no such file: {row['source']}; correct its source, or remove the row"
             )
         if not LABELLED and row.get("mask") and not Path(row["mask"]).exists():
-            raise WorkflowError(
+            refuse(
                 f"{where}: no such file: {row['mask']}; correct its mask, or leave it empty"
             )
     return sheet.set_index("slide", drop=False).to_dict("index")
+
+
+def check_cohort():
+    """Refuse what could not come to its end: jobs, which read this file too, need not look again."""
+    here = {
+        Path(row["source"]): float(row["mpp"]) if row.get("mpp") else None
+        for row in SHEET.values()
+        if CONFIG.slides and not is_remote(row["source"])
+    }
+    try:
+        check_design(pandas.DataFrame(SHEET.values()), CONFIG)
+        if CONFIG.pyramids.unusable == "stop":
+            check_resolutions(here, CONFIG)
+    except InputError as error:
+        refuse(str(error))
 
 
 def is_remote(source):
     return source.startswith(("http://", "https://", "gdc:"))
 
 
-check(config, validator("config.schema.yaml"), "config")
-LABELLED = config["task"] == "classes"
+CONFIG = configuration()
+LABELLED = CONFIG.task == "classes"
 SHEET = sample_sheet()
-SHEET_FILE = config.get("slides") or "<results>/phantom/slides.tsv"
-RESOLUTIONS = {f"{r['mpp']:g}": r for r in config["resolutions"]}
-FOLDS = range(config["folds"]["number"])
-SEEDS = config["seeds"]
-BY = config["folds"]["by"]
-SPLITS = (
-    ["given"]
-    if config["folds"].get("given")
-    else [BY] if BY in ("site", "patient") else BY
-)
+SHEET_FILE = CONFIG.slides or "<results>/phantom/slides.tsv"
+RESOLUTIONS = {f"{resolution.mpp:g}": resolution for resolution in CONFIG.resolutions}
+FOLDS = range(CONFIG.folds.number)
+SEEDS = CONFIG.seeds
+SPLITS = CONFIG.folds.splits
 # Where folds are, and what is made of one network: a level deeper if the cohort is divided more than once.
 DIVISION, NETWORK = "", "{mpp}um/fold-{fold}"
 if len(SPLITS) * len(SEEDS) > 1:
     DIVISION, NETWORK = "folds/{split}-{seed}/", "{mpp}um/{split}-{seed}/fold-{fold}"
-    if not LABELLED:
-        raise WorkflowError(
-            "config: task tissue takes one seed and one kind of folds; give one of each"
-        )
 if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unknown"}:
-    raise WorkflowError(
+    refuse(
         "config: folds.by: the sheet knows no site, so that both kinds of folds are the same; give patient"
     )
-if len(RESOLUTIONS) < len(config["resolutions"]):
-    raise WorkflowError("config: resolutions: an mpp is given twice; remove one")
-if weights := config["training"].get("weights"):
-    if not Path(weights).exists():
-        raise WorkflowError(f"config: training.weights: no such file: {weights}")
-if config["training"]["schedule"] == "plateau" and not config["training"]["patience"]:
-    raise WorkflowError(
-        "config: training.schedule: plateau needs training.patience, the epochs after which the learning rate falls"
-    )
-if config["training"]["coarse_to_fine"] and config["training"].get("weights"):
-    raise WorkflowError(
-        "config: training: coarse_to_fine and weights are two beginnings of one network; remove one"
-    )
-for resolution in config["resolutions"]:
-    if config["training"]["batch"] % resolution["mesh"][0]:
-        raise WorkflowError(
-            f"config: training.batch: {config['training']['batch']} slides do not divide over the "
-            f"{resolution['mesh'][0]} data ranks at {resolution['mpp']} µm/px"
-        )
+if CONFIG.training.weights and not Path(CONFIG.training.weights).exists():
+    refuse(f"config: training.weights: no such file: {CONFIG.training.weights}")
+
+if workflow.is_main_process and SHEET:
+    check_cohort()
 
 
 wildcard_constraints:
@@ -134,7 +144,7 @@ def slide_file(slide):
     )
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
-        raise WorkflowError(
+        refuse(
             f"slide {slide}: its file's name ends in {suffix!r}, not in one of {', '.join(sorted(SUFFIXES))}; "
             "fetch it by hand and give its path as source"
         )
@@ -159,21 +169,20 @@ def release_of(wildcards):
 
 def with_pyramid():
     """The slides whose pyramids are made."""
-    folder = Path(config.get("pathvars", {}).get("results", "results")) / "pyramids"
+    folder = Path(CONFIG.pathvars.results) / "pyramids"
     return {path.name for path in folder.glob("[!.]*")} & set(SHEET)
 
 
 def to_fetch():
     """The slides that neither are here nor have a pyramid: their files, and what `announce` is told of them."""
-    resources = config.get("pathvars", {}).get("resources", "resources")
     made, wanted = with_pyramid(), {}
     for slide in REMOTE:
-        path = Path(slide_file(slide).replace("<resources>", resources))
+        path = Path(slide_file(slide).replace("<resources>", CONFIG.pathvars.resources))
         if slide not in made and not path.exists():
             row = SHEET[slide]
             name, size = row.get("filename", ""), int(row.get("size") or 0)
             addresses = addresses_of(
-                row["source"], name, config["gdc"]["api"], config["gdc"]["mirrors"]
+                row["source"], name, CONFIG.gdc.api, CONFIG.gdc.mirrors
             )
             wanted[path] = Wanted(addresses, size, resumable=bool(row.get("md5")))
     return wanted
@@ -182,64 +191,22 @@ def to_fetch():
 def announce_work():
     """Say what is going to be fetched, refuse it if the disk cannot hold it, and tell of the pyramids as they come."""
     try:
-        announce(to_fetch(), config["keep_slides"])
+        announce(to_fetch(), CONFIG.keep_slides)
     except InputError as error:
         raise WorkflowError(str(error))
     watch("pyramids", lambda: len(with_pyramid()), len(SHEET))
 
 
-COMMON = [
-    "epochs",
-    "batch",
-    "learning_rate",
-    "weight_decay",
-    "precision",
-    "schedule",
-    "patience",
-    "accumulate",
-    "symmetries",
-    "stain",
-    "brightness",
-    "contrast",
-]
-# Of a rank, and not of what it learns: for another, nothing is trained again.
-LIMITS = ["device", "memory", "stage"]
-CLASSIFIER = [
-    "network",
-    "width",
-    "norm",
-    "pool",
-    "weights",
-    "class_weights",
-    "shift",
-    "background",
-]
-
-
-def options(section, keys):
-    """Options of `gigapipe`, of what a section of the config says of these keys."""
-    chosen = {key: config[section].get(key) for key in keys}
-    return " ".join(
-        f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
-        for key, value in chosen.items()
-        if value is not None
-    )
-
-
-def pyramid_options():
-    """Options of `gigapipe pyramid`, of what the config says."""
-    keys = ["source_level", "damaged", "colours", "chunk", "shard", "ome_zarr"]
-    flags = ["assume_mpp", "clean_background"]
-    chosen = [
-        f"--{flag.replace('_', '-')}" for flag in flags if config["pyramids"][flag]
-    ]
-    return " ".join([options("pyramids", keys), *chosen])
+def training_limits():
+    """Where and in what a training computes, and what it keeps: for another, nothing is trained again."""
+    keep = f"--keep-checkpoints {CONFIG.training.keep_checkpoints}"
+    return f"{arguments(CONFIG.training, Computing)} {keep}"
 
 
 def coarser_model(wildcards):
     """The model that this training begins with: of the next coarser resolution and the same fold, if it is to."""
     coarser = [mpp for mpp in RESOLUTIONS if float(mpp) > float(wildcards.mpp)]
-    if not config["training"]["coarse_to_fine"] or not coarser:
+    if not CONFIG.training.coarse_to_fine or not coarser:
         return []
     of_coarser = dict(wildcards.items()) | {"mpp": min(coarser, key=float)}
     return f"<results>/{NETWORK}/model.pt".format(**of_coarser)

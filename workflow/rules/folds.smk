@@ -16,21 +16,15 @@ rule folds:
     conda:
         "../../envs/gigapipe.yaml"
     params:
-        number=config["folds"]["number"],
+        number=CONFIG.folds.number,
         seed=seed_of,
         by=lambda wildcards: (
             "site" if split_of(wildcards) == "given" else split_of(wildcards)
         ),
         # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
-        source=lambda wildcards: (
-            ["--source", config["source"]] if config.get("source") else []
-        ),
+        source=lambda wildcards: (["--source", CONFIG.source] if CONFIG.source else []),
         labels="" if LABELLED else "--unlabelled",
-        given=(
-            ["--given", config["folds"]["given"]]
-            if config["folds"].get("given")
-            else []
-        ),
+        given=(["--given", CONFIG.folds.given] if CONFIG.folds.given else []),
         folder=subpath(output.table, parent=True),
     shell:
         "gigapipe folds {input:q} {params.folder} --folds {params.number} --seed {params.seed}"

@@ -20,7 +20,7 @@ def refuse_unset_variables():
         for name, resource in resources.items():
             for variable in re.findall(r"\$\{?(\w+)", str(resource.raw)):
                 if variable not in os.environ:
-                    raise WorkflowError(
+                    refuse(
                         f"profile: {name} is taken from the environment, where {variable} is not set; "
                         f"export {variable}=… before you start, or write the value into the profile"
                     )
@@ -32,12 +32,12 @@ def nodes_of_mesh(mesh, mpp):
     nodes = -(-ranks // RANKS_PER_NODE) if RANKS_PER_NODE else 1
     where = f"config: mesh {' × '.join(map(str, mesh))} at {mpp:g} µm/px"
     if ranks % nodes:
-        raise WorkflowError(
+        refuse(
             f"{where}: {ranks} ranks do not spread evenly over {nodes} nodes of {RANKS_PER_NODE}; "
             f"give a mesh of {nodes * (ranks // nodes)} or {nodes * RANKS_PER_NODE}"
         )
     if MOST_NODES and nodes > MOST_NODES:
-        raise WorkflowError(
+        refuse(
             f"{where}: {ranks} ranks need {nodes} nodes of {RANKS_PER_NODE}, and the profile has {MOST_NODES}; "
             "give a smaller mesh, or correct most_nodes"
         )
@@ -51,14 +51,14 @@ RANKS_PER_NODE = of_profile("ranks_per_node")
 CORES_PER_RANK = of_profile("cores_per_rank") or 1
 MOST_NODES = of_profile("most_nodes")
 NODES = {
-    mpp: nodes_of_mesh(resolution["mesh"], resolution["mpp"])
+    mpp: nodes_of_mesh(resolution.mesh, resolution.mpp)
     for mpp, resolution in RESOLUTIONS.items()
 }
 
 
 def mesh_of(wildcards):
     """Data, rows, columns of the ranks at a resolution."""
-    return RESOLUTIONS[wildcards.mpp]["mesh"]
+    return RESOLUTIONS[wildcards.mpp].mesh
 
 
 def ranks_of(wildcards):

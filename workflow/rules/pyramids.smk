@@ -16,19 +16,15 @@ rule pyramid:
     resources:
         alone=ALONE,
         # Resources, for another changes no pixel and makes no pyramid again.
-        scheduler=options("pyramids", ["scheduler"]),
-        leave_out=(
-            "--leave-out" if config["pyramids"]["unusable"] == "leave_out" else ""
-        ),
+        scheduler=f"--scheduler {CONFIG.pyramids.scheduler}",
+        leave_out=("--leave-out" if CONFIG.pyramids.unusable == "leave_out" else ""),
         # A slide that is going to be removed is compared with its pyramid first.
         verify=lambda wildcards: (
-            "--verify"
-            if not config["keep_slides"] and wildcards.slide in REMOTE
-            else ""
+            "--verify" if not CONFIG.keep_slides and wildcards.slide in REMOTE else ""
         ),
     params:
         mpp=" ".join(RESOLUTIONS),
-        settings=pyramid_options(),
+        settings=arguments(CONFIG.pyramids, PyramidPixels),
         own_mpp=lambda wildcards: (
             ["--slide-mpp", mpp] if (mpp := SHEET[wildcards.slide].get("mpp")) else []
         ),

@@ -23,11 +23,11 @@ rule map:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=options("training", LIMITS),
+        limits=arguments(CONFIG.training, Computing),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
-        number=config["maps"],
+        number=CONFIG.maps,
     shell:
         "{resources.launcher} gigapipe map --models {input.models} --predictions {input.predictions}"
         " --pyramids {params.pyramids} --number {params.number} --mesh {params.mesh}"
@@ -45,7 +45,7 @@ rule settings:
     params:
         # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
         config=lambda wildcards: yaml.safe_dump(
-            dict(config), sort_keys=False, allow_unicode=True
+            CONFIG.model_dump(mode="json"), sort_keys=False, allow_unicode=True
         ),
     shell:
         "printf %s {params.config:q} > {output} 2> {log}"
@@ -56,9 +56,7 @@ rule page:
         table=rules.evaluate.output.table,
         folds=once_each(rules.folds.output.text),
         slides=rules.survey.output.picture,
-        maps=(
-            expand("<results>/{mpp}um/maps", mpp=RESOLUTIONS) if config["maps"] else []
-        ),
+        maps=(expand("<results>/{mpp}um/maps", mpp=RESOLUTIONS) if CONFIG.maps else []),
         config=rules.settings.output,
     output:
         page="<results>/report.html",

@@ -7,7 +7,7 @@ onstart:
     announce_work()
 
 
-if not config.get("slides"):
+if not CONFIG.slides:
 
     rule phantom:
         output:
@@ -24,9 +24,7 @@ if not config.get("slides"):
             alone=ALONE,
         params:
             folder=subpath(output[0], parent=True),
-            cohort=" ".join(
-                f"--{key} {value}" for key, value in config["phantom"].items()
-            ),
+            cohort=arguments(CONFIG.phantom, Phantom),
         shell:
             "{resources.alone} gigapipe phantom {params.folder} {params.cohort} --only {wildcards.file} > {log} 2>&1"
 
@@ -37,7 +35,7 @@ if REMOTE:
         output:
             # A slide that had arrived when Snakemake was killed is looked at, not deleted and fetched again.
             update("<resources>/slides/{slide}{suffix}")
-            if config["keep_slides"]
+            if CONFIG.keep_slides
             else update(temp("<resources>/slides/{slide}{suffix}")),
         log:
             "<logs>/download/{slide}{suffix}.log",
@@ -55,8 +53,8 @@ if REMOTE:
             # Resources, for where a file comes from changes no pixel: another release's id and checksum, or another
             # mirror, fetches nothing again that is here.
             release=release_of,
-            archive=options("gdc", ["api", "token", "timeout"]),
-            mirrors=" ".join(f"--mirror {url}" for url in config["gdc"]["mirrors"]),
+            archive=arguments(CONFIG.gdc.model_copy(update={"mirrors": []}), Archive),
+            mirrors=" ".join(f"--mirror {url}" for url in CONFIG.gdc.mirrors),
         params:
             file=file_at_source,
         shell:

@@ -49,14 +49,14 @@ rule train:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=options("training", [*LIMITS, "keep_checkpoints"]),
+        limits=training_limits(),
         time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,
         mesh=mesh_of,
         seed=seed_of,
-        settings=options("training", COMMON),
+        settings=arguments(CONFIG.training, Learning),
     shell:
         "{resources.launcher} gigapipe train-tissue --folds {input.folds} --fold {wildcards.fold}"
         " --pyramids {params.pyramids} --masks {params.masks} --mpp {wildcards.mpp} --mesh {params.mesh}"
@@ -92,7 +92,7 @@ rule segment:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=options("training", LIMITS),
+        limits=arguments(CONFIG.training, Computing),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,

@@ -5,7 +5,7 @@ rule train:
     input:
         folds=f"<results>/{DIVISION}folds.tsv",
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
-        weights=config["training"].get("weights") or [],
+        weights=CONFIG.training.weights or [],
         start=coarser_model,
     output:
         # The folder checkpoints, from which a training goes on that ran out of time or was killed, lies beside these
@@ -27,14 +27,14 @@ rule train:
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
         # Resources, for another changes no weight and repeats no training.
-        limits=options("training", [*LIMITS, "keep_checkpoints"]),
+        limits=training_limits(),
         time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
         seed=seed_of,
-        canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp]["canvas"],
-        settings=options("training", CLASSIFIER + COMMON),
+        canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp].canvas,
+        settings=f"{arguments(CONFIG.training, Network)} {arguments(CONFIG.training, Learning)}",
         start=lambda wildcards, input: ["--start", input.start] if input.start else [],
     shell:
         "{resources.launcher} gigapipe train --folds {input.folds} --fold {wildcards.fold}"

@@ -1,0 +1,95 @@
+"""The kinds of values that options have. `Said` is how a message or a table describes what a pattern allows."""
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+
+
+class Said(NamedTuple):
+    """What is allowed, in words, where a type's bounds do not say it."""
+
+    words: str
+
+
+class Flag(NamedTuple):
+    """The option's name on the command line, where it is not its key."""
+
+    name: str
+
+
+class Unit(NamedTuple):
+    """What a number counts or measures."""
+
+    name: str
+
+
+def _text(value: Any) -> Any:
+    """A number that YAML made of what is a text here, such as 0.5 without quotes."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _no_truth(value: Any) -> Any:
+    """true is no number, although Python would take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _bytes(value: Any) -> Any:
+    """6GiB or 500MB as a number of bytes."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *(?:(?:([kMGT])(i?))?B)?", value.strip())
+        if not found:
+            raise ValueError
+        number, prefix, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** (" kMGT".index(prefix or " ")))
+    return value
+
+
+Number = BeforeValidator(_no_truth)
+Count = Annotated[int, Field(ge=1), Number]
+Seed = Annotated[int, Field(ge=0), Number]
+Pixels = Annotated[int, Field(ge=1), Number, Unit("px")]
+Micrometres = Annotated[float, Field(gt=0, allow_inf_nan=False), Number, Unit("µm per pixel")]
+Seconds = Annotated[int, Field(ge=1), Number, Unit("seconds")]
+Share = Annotated[float, Field(ge=0, lt=1), Number]
+Bytes = Annotated[
+    int,
+    Field(ge=10**6),  # who writes 16 means gigabytes
+    Number,
+    BeforeValidator(_bytes),
+    Said("a size such as 6GiB or 500MB"),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": "^[1-9][0-9]*([.][0-9]+)? *([kMGT]i?)?B$"}),
+]
+File = Annotated[str, StringConstraints(min_length=1), Said("the path of a file")]
+Folder = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_./-]+$"), Said("a folder, of letters, digits and the signs _ . / -")
+]
+Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$"), Said("an address, http:// or https://")]
+Project = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Said("the name of a project, as TCGA-LUAD")
+]
+Device = Annotated[
+    str,
+    StringConstraints(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$"),
+    Said("auto, cpu, cuda, cuda:0 (one GPU, by its number), xpu or mps"),
+]
+Scheduler = Annotated[
+    str,
+    StringConstraints(pattern=r"^(threads|processes|slurm|lsf|pbs|sge|(tcp|tls|ucx)://[A-Za-z0-9_.:-]+)$"),
+    Said("threads, processes, slurm, lsf, pbs, sge, or an address as tcp://host:8786"),
+]
+SourcePattern = Annotated[
+    str, StringConstraints(pattern=r"\{slide\}"), Said("a path with {slide} in it, as slides/{slide}.svs")
+]
+ZarrVersion = Annotated[Literal["0.5", "0.4"], BeforeValidator(_text)]
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("an entry is given twice; remove one")
+    return values
+
+
+Distinct = AfterValidator(_distinct)

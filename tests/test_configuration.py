@@ -1,0 +1,195 @@
+"""Options are stated once: what is derived from them is as they are, and a wrong value is said in a sentence."""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import jsonschema
+import pandas as pd
+import pytest
+import yaml
+from launching import ROOT
+
+from gigapipe.configuration import Configuration
+from gigapipe.configuration.command_line import add_options, arguments, values
+from gigapipe.configuration.configuration import Archive, Computing, Learning, Network, Phantom, PyramidPixels
+from gigapipe.errors import InputError
+from gigapipe.evaluation.design import check_design, check_resolutions
+from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+
+GROUPS = [Archive, Computing, Learning, Network, Phantom, PyramidPixels]  # what rules hand on as arguments
+OTHERWISE = {
+    Archive: {"api": "http://a/$(b)", "mirrors": ["https://c/'d'", "https://e"], "token": "a file", "timeout": 5},
+    Computing: {"device": "cuda:1", "memory": "6GiB", "stage": "$TMPDIR/a b"},
+    Learning: {"epochs": 3, "learning_rate": 1e-5, "patience": 2, "symmetries": "none", "stain": 0.25},
+    Network: {"network": "resnet50", "weights": "it's; here & there", "shift": 0.0},
+    Phantom: {"confounder": 0.5, "seed": 7},
+    PyramidPixels: {"assume_mpp": True, "clean_background": True, "chunk": 64, "shard": 128, "ome_zarr": "0.5"},
+}
+
+
+def test_what_is_made_of_the_options_is_as_they_are():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from configuration import documents
+
+    old = [str(path.relative_to(ROOT)) for path, text in documents().items() if path.read_text("utf-8") != text]
+    assert not old, f"{old}: run python docs/configuration.py"
+
+
+def test_every_option_stands_in_every_table():
+    readme = (ROOT / "config/README.md").read_text("utf-8")
+    groups = {"": Configuration} | {
+        name: type(default)
+        for name, field in Configuration.model_fields.items()
+        if isinstance(default := field.default, Configuration.__base__)
+    }
+    for key, group in groups.items():
+        table = readme.partition(f"<!-- options: {key} -->" if key else "<!-- options: -->")[2]
+        table = table.partition("<!-- end -->")[0].strip()
+        assert [line.split("`")[1] for line in table.splitlines()[2:]] == list(group.model_fields), key
+
+
+def test_the_default_config_and_the_examples_are_as_the_schema_says():
+    validator = jsonschema.Draft202012Validator(
+        yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text("utf-8"))
+    )
+    for path in sorted((ROOT / "config").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text("utf-8"))
+        validator.validate(config)
+        Configuration.of(config)
+    assert not validator.is_valid({"training": {"epochs": 0}}) and not validator.is_valid({"trainig": {}})
+    assert Configuration.of(yaml.safe_load((ROOT / "config/config.yaml").read_text("utf-8"))) == Configuration()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("given", [{}, None], ids=["defaults", "others"])
+def test_a_group_goes_through_the_command_line(group, given):
+    """As a rule writes it, a shell reads it, and argparse takes it."""
+    options = group.of(OTHERWISE[group] if given is None else given)
+    shell = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {arguments(options, group)}"], capture_output=True, text=True, check=True
+    )
+    parser = argparse.ArgumentParser()
+    add_options(parser, group)
+    assert group.of(values(group, parser.parse_args(shell.stdout.splitlines()))) == options
+    assert group.of(values(group, parser.parse_args([]))) == group()
+
+
+def test_an_option_that_is_added_in_one_place_reaches_all(tmp_path):
+    """A line in the class: YAML, schema, table, command line, and what is written into a model."""
+    shutil.copytree(ROOT / "gigapipe", tmp_path / "gigapipe")
+    path = tmp_path / "gigapipe/configuration/configuration.py"
+    text = path.read_text("utf-8")
+    line = '    novelty: Share = Field(0.125, description="how new")\n    epochs: Count'
+    assert text.count("    epochs: Count") == 1
+    path.write_text(text.replace("    epochs: Count", line), "utf-8")
+    program = """if True:
+        from gigapipe.cli import parser
+        from gigapipe.configuration import Configuration
+        from gigapipe.configuration.command_line import arguments
+        from gigapipe.configuration.configuration import Learning
+        from gigapipe.configuration.documents import defaults, schema, tables
+        from gigapipe.cli.distributed import training_settings
+        from gigapipe.training.segmentation import SegmenterSettings
+        assert "novelty: 0.125" in defaults(Configuration) and "# how new" in defaults(Configuration)
+        assert "novelty:" in schema(Configuration)
+        row = "| `novelty` | a number of 0 or more and below 1 | `0.125` | how new |"
+        assert row in tables(Configuration)["training"]
+        given = ["--folds", "f", "--fold", "0", "--pyramids", "p", "--mpp", "2", "--output", "o", "--masks", "m"]
+        args = parser().parse_args(["train-tissue", *given, "--novelty", "0.5"])
+        assert SegmenterSettings.of(training_settings(args)).model_dump()["novelty"] == 0.5
+        assert "--novelty 0.25" in arguments(Configuration.of({"training": {"novelty": 0.25}}).training, Learning)
+    """
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, check=True)
+
+
+def test_words_that_are_said_twice_are_the_same():
+    """Those of the lower rooms, which know no options."""
+    from gigapipe.models import NORMS, POOLS, RESNETS
+
+    assert get_args(Network.model_fields["network"].annotation) == tuple(RESNETS)
+    assert set(get_args(Network.model_fields["norm"].annotation)) == set(NORMS)
+    assert set(get_args(Network.model_fields["pool"].annotation)) == set(POOLS)
+
+
+WRONG = {
+    "fold: 3": "fold: there is no such key; did you mean folds?",
+    "training: {epoch: 3}": "training.epoch: there is no such key; did you mean epochs?",
+    "pathvars: {xyz: x}": "pathvars.xyz: there is no such key; the keys here are results, resources",
+    "training: {epochs: 0}": "training.epochs: found 0; allowed is a whole number of 1 or more. It is: passes over",
+    "training: {epochs: true}": "training.epochs: found true; allowed is a whole number of 1 or more",
+    "training: {stain: 2}": "training.stain: found 2; allowed is a number of 0 or more and below 1",
+    "training: {memory: 6 gigs}": 'training.memory: found "6 gigs"; allowed is a size such as 6GiB or 500MB',
+    "training: {device: gpu}": 'training.device: found "gpu"; allowed is auto, cpu, cuda, cuda:0',
+    "training: {schedule: plateau}": "training.schedule: plateau needs patience",
+    "training: {coarse_to_fine: true, weights: w}": "training.coarse_to_fine: it and weights are two beginnings",
+    "resolutions: [{mpp: fine, canvas: 8, mesh: [1, 1, 1]}]": 'resolutions[0].mpp: found "fine"; allowed is a number',
+    "resolutions: [{mpp: 8, canvas: 9}]": "resolutions[0].mesh: is missing; give a list of 3",
+    "resolutions: [{mpp: 8, mesh: [1, 1, 1]}]": "resolutions[0].canvas: is missing",
+    "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 1]}]": "resolutions[0].mesh: found [1, 1]; allowed is a list of 3",
+    "resolutions: [{mpp: 8, canvas: 9, mesh: [3, 1, 1]}]": "training.batch: 4 slides do not divide over the 3 data",
+    "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 10, 1]}]": "resolutions[0].mesh: 10 × 1 ranks are more than a canvas",
+    "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 1, 1]}, {mpp: 8.0, canvas: 9, mesh: [1, 1, 1]}]": "given twice",
+    "seeds: [0, 0]": "seeds: an entry is given twice",
+    "{task: tissue, seeds: [0, 1]}": "task: tissue takes one seed",
+    "folds: {by: hospital}": 'folds.by: found "hospital"; allowed is site or patient',
+    "folds: {number: 2}": "folds.number: found 2; allowed is a whole number of 3 or more",
+    "cohort: {projects: [TCGA-LUAD]}": "cohort: needs `slides`",
+    "{slides: s, cohort: {label: project}}": "cohort.projects: give either projects or manifests",
+    "pyramids: {shard: 100}": "pyramids.shard: 100 px must be a multiple of chunk, 512 px",
+    "training: 7": "training: found 7; allowed is the keys",
+    "{training: {epochs: 0, batch: 0, width: 0}}": "(2 more after this)",
+}
+
+
+@pytest.mark.parametrize("config", WRONG)
+def test_a_wrong_config_is_said_in_a_sentence(config):
+    with pytest.raises(InputError) as error:
+        Configuration.of(yaml.safe_load(config), "config: ")
+    message = str(error.value)
+    assert message.startswith("config: ") and WRONG[config] in message
+    assert "\n" not in message and "pydantic" not in message and "^" not in message
+
+
+def test_numbers_may_be_written_as_yaml_reads_them():
+    """1e-4 is a text to YAML, and 0.5 a number."""
+    config = Configuration.of(yaml.safe_load("{training: {learning_rate: 1e-4}, pyramids: {ome_zarr: 0.5}}"))
+    assert config.training.learning_rate == 1e-4 and config.pyramids.ome_zarr == "0.5"
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"training": {"batch": 40}}, "31 training slides of fold 0 do not fill a step of 40"),
+        ({"training": {"accumulate": 9}}, "31 training slides of fold 0 do not fill a step of 36"),
+        ({"folds": {"number": 25, "by": "patient"}}, "20 patients are too few for 25 folds"),
+        ({"folds": {"number": 5}}, "4 sites are too few for 5 folds"),
+    ],
+)
+def test_a_design_that_cannot_come_to_its_end_is_refused(setting, message):
+    sheet = pd.DataFrame(map(sheet_row, cohort(0, 40, 4, 0.0, folder="f")))
+    check_design(sheet, Configuration())
+    with pytest.raises(InputError, match=message):
+        check_design(sheet, Configuration.of(setting))
+
+
+def test_published_folds_of_another_number_are_refused(tmp_path):
+    sheet = pd.DataFrame(map(sheet_row, cohort(0, 12, 4, 0.0, folder="f")))
+    given = tmp_path / "folds.csv"
+    fold_of = {patient: i % 3 for i, patient in enumerate(sorted(sheet["patient"].unique()))}
+    sheet.assign(fold=sheet["patient"].map(fold_of))[["slide", "fold"]].to_csv(given, index=False)
+    with pytest.raises(InputError, match="folds.number: found 4, but .* has 3 folds"):
+        check_design(sheet, Configuration.of({"folds": {"given": str(given)}}))
+
+
+def test_a_finer_resolution_than_a_slides_own_is_refused_by_name(tmp_path):
+    slide = tmp_path / "slide.svs"
+    write_slide(slide, render(cohort(patients=2)[0]))
+    fine = Configuration.of({"resolutions": [{"mpp": 0.1, "canvas": 9, "mesh": [1, 1, 1]}]})
+    check_resolutions({slide: None}, Configuration())
+    check_resolutions({Path("nowhere.svs"): None}, fine)
+    with pytest.raises(InputError, match=f"{slide.name}.* coarser than the 0.1 asked for"):
+        check_resolutions({slide: None}, fine)
