@@ -16,6 +16,8 @@ from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.comparison_text import as_html, as_markdown
 from gigapipe.evaluation.folds import given_folds, make_folds, read_folds, roles
 from gigapipe.evaluation.networks import read_networks
+from gigapipe.evaluation.predictions import read_predictions
+from gigapipe.evaluation.report import all_figures, found, of_table
 from gigapipe.slides.phantom import cohort, sheet_row
 from gigapipe.slides.sheet import read_sheet
 
@@ -228,6 +230,27 @@ def test_arms_splits_and_seeds_stand_side_by_side(tmp_path):
     # A seed more at one resolution changes no difference: networks are paired.
     more = compared([*folders, *(network(tmp_path / f"more-{fold}", 8, 1.0, 2, fold) for fold in range(3))])
     assert more["delta"].iloc[1] == table["delta"].iloc[1] and more["auc"].iloc[0] != table["auc"].iloc[0]
+
+
+def test_the_reports_confusion_matrix_decides_as_the_table_does(tmp_path):
+    folders = [
+        network(tmp_path / f"{mpp}um/site-{seed}/fold-{fold}", mpp, 1.0, seed, fold)
+        for mpp in (8, 2)
+        for seed in range(2)
+        for fold in range(3)
+    ]
+    table = compared(folders)
+    predictions = of_table(read_predictions(found(tmp_path, "predictions.tsv")), table)
+    figure, caption = all_figures(table, predictions, [], tmp_path)["confusion"]
+    assert "at a threshold fixed on each network's validation slides" in caption and "Left out" not in caption
+    for panel, row in zip(figure.axes, table.itertuples(), strict=True):
+        (acinar, wrongly_solid), (wrongly_acinar, solid) = np.reshape([int(n.get_text()) for n in panel.texts], (2, 2))
+        assert acinar + wrongly_solid + wrongly_acinar + solid == 2 * row.slides
+        assert solid / (solid + wrongly_acinar) == pytest.approx(row.sensitivity)
+        assert acinar / (acinar + wrongly_solid) == pytest.approx(row.specificity)
+        of_row = predictions[(predictions["mpp"] == row.mpp) & (predictions["part"] == "test")]
+        likelier = of_row[of_row["label"] == "solid"]["score"] >= 0.5
+        assert abs(likelier.mean() - row.sensitivity) > 0.01  # the matrix of the likelier class is another
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):

@@ -17,17 +17,8 @@ from gigapipe.evaluation.auc import (
     paired_test,
     separated_bound,
 )
-from gigapipe.evaluation.metrics import (
-    average_precision,
-    brier,
-    calibration_error,
-    confusion,
-    decided,
-    decision_figures,
-    reliability,
-    summary,
-    threshold,
-)
+from gigapipe.evaluation.decisions import confusion, decided, decision_figures, threshold
+from gigapipe.evaluation.metrics import average_precision, brier, calibration_error, reliability, summary
 from gigapipe.evaluation.targets import targets_of
 
 CLASSES = ["acinar", "solid"]

@@ -17,6 +17,9 @@ from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
+from gigapipe.spatial import Mesh, decompose
+from gigapipe.spatial.costs import recorded_flops, training_state
+from gigapipe.spatial.planning import trace
 
 SUMMIT = MACHINES["summit"]
 
@@ -32,6 +35,28 @@ def test_halo_of_one_convolution_is_what_the_arithmetic_of_windows_says():
     assert cost.flops >= 2 * 9 * 2 * 5 * 10 * 20  # of the shard alone, forward
     undivided = step_cost(make, (1, 2, 30, 20), loss=lambda x: x.sum())
     assert undivided.flops == 2 * (2 * 9 * 2 * 5 * 30 * 20)  # forward, and the weight's gradient
+
+
+def test_tiles_and_meshes_count_the_same_arithmetic():
+    def make():
+        first, last = torch.nn.Conv2d(4, 6, 3, stride=2, padding=1), torch.nn.ConvTranspose2d(6, 5, 2, 2)
+        return torch.nn.Sequential(first, torch.nn.ReLU(), last)
+
+    of_first, of_last = (2 * 2 * 16 * 12 * weights for weights in (9 * 4 * 6, 4 * 6 * 5))  # a batch of two
+    nodes = trace(decompose(make(), Mesh()), (2, 4, 32, 24), Mesh(), None, torch.float32, "cpu")
+    assert sum(map(recorded_flops, nodes)) == of_first + of_last
+    cost = step_cost(make, (2, 4, 32, 24), loss=lambda x: x.sum())
+    assert cost.flops == 2 * of_first + 3 * of_last  # forward, gradients of weights, and of the second's image
+
+
+def test_the_state_of_a_training_is_that_of_its_optimiser():
+    model = resnet18(2, "frozen")
+    model.fc.bias.requires_grad_(False)
+    optimiser = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    model(torch.rand(1, 3, 32, 32)).sum().backward()
+    optimiser.step()
+    moments = [t for of in optimiser.state.values() for t in of.values() if t.dim()]
+    assert training_state(model) == sum(t.nbytes for t in (*moments, *(weight.grad for weight in optimiser.state)))
 
 
 MEASURE = """

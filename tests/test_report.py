@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.answer import answer
-from gigapipe.evaluation.report import memory_table, report, revision
+from gigapipe.evaluation.report import all_figures, memory_table, report, revision
 from gigapipe.evaluation.report_tables import blocks, runtimes
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -67,22 +67,43 @@ def test_the_answer_may_be_that_there_is_none():
 
 
 def some_predictions(rng) -> pd.DataFrame:
-    """Of 3 resolutions and 2 folds; the finer, the better."""
-    slides = [(i, i % 2, i // 2 % 2) for i in range(40)]
+    """Of 3 resolutions and 2 folds, each of which chose the other's epoch; the finer, the better."""
+    slides = [(i, i % 2, i // 2 % 2, fold) for i in range(40) for fold in range(2)]
     return pd.DataFrame(
         {
             "slide": f"s{i:02d}",
             "patient": f"p{i:02d}",
             "site": "a",
             "label": ("acinar", "solid")[positive],
+            "part": "test" if fold == held_out else "validation",
             "fold": fold,
             "mpp": mpp,
             "network": fold,
             "score": 1 / (1 + np.exp(-gain * (2 * positive - 1) - rng.normal())),
         }
         for mpp, gain in ((48.0, 0), (8.0, 1), (2.0, 3))
-        for i, positive, fold in slides
+        for i, positive, held_out, fold in slides
     )
+
+
+def test_the_matrix_of_three_labels_is_by_the_largest_probability(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, scores = np.repeat(["a", "b", "c"], 20), rng.dirichlet(np.ones(3), 60)
+    table = pd.DataFrame(scores, columns=["score_a", "score_b", "score_c"])
+    table = table.assign(label=labels, part="test", mpp=2.0, network=0, seed=0, fold=0)
+    figure, caption = all_figures(comparison(), table, [], tmp_path)["confusion"]
+    expected = pd.crosstab(labels, scores.argmax(axis=1)).to_numpy().ravel()
+    assert [int(text.get_text()) for text in figure.axes[0].texts] == expected.tolist()
+    assert "by the largest probability" in caption and "threshold" not in caption
+
+
+def test_slides_that_cannot_be_decided_are_counted(tmp_path):
+    table = some_predictions(np.random.default_rng(0)).assign(seed=0)
+    of_one_class = (table["part"] == "validation") & (table["fold"] == 0) & (table["label"] == "acinar")
+    figure, caption = all_figures(comparison(), table[~of_one_class], [], tmp_path)["confusion"]
+    assert "Left out: 60 of networks without a threshold." in caption  # 20 at each of 3 resolutions
+    assert sum(int(text.get_text()) for axes in figure.axes for text in axes.texts) == 60
+    assert "confusion" not in all_figures(comparison(), table[table["part"] == "test"], [], tmp_path)
 
 
 def test_a_roc_curve_of_three_labels_is_the_mean_of_each_against_the_rest():

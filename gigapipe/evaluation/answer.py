@@ -4,8 +4,25 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from gigapipe.evaluation.columns import (
+    AUC,
+    COARSER,
+    MPP,
+    P_BEST,
+    PATIENTS,
+    SECONDS_PER_SLIDE,
+    SECONDS_PER_STEP,
+    P,
+    bounds,
+    interval,
+    p_value,
+    rank_seconds,
+)
+
 LEVEL = 0.05
 """A p below which two AUCs differ."""
+
+LOW, HIGH = bounds(AUC)
 
 
 @dataclass(frozen=True)
@@ -24,65 +41,57 @@ def answer(table: pd.DataFrame) -> Answer:
     test where the table has one (`p_best`, that of each row and the best; or `p`, that of the best and the row of
     `coarser` µm per pixel), and else by whether their intervals are apart, which takes more of a difference.
     """
-    rows = table.dropna(subset=["auc"]).reset_index(drop=True)
+    rows = table.dropna(subset=[AUC]).reset_index(drop=True)
     if rows.empty:
         return Answer(None, "There is no answer yet.", "No resolution has held-out slides of all classes.")
-    best = rows.loc[rows["auc"].idxmax()]
-    if best["auc_low"] <= 0.5:
+    best = rows.loc[rows[AUC].idxmax()]
+    if best[LOW] <= 0.5:
         return Answer(
             None,
             "No resolution is told from chance.",
-            f"The best AUC, {_auc(best)} at {best['mpp']:g} µm per pixel, has an interval that holds 0.5, which is "
-            "chance.",
+            f"The best AUC, {interval(best, AUC)} at {best[MPP]:g} µm per pixel, has an interval that holds 0.5, "
+            "which is chance.",
         )
-    coarser = rows[rows["mpp"] > best["mpp"]].sort_values("mpp", ascending=False)
+    coarser = rows[rows[MPP] > best[MPP]].sort_values(MPP, ascending=False)
     compared = [(row, *_differs(row, best)) for _, row in coarser.iterrows()]
     chosen, how = next(((row, how) for row, differs, how in compared if not differs), (best, None))
-    headline = f"Use {chosen['mpp']:g} µm per pixel."
+    headline = f"Use {chosen[MPP]:g} µm per pixel."
     if how is None:
-        reason = f"Its AUC of {_auc(chosen)} is the best of all"
+        reason = f"Its AUC of {interval(chosen, AUC)} is the best of all"
         if compared:
             row, _, how = compared[-1]
             reason += (
-                f", and {row['mpp']:g} µm per pixel does not reach it: {_auc(row)}, {how}, at {_ratio(row, best)} of "
-                "the cost"
+                f", and {row[MPP]:g} µm per pixel does not reach it: {interval(row, AUC)}, {how}, "
+                f"at {_ratio(row, best)} of the cost"
             )
         elif len(rows) > 1:
             reason += ", and no resolution is coarser"
-        return Answer(chosen["mpp"], headline, reason + ".")
+        return Answer(chosen[MPP], headline, reason + ".")
     reason = (
-        f"Its AUC of {_auc(chosen)} is not told apart from the best, {_auc(best)} at {best['mpp']:g} µm per pixel "
-        f"({how}), at {_ratio(chosen, best)} of the cost."
+        f"Its AUC of {interval(chosen, AUC)} is not told apart from the best, {interval(best, AUC)} at "
+        f"{best[MPP]:g} µm per pixel ({how}), at {_ratio(chosen, best)} of the cost."
     )
-    if "patients" in rows:
-        reason += f" With more than these {chosen['patients']:.0f} patients a difference might be seen."
-    return Answer(chosen["mpp"], headline, reason)
-
-
-def cost(row: pd.Series) -> float:
-    """Seconds × ranks of a training step for each of its slides, or of a step where that is not known."""
-    return row["ranks"] * row.get("seconds_per_slide", row["seconds_per_step"])
+    if PATIENTS in rows:
+        reason += f" With more than these {chosen[PATIENTS]:.0f} patients a difference might be seen."
+    return Answer(chosen[MPP], headline, reason)
 
 
 def _differs(row: pd.Series, best: pd.Series) -> tuple[bool, str]:
     """Whether the AUCs of two rows differ, and how that is known."""
-    p = row.get("p_best")
-    if pd.isna(p) and best.get("coarser") == row["mpp"]:
-        p = best.get("p")
+    p = row.get(P_BEST)
+    if pd.isna(p) and best.get(COARSER) == row[MPP]:
+        p = best.get(P)
     if pd.notna(p):
-        return p < LEVEL, "paired test, " + (f"p\xa0=\xa0{p:.3f}" if p >= 0.001 else "p\xa0<\xa00.001")
-    if row["auc_high"] < best["auc_low"]:
+        return p < LEVEL, "paired test, " + p_value(p).replace(" ", "\xa0")
+    if row[HIGH] < best[LOW]:
         return True, "their intervals are apart"
     return False, "their intervals overlap"
 
 
-def _auc(row: pd.Series) -> str:
-    return f"{row['auc']:.3f} ({row['auc_low']:.3f}–{row['auc_high']:.3f})"
-
-
 def _ratio(row: pd.Series, best: pd.Series) -> str:
-    """A share as 1/8 or 0.6."""
-    share = cost(row) / cost(best)
+    """A share as 1/8 or 0.6: of a step for each of its slides, or of a step where those are not known."""
+    seconds = SECONDS_PER_SLIDE if SECONDS_PER_SLIDE in row else SECONDS_PER_STEP
+    share = rank_seconds(row, seconds) / rank_seconds(best, seconds)
     if share > 0.67:
         return f"{share:.2g}"
     return f"1/{1 / share:.2g}" if share > 0.1 else f"1/{1 / share:,.0f}"

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
+from gigapipe.evaluation.columns import LABEL, ONE_NETWORK, PATIENT
 from gigapipe.evaluation.targets import Targets
 
 
@@ -85,18 +86,18 @@ def mean_auc(scores: pd.DataFrame, targets: Targets) -> MeanAuc:
     count as the same patients.
     """
     values, parts = {}, []
-    for network, held_out in scores.groupby(["seed", "fold"]):
-        patient = held_out["patient"].to_numpy()
+    for network, held_out in scores.groupby(ONE_NETWORK):
+        patient = held_out[PATIENT].to_numpy()
         found = [
-            auc_and_influence((held_out["label"] == label).to_numpy(), held_out[column].to_numpy(), patient)
+            auc_and_influence((held_out[LABEL] == label).to_numpy(), held_out[column].to_numpy(), patient)
             for label, column in targets.items()
         ]
         values[network] = np.mean([auc for auc, _ in found])
         if not np.isnan(values[network]):
             parts.append(pd.Series(np.mean([influence for _, influence in found], axis=0), patient))
-    networks = pd.Series(values).rename_axis(["seed", "fold"])
+    networks = pd.Series(values).rename_axis(ONE_NETWORK)
     influence = (pd.concat(parts) / len(parts)).groupby(level=0).sum(min_count=1) if parts else pd.Series([np.nan])
-    label_of = scores.drop_duplicates("patient")["label"]
+    label_of = scores.drop_duplicates(PATIENT)[LABEL]
     positives = int((label_of == next(iter(targets))).sum())
     return MeanAuc(float(networks.mean()), networks, influence, positives, len(label_of) - positives)
 
@@ -117,17 +118,17 @@ def bootstrapped(scores: pd.DataFrame, targets: Targets, resamples: int = 1000, 
     A patient comes with all slides, in all seeds. Networks whose drawn slides lack a class are left out of that mean.
     """
     rng = np.random.default_rng(seed)
-    label_of = scores.drop_duplicates("patient").set_index("patient")["label"]
+    label_of = scores.drop_duplicates(PATIENT).set_index(PATIENT)[LABEL]
     weights = np.empty((resamples, len(label_of)))  # how often a patient was drawn
     for label in sorted(label_of.unique()):
         those = np.flatnonzero(label_of == label)
         weights[:, those] = rng.multinomial(len(those), np.full(len(those), 1 / len(those)), resamples)
     networks = []
-    for _, held_out in scores.groupby(["seed", "fold"]):
-        weight = weights[:, label_of.index.get_indexer(held_out["patient"])]
+    for _, held_out in scores.groupby(ONE_NETWORK):
+        weight = weights[:, label_of.index.get_indexer(held_out[PATIENT])]
         networks.append(
             np.mean(
-                [_weighted(held_out["label"] == c, held_out[column], weight) for c, column in targets.items()], axis=0
+                [_weighted(held_out[LABEL] == c, held_out[column], weight) for c, column in targets.items()], axis=0
             )
         )
     means = np.array(networks)
@@ -158,7 +159,7 @@ def bootstrap_interval(
 
 def by_patient(scores: pd.DataFrame, targets: Targets) -> pd.DataFrame:
     """One row a patient and network, with the mean of its slides' scores."""
-    of = scores.groupby(["seed", "fold", "patient", "label"], as_index=False)
+    of = scores.groupby([*ONE_NETWORK, PATIENT, LABEL], as_index=False)
     return of[list(targets.values())].mean()
 
 

@@ -4,12 +4,34 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.evaluation.auc import mean_auc, paired_test
+from gigapipe.evaluation.columns import (
+    ALIKE,
+    AUC,
+    CANVAS,
+    COARSER,
+    COSTS,
+    DELTA,
+    FOLD,
+    LABEL,
+    MPP,
+    P_BEST,
+    PART,
+    PEAK_MEMORY,
+    PIXELS,
+    RANKS,
+    SEED,
+    SLIDE,
+    SPLIT,
+    SPLITS,
+    TEST,
+    P,
+    bounds,
+    of_split,
+)
 from gigapipe.evaluation.metrics import summary
-from gigapipe.evaluation.networks import ALIKE, COSTS
 from gigapipe.evaluation.targets import targets_of
 
-SPLITS = ["site", "given", "patient"]
-"""What folds do not share. The first that was run is what a row is about, the others stand beside it."""
+GAIN = [DELTA, *bounds(DELTA), P]
 
 
 def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -21,37 +43,37 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     against the row with the best AUC; where folds of another split were run too, all these figures of it, as
     `patient_split_auc`; and `COSTS`: means over networks, of memory the most. NaN is what is not known.
     """
-    classes = sorted(scores["label"].unique())
+    classes = sorted(scores[LABEL].unique())
     rows = []
     for alike, of_row in scores.groupby(ALIKE):
         cost = costs[(costs[ALIKE] == list(alike)).all(axis=1)]
         row = dict(zip(ALIKE, alike, strict=True))
-        row |= {"pixels": row["canvas"] ** 2, "ranks": cost["ranks"].iloc[0]}
-        for split in [split for split in SPLITS if (of_row["split"] == split).any()]:
-            networks = of_row[of_row["split"] == split]
-            figures = summary(networks, classes) | gain(networks, scores[scores["split"] == split], classes)
-            prefix = f"{split}_split_" if "split" in row else ""
-            row.setdefault("split", split)
-            row |= {prefix + name: value for name, value in figures.items()}
+        row |= {PIXELS: row[CANVAS] ** 2, RANKS: cost[RANKS].iloc[0]}
+        for split in [split for split in SPLITS if (of_row[SPLIT] == split).any()]:
+            networks = of_row[of_row[SPLIT] == split]
+            figures = summary(networks, classes) | gain(networks, scores[scores[SPLIT] == split], classes)
+            if row.setdefault(SPLIT, split) != split:
+                figures = {of_split(split, name): value for name, value in figures.items()}
+            row |= figures
         row |= {name: cost[name].astype(float).mean() for name in COSTS}
-        row["peak_memory_per_rank_mb"] = cost["peak_memory_per_rank_mb"].max()
+        row[PEAK_MEMORY] = cost[PEAK_MEMORY].max()
         rows.append(row)
     table = pd.DataFrame(rows)
-    table["p_best"] = against_best(table, scores, classes)
-    table = table.sort_values(["mpp", "ranks"], ascending=[False, True], ignore_index=True)
+    table[P_BEST] = against_best(table, scores, classes)
+    table = table.sort_values([MPP, RANKS], ascending=[False, True], ignore_index=True)
     return table[[name for name in table if name not in COSTS] + COSTS]
 
 
 def against_best(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> list[float]:
     """The p of each row's AUC and the best row's, in the split that they are about; NaN for the best row itself."""
     of_row = [
-        scores[(scores[ALIKE] == list(row[ALIKE])).all(axis=1) & (scores["split"] == row["split"])]
+        scores[(scores[ALIKE] == list(row[ALIKE])).all(axis=1) & (scores[SPLIT] == row[SPLIT])]
         for _, row in table.iterrows()
     ]
-    if table["auc"].isna().all():
+    if table[AUC].isna().all():
         return [np.nan] * len(table)
-    best = table["auc"].argmax()
-    same = table["split"] == table["split"].iloc[best]
+    best = table[AUC].argmax()
+    same = table[SPLIT] == table[SPLIT].iloc[best]
     return [
         difference(of_row[best], of_row[i], classes)[3] if i != best and same.iloc[i] else np.nan
         for i in range(len(table))
@@ -63,25 +85,23 @@ def gain(networks: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> di
 
     Of several rows of that resolution, the one most alike.
     """
-    unknown = dict.fromkeys(["coarser", "delta", "delta_low", "delta_high", "p"], np.nan)
-    coarser = scores[scores["mpp"] > networks["mpp"].iloc[0]]
+    unknown = dict.fromkeys([COARSER, *GAIN], np.nan)
+    coarser = scores[scores[MPP] > networks[MPP].iloc[0]]
     if coarser.empty:
         return unknown
-    unknown["coarser"] = coarser["mpp"].min()
-    nearest = coarser[coarser["mpp"] == unknown["coarser"]]
+    unknown[COARSER] = coarser[MPP].min()
+    nearest = coarser[coarser[MPP] == unknown[COARSER]]
     own = networks[ALIKE].iloc[0]
     other = max((rows for _, rows in nearest.groupby(ALIKE)), key=lambda rows: (rows[ALIKE].iloc[0] == own).sum())
-    return unknown | dict(
-        zip(("delta", "delta_low", "delta_high", "p"), difference(networks, other, classes), strict=True)
-    )
+    return unknown | dict(zip(GAIN, difference(networks, other, classes), strict=True))
 
 
 def difference(networks: pd.DataFrame, other: pd.DataFrame, classes: list[str]) -> tuple[float, float, float, float]:
     """`paired_test` of networks and others, of the seeds and folds that both have; NaN if not on the same slides."""
-    pair = [table[table["part"] == "test"] for table in (networks, other)]
-    common = set.intersection(*(set(zip(table["seed"], table["fold"], strict=True)) for table in pair))
-    pair = [table[[key in common for key in zip(table["seed"], table["fold"], strict=True)]] for table in pair]
-    tested = [set(zip(table["seed"], table["fold"], table["slide"], strict=True)) for table in pair]
+    pair = [table[table[PART] == TEST] for table in (networks, other)]
+    common = set.intersection(*(set(zip(table[SEED], table[FOLD], strict=True)) for table in pair))
+    pair = [table[[key in common for key in zip(table[SEED], table[FOLD], strict=True)]] for table in pair]
+    tested = [set(zip(table[SEED], table[FOLD], table[SLIDE], strict=True)) for table in pair]
     if tested[0] != tested[1] or not common:
         return (np.nan,) * 4
     return paired_test(*(mean_auc(table, targets_of(classes)) for table in pair))

@@ -12,6 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gigapipe.aside import written_aside
+from gigapipe.evaluation.columns import (
+    ARM,
+    AUC,
+    FILE,
+    LABEL,
+    MPP,
+    SECONDS_PER_STEP,
+    SPLIT,
+    SPLITS,
+    bounds,
+    of_split,
+    other_splits,
+    rank_seconds,
+)
+from gigapipe.evaluation.decisions import DECIDED
+from gigapipe.evaluation.decisions import confusion as confusion_counts
 from gigapipe.evaluation.predictions import score_columns
 
 STYLE = {
@@ -65,7 +81,7 @@ def write(figure: Figure, file, kind: str) -> None:
 def auc_against_resolution(table: pd.DataFrame) -> Figure:
     """AUC with its interval at each µm per pixel. Columns: `mpp`, `canvas`, `auc`, `auc_low`, `auc_high`."""
     figure, (axes,) = _figure(1, 4.6, 3.1)
-    _auc(axes, table, table["mpp"])
+    _auc(axes, table, table[MPP])
     axes.invert_xaxis()
     axes.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel="AUC on held-out slides, 95 % interval")
     return figure
@@ -75,7 +91,7 @@ def auc_against_resolution(table: pd.DataFrame) -> Figure:
 def auc_against_cost(table: pd.DataFrame) -> Figure:
     """AUC with its interval against rank-seconds a training step. Also needs `ranks` and `seconds_per_step`."""
     figure, (axes,) = _figure(1, 4.6, 3.1)
-    _auc(axes, table, table["ranks"] * table["seconds_per_step"], resolution=True)
+    _auc(axes, table, rank_seconds(table, SECONDS_PER_STEP), resolution=True)
     axes.set(xlabel="cost of a training step, seconds × ranks", ylabel="AUC on held-out slides, 95 % interval")
     return figure
 
@@ -84,8 +100,8 @@ def auc_against_cost(table: pd.DataFrame) -> Figure:
 def comparison(table: pd.DataFrame) -> Figure:
     """The two side by side; the cost is the time of a step, on however many ranks."""
     figure, (left, right) = _figure(2, 4.5, 3.6, sharey=True)
-    _auc(left, table, table["mpp"])
-    _auc(right, table, table["seconds_per_step"])
+    _auc(left, table, table[MPP])
+    _auc(right, table, table[SECONDS_PER_STEP])
     left.invert_xaxis()
     left.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel="AUC on held-out slides, 95 % interval")
     right.set_xlabel("cost, seconds a training step")
@@ -100,14 +116,14 @@ def roc(predictions: pd.DataFrame) -> Figure:
     each of more labels: a network's curve is then the mean of those of each label against the rest. Networks whose
     slides have one label have no curve.
     """
-    groups = sorted(predictions.groupby("mpp"), reverse=True)
+    groups = sorted(predictions.groupby(MPP), reverse=True)
     figure, panels = _figure(len(groups), 2.5, 3.0, sharey=True)
     targets = score_columns(predictions)
     for axes, (mpp, scores) in zip(panels, groups, strict=True):
         curves = [
             np.mean(each, axis=0)
-            for _, network in scores.groupby("network")
-            if (each := [c for label, name in targets.items() if (c := _roc(network["label"] == label, network[name]))])
+            for _, network in scores.groupby(FILE)
+            if (each := [c for label, name in targets.items() if (c := _roc(network[LABEL] == label, network[name]))])
         ]
         for curve in curves:
             axes.plot(*curve, color=INK, linewidth=0.7, alpha=0.35)
@@ -123,11 +139,11 @@ def roc(predictions: pd.DataFrame) -> Figure:
 @styled
 def confusion(decisions: pd.DataFrame) -> Figure:
     """How many slides of each label were taken for each. Columns: `mpp`, `label`, `decided`."""
-    groups = sorted(decisions.groupby("mpp"), reverse=True)
-    labels = sorted(set(decisions["label"]) | set(decisions["decided"]))
+    groups = sorted(decisions.groupby(MPP), reverse=True)
+    labels = sorted(set(decisions[LABEL]) | set(decisions[DECIDED]))
     figure, panels = _figure(len(groups), 2.3, 2.5, sharey=True)
     for axes, (mpp, rows) in zip(panels, groups, strict=True):
-        counts = pd.crosstab(rows["label"], rows["decided"]).reindex(index=labels, columns=labels, fill_value=0)
+        counts = confusion_counts(rows, labels)
         shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
         axes.imshow(shares, cmap="Purples", vmin=0, vmax=1)
         for (i, j), share in np.ndenumerate(shares):
@@ -148,14 +164,14 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
     Columns: `mpp`, `network`, `epoch`, `training_loss`, `validation_loss`, and `best_epoch` of the network.
     """
-    groups = sorted(history.groupby("mpp"), reverse=True)
+    groups = sorted(history.groupby(MPP), reverse=True)
     figure, panels = _figure(len(groups), 2.5, 2.5, sharey=True)
     for axes, (mpp, rows) in zip(panels, groups, strict=True):
         for column, name, colour in (
             ("training_loss", "training", FAINT),
             ("validation_loss", "validation", INK),
         ):
-            for _, network in rows.groupby("network"):
+            for _, network in rows.groupby(FILE):
                 axes.plot(network["epoch"], network[column], color=colour, linewidth=0.7, alpha=0.35)
             mean = rows.groupby("epoch")[column].mean()
             axes.plot(mean.index, mean, color=colour, linewidth=2.2, label=name)
@@ -249,14 +265,15 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = 
     Where a resolution was computed in several ways (`arm`, if the table has it) each way has its colour; AUCs of folds
     that were made otherwise (`…_split_auc`) stand beside it, dashed.
     """
-    several = "arm" in table and table["mpp"].duplicated().any()
-    ways = table["arm"] if several else pd.Series("", table.index)
-    others = [name.removesuffix("_split_auc") for name in table if name.endswith("_split_auc")]
+    several = ARM in table and table[MPP].duplicated().any()
+    ways = table[ARM] if several else pd.Series("", table.index)
+    others = other_splits(table)
     for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
-        kinds = [("o-", "auc", f"folds by {rows['split'].iloc[0]}" if others else "")]
-        kinds += [("s--", f"{split}_split_auc", f"folds by {split}") for split in others]
+        kinds = [("o-", AUC, SPLITS[rows[SPLIT].iloc[0]] if others else "")]
+        kinds += [("s--", of_split(split, AUC), SPLITS[split]) for split in others]
         for form, auc, folds in kinds:
-            error = [rows[auc] - rows[f"{auc}_low"], rows[f"{auc}_high"] - rows[auc]]
+            low, high = bounds(auc)
+            error = [rows[auc] - rows[low], rows[high] - rows[auc]]
             label = ", ".join(filter(None, (way, folds)))
             faint = {"alpha": 0.6, "linewidth": 1} if form == "s--" else {}
             axes.errorbar(places[rows.index], rows[auc], error, fmt=form, capsize=4, color=colour, label=label, **faint)

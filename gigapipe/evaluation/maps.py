@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gigapipe.errors import InputError
+from gigapipe.evaluation.columns import PART, TEST
 from gigapipe.evaluation.predictions import probabilities, read_predictions
 from gigapipe.pyramids.maps import ActivationMap
 from gigapipe.pyramids.store import OVERVIEW, Pyramid
@@ -27,7 +28,7 @@ def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None
     table = read_predictions(predictions)
     if table["mpp"].nunique() != 1:
         raise InputError(f"predictions are of {sorted(set(table['mpp']))} µm/px: give those of one resolution")
-    table = table[table["part"] == "test"]
+    table = table[table[PART] == TEST]
     table = table.assign(**probabilities(table).add_prefix("probability of "))
     if slides is None:
         why = extremes(table, number)

@@ -1,10 +1,33 @@
-"""What held-out predictions are worth beside their AUC: precision, decisions at a fixed threshold, calibration."""
+"""What held-out predictions are worth: AUC, precision, decisions at a fixed threshold, calibration."""
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_curve
+from sklearn.metrics import average_precision_score
 
 from gigapipe.evaluation.auc import bootstrap_interval, by_patient, mean_auc
+from gigapipe.evaluation.columns import (
+    AUC,
+    AVERAGE_PRECISION,
+    BRIER,
+    CALIBRATION_ERROR,
+    FOLD,
+    FOLDS,
+    FOLDS_WITHOUT_AUC,
+    LABEL,
+    ONE_NETWORK,
+    PART,
+    PATIENT,
+    PATIENT_AUC,
+    PATIENTS,
+    SEED,
+    SEEDS,
+    SLIDE,
+    SLIDES,
+    TEST,
+    bounds,
+    sd,
+)
+from gigapipe.evaluation.decisions import decided, decision_figures
 from gigapipe.evaluation.targets import Targets, targets_of
 
 
@@ -17,89 +40,39 @@ def summary(scores: pd.DataFrame, classes: list[str]) -> dict[str, float]:
     are standard deviations over networks and over seeds; `patient_auc` is of patients, by their slides' mean score.
     """
     targets = targets_of(classes)
-    test = scores[scores["part"] == "test"]
+    test = scores[scores[PART] == TEST]
     of_slides = mean_auc(test, targets)
     patients = by_patient(test, targets)
     of_patients = mean_auc(patients, targets)
     figures = {
-        "slides": test["slide"].nunique(),
-        "patients": test["patient"].nunique(),
-        "seeds": test["seed"].nunique(),
-        "folds": test["fold"].nunique(),
-        "folds_without_auc": int(of_slides.networks.isna().sum()),
-        "auc": of_slides.value,
-        "auc_sd_folds": of_slides.networks.std(),
-        "auc_sd_seeds": of_slides.networks.groupby("seed").mean().std(),
-        "patient_auc": of_patients.value,
+        SLIDES: test[SLIDE].nunique(),
+        PATIENTS: test[PATIENT].nunique(),
+        SEEDS: test[SEED].nunique(),
+        FOLDS: test[FOLD].nunique(),
+        FOLDS_WITHOUT_AUC: int(of_slides.networks.isna().sum()),
+        AUC: of_slides.value,
+        sd(AUC, FOLDS): of_slides.networks.std(),
+        sd(AUC, SEEDS): of_slides.networks.groupby(SEED).mean().std(),
+        PATIENT_AUC: of_patients.value,
     }
-    for name, table, found in (("auc", test, of_slides), ("patient_auc", patients, of_patients)):
-        figures[f"{name}_low"], figures[f"{name}_high"] = found.interval()
-        low, high = bootstrap_interval(table, targets)
-        figures[f"{name}_bootstrap_low"], figures[f"{name}_bootstrap_high"] = low, high
-    figures["average_precision"] = average_precision(test, targets)
+    for name, table, found in ((AUC, test, of_slides), (PATIENT_AUC, patients, of_patients)):
+        figures |= dict(zip(bounds(name), found.interval(), strict=True))
+        figures |= dict(zip(bounds(f"{name}_bootstrap"), bootstrap_interval(table, targets), strict=True))
+    figures[AVERAGE_PRECISION] = average_precision(test, targets)
     figures |= decision_figures(decided(scores, classes), classes)
-    figures["brier"] = brier(test, targets)
-    figures["calibration_error"] = calibration_error(reliability(test, targets))
+    figures[BRIER] = brier(test, targets)
+    figures[CALIBRATION_ERROR] = calibration_error(reliability(test, targets))
     return figures
 
 
 def average_precision(test: pd.DataFrame, targets: Targets) -> float:
     """Mean over networks, as of the AUC; that of chance is the share of positive slides."""
     found = [
-        np.mean([average_precision_score(held_out["label"] == name, held_out[c]) for name, c in targets.items()])
-        for _, held_out in test.groupby(["seed", "fold"])
-        if all(0 < (held_out["label"] == name).sum() < len(held_out) for name in targets)
+        np.mean([average_precision_score(held_out[LABEL] == name, held_out[c]) for name, c in targets.items()])
+        for _, held_out in test.groupby(ONE_NETWORK)
+        if all(0 < (held_out[LABEL] == name).sum() < len(held_out) for name in targets)
     ]
     return float(np.mean(found)) if found else np.nan
-
-
-def threshold(positive: np.ndarray, score: np.ndarray) -> float:
-    """From which score on to call a slide positive, for the best balanced accuracy on these; NaN if a class is missing.
-
-    It lies half-way to the next lower score; of several as good, the middle one is taken.
-    """
-    if len(set(positive)) < 2:
-        return np.nan
-    false, true, scores = roc_curve(positive, score, drop_intermediate=False)
-    best = np.flatnonzero(true - false >= (true - false).max() - 1e-12)
-    chosen = best[len(best) // 2]
-    return float(scores[chosen : chosen + 2].mean())
-
-
-def decided(scores: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """The test slides with a column `decided`, the class that each network takes them for.
-
-    Of two classes by its `threshold` on its validation slides, of more by the highest score. Slides of networks without
-    a threshold are left out. Decisions of different networks, other than their scores, may be counted together.
-    """
-    parts = []
-    for _, network in scores.groupby(["seed", "fold"]):
-        test, validation = (network[network["part"] == part] for part in ("test", "validation"))
-        if len(classes) == 2:
-            limit = threshold((validation["label"] == classes[1]).to_numpy(), validation["score"].to_numpy())
-            if not np.isnan(limit):
-                parts.append(test.assign(decided=np.where(test["score"] >= limit, classes[1], classes[0])))
-        else:
-            highest = test[list(targets_of(classes).values())].to_numpy().argmax(axis=1)
-            parts.append(test.assign(decided=np.array(classes)[highest]))
-    return pd.concat(parts) if parts else scores.iloc[:0].assign(decided="")
-
-
-def decision_figures(decisions: pd.DataFrame, classes: list[str]) -> dict[str, float]:
-    """Balanced accuracy, and of two classes sensitivity and specificity: over all folds, then the mean over seeds."""
-    right = (decisions["decided"] == decisions["label"]).groupby([decisions["seed"], decisions["label"]]).mean()
-    recall = right.unstack().reindex(columns=classes)
-    figures = {"balanced_accuracy": recall.mean(axis=1, skipna=False).mean(), "sensitivity": np.nan}
-    figures["specificity"] = np.nan
-    if len(classes) == 2:
-        figures["specificity"], figures["sensitivity"] = recall[classes[0]].mean(), recall[classes[1]].mean()
-    return {name: float(value) for name, value in figures.items()}
-
-
-def confusion(decisions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Slides by label (rows) and decision (columns), of all folds and seeds together."""
-    counts = pd.crosstab(decisions["label"], decisions["decided"])
-    return counts.reindex(index=classes, columns=classes, fill_value=0)
 
 
 def brier(test: pd.DataFrame, targets: Targets) -> float:
@@ -107,7 +80,7 @@ def brier(test: pd.DataFrame, targets: Targets) -> float:
 
     0 is perfect; who always says one half has 0.25 of two classes.
     """
-    truth = np.stack([test["label"] == name for name in targets], axis=1)
+    truth = np.stack([test[LABEL] == name for name in targets], axis=1)
     return float(((test[list(targets.values())].to_numpy() - truth) ** 2).sum(axis=1).mean())
 
 
@@ -118,7 +91,7 @@ def reliability(test: pd.DataFrame, targets: Targets, bins: int = 10) -> pd.Data
     networks, other than their ranks, may be counted together, and so may those of more than two classes.
     """
     said = test[list(targets.values())].to_numpy().ravel()
-    truth = np.stack([test["label"] == name for name in targets], axis=1).ravel()
+    truth = np.stack([test[LABEL] == name for name in targets], axis=1).ravel()
     bin_of = np.minimum((said * bins).astype(int), bins - 1)
     table = pd.DataFrame({"bin": bin_of, "predicted": said, "observed": truth.astype(float)}).groupby("bin")
     means = table.mean().assign(slides=table.size()).reset_index()

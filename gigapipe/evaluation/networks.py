@@ -7,21 +7,27 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.errors import InputError
+from gigapipe.evaluation.columns import (
+    ALIKE,
+    ARM,
+    CANVAS,
+    COSTS,
+    FOLD,
+    LABEL,
+    MEMORY,
+    MESH,
+    MPP,
+    NAMES,
+    NETWORK,
+    ONE_NETWORK,
+    RANKS,
+    SECONDS_PER_SLIDE,
+    SECONDS_PER_STEP,
+    SEED,
+    SPLIT,
+    START,
+)
 from gigapipe.evaluation.targets import targets_of
-
-ALIKE = ["mpp", "arm", "canvas", "mesh", "memory", "network", "start"]
-"""What networks that differ in seed and fold only have in common."""
-
-COSTS = [
-    "parameters",
-    "seconds_per_step",
-    "seconds_per_slide",
-    "images_per_second",
-    "peak_memory_per_rank_mb",
-    "sent_bytes_per_step",
-    "joules_per_step",
-]
-"""What one network cost; NaN where its training did not say."""
 
 
 def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -40,16 +46,16 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     scores, costs = [], []
     for table, training in zip(predictions, trainings, strict=True):
         scored, cost = _read_predictions(Path(table)), _read_training(Path(training))
-        for key in ("mpp", "seed", "fold"):
+        for key in (MPP, *ONE_NETWORK):
             if set(scored[key]) != {cost[key]}:
                 raise InputError(f"{table}, {training}: of different {key}; give the same networks, in the same order")
         scores.append(scored.assign(**{key: cost[key] for key in ALIKE}))
-        costs.append(cost | {"split": scored["split"].iloc[0]})
+        costs.append(cost | {SPLIT: scored[SPLIT].iloc[0]})
     together, costs = pd.concat(scores, ignore_index=True), pd.DataFrame(costs)
-    twice = costs.duplicated([*ALIKE, "split", "seed", "fold"])
+    twice = costs.duplicated([*ALIKE, SPLIT, *ONE_NETWORK])
     if twice.any():
         raise InputError(f"predictions {predictions[int(twice.argmax())]}: a network like it is given twice; give one")
-    classes = sorted(together["label"].unique())
+    classes = sorted(together[LABEL].unique())
     lacking = [
         column for column in targets_of(classes).values() if column not in together or together[column].isna().any()
     ]
@@ -80,12 +86,11 @@ def start(settings: dict, started_from: dict | None) -> str:
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:
-    names = dict.fromkeys(["slide", "patient", "site", "label", "part", "split"], str)  # which may look like numbers
     try:
-        table = pd.read_csv(path, sep="\t", dtype=names, keep_default_na=False)
+        table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(NAMES, str), keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"predictions {path}: cannot be read ({error}); make them with `gigapipe predict`") from None
-    lacking = [name for name in (*names, "seed", "fold", "mpp") if name not in table]
+    lacking = [name for name in (*NAMES, *ONE_NETWORK, MPP) if name not in table]
     if lacking or table.empty:
         what = f"has no column {', '.join(lacking)}" if lacking else "is empty"
         raise InputError(f"predictions {path}: {what}; make them again with `gigapipe predict`")
@@ -97,17 +102,17 @@ def _read_training(path: Path) -> dict:
         record = json.loads(path.read_text())
         settings, mesh = record["settings"], record["mesh"]
         cost = {name: record.get(name) for name in COSTS} | {
-            "mpp": settings["mpp"],
-            "seed": settings["seed"],
-            "fold": settings["fold"],
-            "arm": arm(mesh, record["streamed"]),
-            "canvas": settings["canvas"],
-            "mesh": " × ".join(map(str, mesh)),
-            "ranks": int(np.prod(mesh)),
-            "memory": record["memory"] or 0,
-            "network": network(settings),
-            "start": start(settings, record["started_from"]),
-            "seconds_per_slide": record["seconds_per_step"] / record["slides_per_step"],
+            MPP: settings["mpp"],
+            SEED: settings["seed"],
+            FOLD: settings["fold"],
+            ARM: arm(mesh, record["streamed"]),
+            CANVAS: settings["canvas"],
+            MESH: " × ".join(map(str, mesh)),
+            RANKS: int(np.prod(mesh)),
+            MEMORY: record["memory"] or 0,
+            NETWORK: network(settings),
+            START: start(settings, record["started_from"]),
+            SECONDS_PER_SLIDE: record[SECONDS_PER_STEP] / record["slides_per_step"],
         }
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"training {path}: cannot be read ({error!r}); make it with `gigapipe train`") from None

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gigapipe.errors import InputError
+from gigapipe.evaluation.columns import PEAK_MEMORY, SECONDS_PER_STEP, read
 
 LONGEST = 1600  # px of a picture
 FOUND, MISSED, EXTRA = (0, 150, 60), (255, 140, 0), (200, 0, 200)  # outline, and what should and should not be in it
@@ -48,15 +49,16 @@ def as_markdown(table: pd.DataFrame, trainings: list[Path]) -> str:
     """The table for people: mean and standard deviation over slides, at each resolution, and what training cost."""
     costs = pd.DataFrame([json.loads(Path(path).read_text()) for path in trainings])
     costs["mpp"] = [settings["mpp"] for settings in costs["settings"]]
+    step, memory = (column.heading for column in read(SECONDS_PER_STEP, PEAK_MEMORY))
     lines = [
-        "| µm/px | slides | Dice: mean ± sd | lowest | s a step | peak memory a rank, MB |",
+        f"| µm/px | slides | Dice: mean ± sd | lowest | {step} | {memory} |",
         "|---:|---:|:---:|:---|---:|---:|",
     ]
     for mpp, rows in sorted(table.groupby("mpp"), reverse=True):
         worst, cost = rows.loc[rows["dice"].idxmin()], costs[costs["mpp"] == mpp]
         lines.append(
             f"| {mpp:g} | {len(rows)} | {rows['dice'].mean():.4f} ± {rows['dice'].std(ddof=0):.4f} "
-            f"| {worst['dice']:.4f} ({worst['slide']}) | {cost['seconds_per_step'].mean():.2f} "
-            f"| {cost['peak_memory_per_rank_mb'].max():.0f} |"
+            f"| {worst['dice']:.4f} ({worst['slide']}) | {cost[SECONDS_PER_STEP].mean():.2f} "
+            f"| {cost[PEAK_MEMORY].max():.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.targets import Targets
-
-NAMES = ["slide", "patient", "site", "label"]  # which may look like numbers
+from gigapipe.evaluation.columns import FILE, FOLD, LABEL, MPP, NAMES, PART, SEED, TEST
+from gigapipe.evaluation.targets import SCORE, Targets, several, targets_of
 
 
 def read_predictions(paths: list[Path]) -> pd.DataFrame:
@@ -22,27 +21,29 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
     for network, path in enumerate(paths):
         try:
             table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(NAMES, str), keep_default_na=False)
-            tables.append(table.astype({"fold": int, "mpp": float}).assign(network=network))
+            tables.append(table.astype({FOLD: int, MPP: float}).assign(**{FILE: network}))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"predictions {path}: cannot be read ({error}); make it with `gigapipe predict`") from None
     together = pd.concat(tables, ignore_index=True)
-    return together.assign(seed=together.get("seed", 0), part=together.get("part", "test"))
+    return together.assign(**{SEED: together.get(SEED, 0), PART: together.get(PART, TEST)})
+
+
+def classes_of(predictions: pd.DataFrame) -> list[str]:
+    """In alphabetical order. By the columns: of three classes some slides may have two labels only."""
+    return sorted(several(list(predictions)) or predictions[LABEL].unique())
 
 
 def score_columns(predictions: pd.DataFrame) -> Targets:
-    """Of each class that is told from the rest, the column that holds its score, as `targets_of` has named it.
-
-    By the columns: of three classes some slides may have two labels only.
-    """
-    several = {name.removeprefix("score_"): name for name in predictions if name.startswith("score_")}
-    return several or {sorted(predictions["label"].unique())[-1]: "score"}
+    """Of each class that is told from the rest, the column that holds its score, as `targets_of` has named it."""
+    classes = classes_of(predictions)
+    return targets_of(classes) if len(classes) > 1 else {classes[0]: SCORE}
 
 
 def probabilities(predictions: pd.DataFrame) -> pd.DataFrame:
     """A column for each class, in alphabetical order, a row for each row of `predictions`."""
-    scores = score_columns(predictions)
+    classes, scores = classes_of(predictions), score_columns(predictions)
     if len(scores) > 1:
-        return predictions[[scores[label] for label in sorted(scores)]].set_axis(sorted(scores), axis=1)
-    first, second = sorted(predictions["label"].unique())
-    score = predictions["score"].to_numpy()
+        return predictions[[scores[label] for label in classes]].set_axis(classes, axis=1)
+    first, second = classes
+    score = predictions[SCORE].to_numpy()
     return pd.DataFrame(np.stack([1 - score, score], axis=1), predictions.index, [first, second])

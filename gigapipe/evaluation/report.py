@@ -21,8 +21,11 @@ import gigapipe
 from gigapipe.errors import InputError
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.answer import answer
-from gigapipe.evaluation.predictions import probabilities, read_predictions
+from gigapipe.evaluation.columns import CANVAS, FILE, FOLD, FOLDS, LABEL, MPP, PART, PEAK_MEMORY, SLIDE, SPLIT, TEST
+from gigapipe.evaluation.decisions import decided, rule
+from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
+from gigapipe.evaluation.targets import SCORE
 
 LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "openslide-bin", "mpi4py", "snakemake"]
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
@@ -52,7 +55,7 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
     paths = found(results, "predictions.tsv")
     predictions = of_table(read_predictions(paths), table) if paths else None
     trainings = [json.loads(path.read_text()) for path in found(results, "training.json")]
-    trainings = [record for record in trainings if record["settings"]["mpp"] in set(table["mpp"])]
+    trainings = [record for record in trainings if record["settings"]["mpp"] in set(table[MPP])]
     drawn = {}
     for name, (figure, caption) in all_figures(table, predictions, trainings, results).items():
         if figures_to:
@@ -93,12 +96,12 @@ def cohort(results: Path) -> dict[str, list[dict]]:
 
 
 def of_table(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Those on held-out slides, of the table's resolutions, folds and split."""
-    kept = predictions["mpp"].isin(table["mpp"]) & (predictions["part"] == "test")
-    if "folds" in table:
-        kept &= predictions["fold"] < table["folds"].max()
-    if "split" in table and "split" in predictions:
-        kept &= predictions["split"] == table["split"].iloc[0]
+    """Those of the table's resolutions, folds and split."""
+    kept = predictions[MPP].isin(table[MPP])
+    if FOLDS in table:
+        kept &= predictions[FOLD] < table[FOLDS].max()
+    if SPLIT in table and SPLIT in predictions:
+        kept &= predictions[SPLIT] == table[SPLIT].iloc[0]
     return predictions[kept]
 
 
@@ -110,21 +113,25 @@ def all_figures(
         "auc-resolution": (figures.auc_against_resolution(table), "What resolution buys."),
         "auc-cost": (figures.auc_against_cost(table), "What it costs. A rank is a process, on a GPU or on CPU cores."),
     }
-    if predictions is not None and len(predictions):
+    if predictions is not None and len(held_out := predictions[predictions[PART] == TEST]):
         drawn["roc"] = (
-            figures.roc(predictions),
+            figures.roc(held_out),
             "ROC curves on held-out slides: thin for each network, thick their mean. Of each network its own slides, "
             "for scores of different networks have different scales."
-            + (" Each class against the rest, and the mean of them." if "score" not in predictions else ""),
+            + (" Each class against the rest, and the mean of them." if SCORE not in predictions else ""),
         )
-        likely = probabilities(predictions)
-        decided = predictions.assign(decided=likely.columns[likely.to_numpy().argmax(axis=1)])
-        drawn["confusion"] = (
-            figures.confusion(decided),
-            "Held-out slides by their label, and by the class that the network finds most probable.",
-        )
+        classes = classes_of(predictions)
+        taken = pd.concat(decided(network, classes) for _, network in predictions.groupby(FILE))
+        if len(taken):
+            undecided = len(held_out) - len(taken)
+            drawn["confusion"] = (
+                figures.confusion(taken),
+                "Held-out slides by their label, and by the class that their network takes them for, "
+                f"{rule(classes)}, as in the table; all folds and seeds together."
+                + (f" Left out: {undecided} of networks without a threshold." if undecided else ""),
+            )
     if history := [
-        epoch | {"mpp": record["settings"]["mpp"], "network": number, "best_epoch": record["best_epoch"]}
+        epoch | {MPP: record["settings"]["mpp"], FILE: number, "best_epoch": record["best_epoch"]}
         for number, record in enumerate(trainings)
         for epoch in record.get("history", [])
         if "validation_loss" in epoch
@@ -150,9 +157,7 @@ def all_figures(
 
 def memory_table(table: pd.DataFrame, trainings: list[dict]) -> pd.DataFrame:
     """What `figures.memory` draws: measured peaks, and what an undivided step keeps of the networks that were used."""
-    measured = table.assign(
-        side=table["canvas"], gigabytes=table["peak_memory_per_rank_mb"] / 1000, kind="measured", what="measured"
-    )
+    measured = table.assign(side=table[CANVAS], gigabytes=table[PEAK_MEMORY] / 1000, kind="measured", what="measured")
     parts = [measured[["side", "gigabytes", "kind", "what"]]]
     full = {r["settings"].get("network") for r in trainings if r["settings"].get("width", FULL_WIDTH) == FULL_WIDTH}
     for network in sorted(full & set(SAVED_BYTES)):
@@ -163,31 +168,27 @@ def memory_table(table: pd.DataFrame, trainings: list[dict]) -> pd.DataFrame:
 
 def maps(results: Path, table: pd.DataFrame, first: float | None) -> Iterator[dict]:
     """What `gigapipe map` has left of each resolution, that of the answer first, then from fine to coarse."""
-    tables = {
-        path: pd.read_csv(path, sep="\t", dtype={"slide": str, "label": str}) for path in found(results, "maps.tsv")
-    }
-    tables = {path: rows for path, rows in tables.items() if len(rows) and rows["mpp"].iloc[0] in set(table["mpp"])}
-    for path, rows in sorted(
-        tables.items(), key=lambda item: (item[1]["mpp"].iloc[0] != first, item[1]["mpp"].iloc[0])
-    ):
+    tables = {path: pd.read_csv(path, sep="\t", dtype={SLIDE: str, LABEL: str}) for path in found(results, "maps.tsv")}
+    tables = {path: rows for path, rows in tables.items() if len(rows) and rows[MPP].iloc[0] in set(table[MPP])}
+    for path, rows in sorted(tables.items(), key=lambda item: (item[1][MPP].iloc[0] != first, item[1][MPP].iloc[0])):
         groups = []
         for chosen in ("highest", "lowest", "most wrong", "asked for"):
             slides = [
                 {
-                    "slide": row["slide"],
-                    "label": row["label"],
+                    "slide": row[SLIDE],
+                    "label": row[LABEL],
                     "said": {
                         name.removeprefix("probability of "): value
                         for name, value in row.items()
                         if name.startswith("probability of ")
                     },
-                    "source": inline_picture(path.parent / f"{row['slide']}.png"),
+                    "source": inline_picture(path.parent / f"{row[SLIDE]}.png"),
                 }
                 for row in rows[rows["chosen"] == chosen].to_dict("records")
             ]
             if slides:
                 groups.append({"chosen": chosen, "slides": slides})
-        yield {"mpp": rows["mpp"].iloc[0], "groups": groups}
+        yield {"mpp": rows[MPP].iloc[0], "groups": groups}
 
 
 def inline_figure(figure: Figure) -> str:

@@ -1,13 +1,28 @@
 """The report's tables, as headings and rows of text; the columns that the comparison lacks are left out."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-UNKNOWN = "unknown"
-SPLITS = {"site": "folds by site", "patient": "folds by patient", "given": "given folds"}
+from gigapipe.evaluation.columns import (
+    ARM,
+    CANVAS,
+    COSTS,
+    DECISIONS_AND_PROBABILITIES,
+    DELTA,
+    MESH,
+    MPP,
+    PATIENT_AUC,
+    RANKS,
+    SEEDS,
+    SLIDES,
+    START,
+    UNKNOWN,
+    Column,
+    aucs,
+    read,
+)
 
 
 class Table(NamedTuple):
@@ -17,54 +32,19 @@ class Table(NamedTuple):
 
 def worth(table: pd.DataFrame) -> Table:
     """What each resolution is worth."""
-    main = SPLITS.get(table["split"].iloc[0], "") if "split" in table else ""
-    columns = _names(table) | {
-        "slides (patients)": (["slides", "patients"], lambda r: f"{r['slides']} ({r['patients']})"),
-        "seeds × folds": (["seeds", "folds"], lambda r: f"{r['seeds']} × {r['folds']}"),
-        f"AUC{main and ', ' + main} (95 % interval)": (["auc"], lambda r: _interval(r, "auc")),
-    }
-    for split, name in SPLITS.items():
-        if (auc := f"{split}_split_auc") in table:
-            columns[f"AUC, {name} (95 % interval)"] = ([auc], lambda r, auc=auc: _interval(r, auc))
-    columns |= {
-        "AUC of patients": (["patient_auc"], lambda r: _interval(r, "patient_auc")),
-        "Δ to the next coarser": (["delta", "p"], _gain),
-    }
-    return _table(table, columns)
+    of_slides = [column._replace(heading=f"{column.heading} (95 % interval)") for column in aucs(table)]
+    return _table(table, [*read(SLIDES, SEEDS), *of_slides, *read(PATIENT_AUC, DELTA)])
 
 
 def decisions(table: pd.DataFrame) -> Table | None:
     """What its decisions and probabilities are worth, if the comparison has any of that."""
-    figures = {
-        "average precision": _number("average_precision"),
-        "balanced accuracy": _number("balanced_accuracy"),
-        "sensitivity": _number("sensitivity"),
-        "specificity": _number("specificity"),
-        "Brier score": _number("brier"),
-        "calibration error": _number("calibration_error"),
-    }
-    there = any(set(needed) <= set(table) for needed, _ in figures.values())
-    return _table(table, _names(table) | figures) if there else None
+    there = set(DECISIONS_AND_PROBABILITIES) & set(table)
+    return _table(table, read(*DECISIONS_AND_PROBABILITIES)) if there else None
 
 
 def costs(table: pd.DataFrame) -> Table:
     """What each costs."""
-    return _table(
-        table,
-        _names(table)
-        | {
-            "canvas, px": (["canvas"], lambda r: f"{r['canvas']:,}²"),
-            "mesh: data × rows × columns": (["mesh"], lambda r: r["mesh"]),
-            "ranks": (["ranks"], lambda r: f"{r['ranks']:,}"),
-            "parameters": _number("parameters", ",.0f"),
-            "s a step": _number("seconds_per_step", ".3g"),
-            "s a slide": _number("seconds_per_slide", ".3g"),
-            "images a second": _number("images_per_second", ".3g"),
-            "peak memory a rank, MB": _number("peak_memory_per_rank_mb", ",.0f"),
-            "exchanged a step, MB": _number("sent_bytes_per_step", ".3g", 1e-6),
-            "energy a step, J": _number("joules_per_step", ".3g"),
-        },
-    )
+    return _table(table, read(CANVAS, MESH, RANKS, *COSTS))
 
 
 def runtimes(benchmarks: Path) -> Table | None:
@@ -109,39 +89,12 @@ def blocks(markdown: str) -> list[dict]:
     return found
 
 
-Column = tuple[list[str], Callable[[dict], str]]
-
-
-def _names(table: pd.DataFrame) -> dict[str, Column]:
-    """What tells rows apart."""
-    columns: dict[str, Column] = {"µm/px": (["mpp"], lambda r: f"{r['mpp']:g}")}
-    for name, heading in (("arm", "computed"), ("start", "begun with")):
-        if name in table and table[name].nunique() > 1:
-            columns[heading] = ([name], lambda r, name=name: r[name])
-    return columns
-
-
-def _table(table: pd.DataFrame, columns: dict[str, Column]) -> Table:
-    there = {heading: cell for heading, (needed, cell) in columns.items() if set(needed) <= set(table)}
-    rows = [[cell(row) for cell in there.values()] for row in table.to_dict("records")]
-    return Table(list(there), rows)
-
-
-def _number(name: str, form: str = ".3f", scale: float = 1) -> Column:
-    return [name], lambda row: UNKNOWN if pd.isna(row[name]) else format(row[name] * scale, form)
-
-
-def _interval(row: dict, name: str) -> str:
-    if pd.isna(row[name]):
-        return UNKNOWN
-    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
-    return f"{row[name]:.3f}" + ("" if pd.isna(low) else f" ({low:.3f}–{high:.3f})")
-
-
-def _gain(row: dict) -> str:
-    if pd.isna(row["delta"]):
-        return "–" if pd.isna(row.get("coarser")) else UNKNOWN
-    return f"{row['delta']:+.3f} (p ".replace("-", "−") + ("< 0.001)" if row["p"] < 0.001 else f"= {row['p']:.3f})")
+def _table(table: pd.DataFrame, columns: list[Column]) -> Table:
+    """After what tells rows apart, those of the columns that the comparison has."""
+    row_names = [MPP, *(name for name in (ARM, START) if name in table and table[name].nunique() > 1)]
+    there = [column for column in read(*row_names) + columns if set(column.needs) <= set(table)]
+    rows = [[column.text(row) for column in there] for row in table.to_dict("records")]
+    return Table([column.heading for column in there], rows)
 
 
 def _duration(seconds: float) -> str:

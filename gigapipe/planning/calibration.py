@@ -58,6 +58,7 @@ def fit(found: dict, ranks: int) -> Fit:
     from scipy.optimize import least_squares
 
     from gigapipe.planning.cost import step_cost
+    from gigapipe.planning.scaling import compute_seconds
 
     counted = []
     for network, size, precision in STEPS:
@@ -70,8 +71,7 @@ def fit(found: dict, ranks: int) -> Fit:
         bandwidth, operation = np.exp(logarithms[2:])
         return np.array(
             [
-                np.maximum(operations[:, 0] / by_precision[precision], operations[:, 1] / bandwidth).sum()
-                + operation * len(operations)
+                compute_seconds(operations, by_precision[precision], bandwidth, operation)
                 for precision, operations in counted
             ]
         )

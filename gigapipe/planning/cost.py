@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from gigapipe.spatial import Mesh, SpatialTensor, decompose
+from gigapipe.spatial.costs import MOMENTS, flops, trained_bytes, training_state
 from gigapipe.spatial.operators import convolution, normalisation
 from gigapipe.spatial.pooled import averaging
 from gigapipe.spatial.recording import without_pixels
 from gigapipe.spatial.transports import Alone, Message
-
-MOMENTS = 2  # that AdamW keeps of each weight
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,8 @@ class _Counter(TorchDispatchMode):
             self.hold(tensor)
         if made and not function.is_view and "empty" not in function.overloadpacket.__name__:
             read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-            count = flop_registry.get(function.overloadpacket)
-            flops = count(*args, **kwargs, out_val=result) if count else 0
-            self.operations.append((flops, sum(t.nbytes for t in (*read, *made))))
+            moved = sum(t.nbytes for t in (*read, *made))
+            self.operations.append((flops(function, args, kwargs, result), moved))
         return result
 
     def hold(self, x: torch.Tensor) -> None:
@@ -182,7 +179,6 @@ def step_cost(
         counter = _Counter()
         for tensor in (*model.parameters(), *model.buffers()):
             counter.hold(tensor)
-        trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         size = tuple(shape[-2:])
         with counter:
             local = torch.empty(*shape[:2], *ranks.rectangle(size).shape).contiguous(memory_format=torch.channels_last)
@@ -194,8 +190,8 @@ def step_cost(
                 value.backward()
     return Cost(
         rank,
-        counter.most + MOMENTS * trained,
-        sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + (1 + MOMENTS) * trained,
+        counter.most + MOMENTS * trained_bytes(model),
+        sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + training_state(model),
         np.array(counter.operations, dtype=float).reshape(-1, 2),
         tuple(n for n in transport.noted if isinstance(n, Exchange)),
         tuple(n for n in transport.noted if isinstance(n, Reduction)),

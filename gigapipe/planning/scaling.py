@@ -22,6 +22,7 @@ from gigapipe.errors import InputError
 from gigapipe.planning.cost import Cost, default_loss, step_cost
 from gigapipe.planning.machines import Machine
 from gigapipe.spatial import NotDecomposed
+from gigapipe.spatial.costs import largest_part
 
 COLUMNS = [
     "source", "data", "rows", "columns", "ranks", "canvas_rows", "canvas_columns", "batch", "memory_gb", "fits",
@@ -64,7 +65,8 @@ def cost_of(job: Job, mesh: tuple[int, int, int], batch: int) -> Cost:
         everyone = range(data * rows * columns)
         reductions = (replace(r, ranks=everyone) if len(r.ranks) > rows * columns else r for r in known.reductions)
         return replace(known, reductions=tuple(reductions))
-    canvas = (math.ceil(n / parts) * parts for n, parts in zip(job.canvas, (rows, columns), strict=True))
+    part = largest_part(job.canvas, (rows, columns))
+    canvas = part[0] * rows, part[1] * columns
     middle = rows // 2 * columns + columns // 2
     dtype = getattr(torch, job.precision)
     shape = (batch, job.channels, *canvas)
@@ -76,12 +78,16 @@ def cost_of(job: Job, mesh: tuple[int, int, int], batch: int) -> Cost:
         ) from None
 
 
+def compute_seconds(operations: np.ndarray, flops: float, bandwidth: float, start: float) -> float:
+    """Of `Cost.operations`, of a rank that computes `flops` and moves `bandwidth` bytes a second."""
+    arithmetic, moved = operations.T
+    return float(np.maximum(arithmetic / flops, moved / bandwidth).sum() + len(operations) * start)
+
+
 def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
     """The model."""
-    flops = machine.flops_share * machine.flops[precision]
-    arithmetic, moved = cost.operations.T
-    compute = np.maximum(arithmetic / flops, moved / (machine.bandwidth_share * machine.bandwidth)).sum()
-    compute += len(cost.operations) * machine.operation
+    flops, bandwidth = machine.flops_share * machine.flops[precision], machine.bandwidth_share * machine.bandwidth
+    compute = compute_seconds(cost.operations, flops, bandwidth, machine.operation)
     node = cost.rank // machine.ranks_per_node
     exchange = 0.0
     for one in cost.exchanges:
@@ -96,7 +102,7 @@ def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
         link = machine.near if near else min(machine.far, machine.near or math.inf)
         latency = machine.near_latency if near else machine.far_latency
         reduce += 2 * math.ceil(math.log2(n)) * latency + 2 * (n - 1) / n * one.bytes / (machine.link_share * link)
-    return Seconds(float(compute), exchange, reduce)
+    return Seconds(compute, exchange, reduce)
 
 
 def undivided_seconds(job: Job, machine: Machine, batch: int) -> float:

@@ -14,12 +14,13 @@ def streamed(job: Job, machine: Machine) -> list[str]:
     from torch import nn
 
     from gigapipe.spatial import Mesh, decompose, plan_streaming
+    from gigapipe.spatial.costs import trained_bytes, training_state
 
     model = decompose(job.make().to(memory_format=torch.channels_last), Mesh())  # which names the layers
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
         norm.eval()
-    state = 4 * sum(p.nbytes for p in model.parameters() if p.requires_grad)  # weights, gradients, AdamW's moments
+    state = trained_bytes(model) + training_state(model)  # buffers and weights that are not trained are left out
     dtype = getattr(torch, job.precision)
     frozen = "; BatchNorm with frozen statistics, for in training each would need all before it once more"
     try:

@@ -10,8 +10,8 @@ Read it in this order: `window.py` (interval arithmetic), `mesh.py` (who owns wh
 call), `gradients.py` (where plain tensors and images meet, which makes gradients whole) and `pooled.py` (data ranks
 behind the pool); `refusals.py` says what is refused and `transports/` carry the bytes. Tile by tile:
 `recording.py` (what a model does, written down), `tile.py`, `segment.py` (tiles forward and backward), `stream.py` (the
-one call), `planning.py` (which tiles fit), `composed.py` and `statistical.py` (operations made of others), and what
-saves work: `constant.py`, `fusing.py`.
+one call), `planning.py` (which tiles fit), `costs.py` (what operations cost), `composed.py` and `statistical.py`
+(operations made of others), and what saves work: `constant.py`, `fusing.py`.
 """
 
 from gigapipe.spatial import composed, operators  # noqa: F401  register the decomposed forms

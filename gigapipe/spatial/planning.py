@@ -1,9 +1,9 @@
 """Which layers to stream, by which tiles, so that a training step fits a given memory and takes the least time.
 
-The model is recorded once, without pixels, and what every operation takes follows from the shapes: what autograd
-keeps of it, what it makes, how many multiplications it does. Nothing is tried out. Layers can be cut apart where a
-single image passes from one to the next; between two cuts, time and memory are known for every size of tiles, and the
-best way through is looked for among all of them.
+The model is recorded once, without pixels, and what every operation takes follows from the shapes (`costs.py`): what
+autograd keeps of it, what it makes, how many multiplications it does. Nothing is tried out. Layers can be cut apart
+where a single image passes from one to the next; between two cuts, time and memory are known for every size of tiles,
+and the best way through is looked for among all of them.
 """
 
 import functools
@@ -19,28 +19,18 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
-from gigapipe.spatial.fusing import convolved_and_normalised
+from gigapipe.spatial.costs import GRADIENTS, Operation, bytes_a_pixel, largest_part, passes, size_of, trained_bytes
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.recording import Node, Recorder, Ref, map_arguments, without_pixels
+from gigapipe.spatial.recording import Node, Recorder, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
-from gigapipe.spatial.torch_internals import memory_of
 from gigapipe.spatial.window import Interval
 
-MULTIPLICATIONS_A_BYTE = 12
-"""What moving a byte costs beside a convolution's multiplications, roughly, on a CPU."""
-
-BACKWARD = 2
-"""Time of a backward pass, in forward passes."""
-
-GRADIENTS = 2.5
-"""Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
-
 ROOM = 0.95
-"""The share of the memory for images that plans are made with: shapes do not tell all."""
+"""The share of the memory for images that plans are made with: shapes do not tell all. What the process takes for
+itself is `base`, where it runs; for machines elsewhere it is assumed, as `Machine.reserve` (gigapipe/planning)."""
 
 GRIDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
 """Into how many tiles an axis may be cut."""
@@ -81,96 +71,6 @@ def trace(model: nn.Module, shape, mesh: Mesh, loss: Callable | None, dtype, dev
             with torch.no_grad():
                 buffer.copy_(saved)
     return recorder.nodes
-
-
-class Keeping(NamedTuple):
-    """What autograd keeps of an operation."""
-
-    images: frozenset[Ref]
-    """Which of its operands and results."""
-    more: float
-    """Bytes beside them, for a pixel of the result: a pooling's indices, an image in another precision."""
-
-
-def keeping(made: Node, node: Node) -> Keeping:
-    """Of `node`, by which the results of `made` are made; found out by running it without pixels."""
-    operands, tensors, kept = {}, {}, []
-    for ref in node.operands:
-        image = ref.image
-        with without_pixels():
-            local = torch.empty_like(image.local, requires_grad=image.dtype.is_floating_point)
-            operands[ref] = image.with_local(local * 1 if node.in_place else local)  # a leaf cannot be changed
-
-    def given(a):
-        if isinstance(a, Ref):
-            return operands[a]
-        if isinstance(a, torch.Tensor):
-            return tensors.setdefault(id(a), torch.empty_like(a, requires_grad=a.requires_grad))
-        return a
-
-    tile = node.operands[0].image.mesh
-    tile.replay(None, node.drawn)
-    kind = node.results[0].device.type
-    with without_pixels(), torch.enable_grad(), saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        args, kwargs = map_arguments(given, (node.args, node.kwargs))
-        with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
-            result = node.function(*args, **kwargs)
-    results = {Ref(made, i): r for i, r in enumerate([result] if node.single else result)}
-    images = {memory_of(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)}
-    plain = {memory_of(t) for t in tensors.values()}
-    found = {memory_of(t): t for t in kept if isinstance(t, torch.Tensor)}
-    more = sum(
-        t.untyped_storage().nbytes() for s, t in found.items() if s not in images and s not in plain and t.dim() == 4
-    )
-    return Keeping(frozenset(images[s] for s in found if s in images), more / max(1, math.prod(_size(node))))
-
-
-def _size(node: Node) -> tuple[int, int]:
-    """Rows and columns of what a node makes, or sums over."""
-    return (node.operands[0] if node.sums else Ref(node)).image.image_size
-
-
-def _bytes(ref: Ref) -> float:
-    """Bytes of an image, for a pixel."""
-    image = ref.image
-    return image.numel() * image.dtype.itemsize / max(1, math.prod(image.image_size))
-
-
-@dataclass(frozen=True)
-class Operation:
-    """The costs of what makes a node's results, for a pixel of them."""
-
-    node: Node
-    operands: list[Ref]
-    keeping: Keeping
-    made: float
-    """Bytes."""
-    padded: float
-    """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
-    time: float
-    """In multiplications."""
-
-    @classmethod
-    def of(cls, of: Node, node: Node) -> "Operation":
-        """Of the results of `of`, by `node`: itself, or one that does the work of several."""
-        made = 0.0 if node.in_place or node.sums else sum(_bytes(Ref(node, i)) for i in range(len(node.results)))
-        size = math.prod(_size(node))
-        operand = node.operands[0].image
-        multiplications = 0.0
-        if node.function in (torch.conv2d, convolved_and_normalised):
-            multiplications = operand.shape[0] * node.tensors[0].numel()
-        elif node.function is torch.conv_transpose2d:
-            multiplications = operand.numel() * node.tensors[0][0].numel() / size
-        if node.autocast is not None:
-            multiplications /= 3
-        moved = (made + sum(map(_bytes, node.operands))) * MULTIPLICATIONS_A_BYTE
-        padded = 0.0
-        if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
-            padded = _bytes(node.operands[0]) * math.prod(operand.image_size) / size
-        kept = keeping(of, node)
-        if padded:  # of the whole image that copy was made, and counted, in place of the operand
-            kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
-        return cls(of, node.operands, kept, made, padded, multiplications + moved)
 
 
 @dataclass(frozen=True)
@@ -226,12 +126,15 @@ class Layers:
 
     def area(self, node: Node) -> float:
         """Pixels of what a node makes, on one rank."""
-        rows, columns = _size(node)
-        return math.ceil(rows / self.mesh.rows) * math.ceil(columns / self.mesh.columns)
+        return math.prod(self.owned(node))
+
+    def owned(self, node: Node) -> tuple[int, int]:
+        """Rows and columns of what a node makes, on one rank."""
+        return largest_part(size_of(node), (self.mesh.rows, self.mesh.columns))
 
     def held(self, node: Node) -> float:
         """Bytes of what a node makes, on one rank."""
-        return sum(_bytes(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
+        return sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
 
     def outputs(self, first: Node | None, last: Node | None) -> list[Node]:
         """What is computed between two cuts: sums over the image, and the second cut itself or the last results."""
@@ -246,8 +149,7 @@ class Layers:
         tiles, forward, backward, times = {}, 0.0, 0.0, {}
         for output in self.outputs(first, last):
             nodes, inputs = needed_nodes(output, held)
-            size = _size(output)
-            owned = math.ceil(size[0] / self.mesh.rows), math.ceil(size[1] / self.mesh.columns)
+            owned = self.owned(output)
             tile = tiles[output.index] = tuple(min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
             segment = Segment(self.mesh, nodes, inputs, Ref(output), tile)
             count = [math.ceil(n / t) for n, t in zip(owned, tile, strict=True)]
@@ -256,13 +158,13 @@ class Layers:
             ]
             rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
             areas = {node: rows[node].size * columns[node].size for node in rows}
-            parts = sum(_bytes(ref) * areas[ref.node] for ref in inputs)
+            parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
             operations = [self.operation(made, node) for made, node in segment.computed.items()]
             of_forward, of_backward = self._at_a_time(operations, areas, tiled=True)
             forward = max(forward, of_forward + parts)
             backward = max(backward, of_backward + 2 * parts)
             once = sum(operation.time * areas[operation.node] for operation in operations)
-            times[output.index] = (2 + BACKWARD) * once * count[0] * count[1]
+            times[output.index] = passes(again=True) * once * count[0] * count[1]
         return Share(tiles, forward, backward, times)
 
     def whole(self, first: Node | None) -> Share:
@@ -270,7 +172,7 @@ class Layers:
         operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
         areas = {operation.node: self.area(operation.node) for operation in operations}
         forward, backward = self._at_a_time(operations, areas, tiled=False)
-        time = (1 + BACKWARD) * sum(operation.time * areas[operation.node] for operation in operations)
+        time = passes(again=False) * sum(operation.time * areas[operation.node] for operation in operations)
         return Share({}, forward, backward, {0: time})
 
     @staticmethod
@@ -291,9 +193,10 @@ class Layers:
             live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))
             images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in made]
             seen.update(images)
-            kept += sum(_bytes(ref) * areas[ref.node] for ref in images)
+            kept += sum(bytes_a_pixel(ref) * areas[ref.node] for ref in images)
             kept += operation.keeping.more * pixels + padded
-            largest = max([made[operation.node], *(_bytes(r) * areas.get(r.node, 0) for r in operation.operands)])
+            read = (bytes_a_pixel(ref) * areas.get(ref.node, 0) for ref in operation.operands)
+            largest = max([made[operation.node], *read])
             backward = max(backward, kept + GRADIENTS * largest)
         return forward, backward
 
@@ -357,7 +260,7 @@ def plan_streaming(
     """
     mesh = mesh or Mesh()
     layers = Layers(trace(model, shape, mesh, loss, dtype, device), mesh)
-    weights = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
+    weights = trained_bytes(model)
     if base is None:
         base = resident_memory() + weights
     if torch.is_autocast_enabled(torch.device(device).type):
@@ -377,7 +280,7 @@ def plan_streaming(
         )
     undivided = [c for c in fitting if c.whole and not c.stored]  # what fits as it is stays as it is
     best = min(undivided or fitting, key=lambda c: c.time)
-    plain = sum(o.time * layers.area(o.node) for o in layers.operations.values()) * (1 + BACKWARD)
+    plain = sum(o.time * layers.area(o.node) for o in layers.operations.values()) * passes(again=False)
     after = (best.stored[-1].index if best.stored else 0) + 1
     return Plan(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},

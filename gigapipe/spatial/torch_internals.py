@@ -40,6 +40,13 @@ def fake_tensor_mode():
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def counts_of_arithmetic() -> dict:
+    """ATen's operation -> what counts its multiplications and additions, for those that torch counts."""
+    from torch.utils.flop_counter import flop_registry  # imports Triton, where that is, which only planning needs
+
+    return flop_registry
+
+
 def made_by(x: torch.Tensor, function: type[torch.autograd.Function]) -> bool:
     """Whether `x` is what a Function returned."""
     return isinstance(x.grad_fn, function._backward_cls)

@@ -1,0 +1,172 @@
+"""What operations cost, in arithmetic, memory and time, and what a training holds: for tiles and for meshes.
+
+Streaming (`planning.py`) and meshes (`gigapipe/planning`) count arithmetic, a rank's part of an image and the state of
+a training alike, by what stands here. In the rest they differ:
+
+- What a backward pass holds is counted of a mesh, whose step runs without pixels (`gigapipe/planning/cost.py`). Of
+  tiles, of which there are too many ways to run them all, it is put together of what autograd keeps of each operation
+  (`keeping`) and `GRADIENTS`.
+- Traffic of a mesh is every tensor that an operation of ATen reads or makes; of tiles, the images of a recorded
+  operation, which may be several of ATen's.
+- Time of a mesh is in seconds of a known machine: an operation's arithmetic or its traffic, whichever takes longer, and
+  a backward pass as it is counted (`gigapipe/planning/scaling.py`). Time of tiles is in multiplications, for whatever
+  machine: arithmetic and traffic together (`relative_time`), and a backward pass as so many forward ones (`passes`). It
+  only compares ways to compute the same.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from gigapipe.spatial.fusing import convolved_and_normalised
+from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
+from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.torch_internals import counts_of_arithmetic, memory_of
+from gigapipe.spatial.window import Interval
+
+MOMENTS = 2
+"""That AdamW keeps of each weight."""
+
+BACKWARD = 2
+"""Time of a backward pass over tiles, in forward passes."""
+
+GRADIENTS = 2.5
+"""Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
+
+MULTIPLICATIONS_A_BYTE = 12
+"""What moving a byte costs beside a convolution's multiplications, roughly, on a CPU."""
+
+SIXTEEN_BITS = 3
+"""How many multiplications under autocast take the time of one in float32, roughly, on a CPU."""
+
+CONVOLUTIONS = {torch.conv2d: False, convolved_and_normalised: False, torch.conv_transpose2d: True}
+"""Recorded functions that multiply by weights, and whether they are transposed."""
+
+
+def flops(function, args: tuple, kwargs: dict, result) -> int:
+    """Multiplications and additions of an operation of ATen, as torch counts them: where it does not, 0."""
+    count = counts_of_arithmetic().get(function.overloadpacket)
+    return count(*args, **kwargs, out_val=result) if count else 0
+
+
+def recorded_flops(node: Node) -> int:
+    """The same of a recorded operation, on the whole image."""
+    if node.function not in CONVOLUTIONS:
+        return 0
+    convolution = node.operands[0].image.shape, node.tensors[0].shape, None, None, None, None
+    operation = torch.ops.aten.convolution.default
+    return flops(operation, (*convolution, CONVOLUTIONS[node.function]), {}, node.results[0].shape)
+
+
+def relative_time(multiplications: float, moved: float, sixteen_bits: bool) -> float:
+    """Of an operation that reads and writes `moved` bytes, in multiplications of float32."""
+    return multiplications / (SIXTEEN_BITS if sixteen_bits else 1) + moved * MULTIPLICATIONS_A_BYTE
+
+
+def passes(again: bool) -> int:
+    """Time of a training step in forward passes; `again`: what is computed forward is computed once more, backward."""
+    return 1 + again + BACKWARD
+
+
+def trained_bytes(model: nn.Module) -> int:
+    """Of the weights that ask for a gradient, and so of their gradients."""
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+def training_state(model: nn.Module) -> int:
+    """Bytes of gradients and AdamW's moments."""
+    return (1 + MOMENTS) * trained_bytes(model)
+
+
+def largest_part(size: tuple[int, int], ranks: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image of `size` on the rank that has most, of `ranks` (rows, columns)."""
+    rows, columns = (math.ceil(n / parts) for n, parts in zip(size, ranks, strict=True))
+    return rows, columns
+
+
+def size_of(node: Node) -> tuple[int, int]:
+    """Rows and columns of what a node makes, or sums over."""
+    return (node.operands[0] if node.sums else Ref(node)).image.image_size
+
+
+def bytes_a_pixel(ref: Ref) -> float:
+    """Of an image, its batch and channels."""
+    image = ref.image
+    return image.numel() * image.dtype.itemsize / max(1, math.prod(image.image_size))
+
+
+class Keeping(NamedTuple):
+    """What autograd keeps of an operation."""
+
+    images: frozenset[Ref]
+    """Which of its operands and results."""
+    more: float
+    """Bytes beside them, for a pixel of the result: a pooling's indices, an image in another precision."""
+
+
+def keeping(made: Node, node: Node) -> Keeping:
+    """Of `node`, by which the results of `made` are made; found out by running it without pixels."""
+    operands, tensors, kept = {}, {}, []
+    for ref in node.operands:
+        image = ref.image
+        with without_pixels():
+            local = torch.empty_like(image.local, requires_grad=image.dtype.is_floating_point)
+            operands[ref] = image.with_local(local * 1 if node.in_place else local)  # a leaf cannot be changed
+
+    def given(a):
+        if isinstance(a, Ref):
+            return operands[a]
+        if isinstance(a, torch.Tensor):
+            return tensors.setdefault(id(a), torch.empty_like(a, requires_grad=a.requires_grad))
+        return a
+
+    tile = node.operands[0].image.mesh
+    tile.replay(None, node.drawn)
+    kind = node.results[0].device.type
+    with without_pixels(), torch.enable_grad(), saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        args, kwargs = map_arguments(given, (node.args, node.kwargs))
+        with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
+            result = node.function(*args, **kwargs)
+    results = {Ref(made, i): r for i, r in enumerate([result] if node.single else result)}
+    images = {memory_of(x.local): ref for ref, x in {**operands, **results}.items() if isinstance(x, SpatialTensor)}
+    plain = {memory_of(t) for t in tensors.values()}
+    found = {memory_of(t): t for t in kept if isinstance(t, torch.Tensor)}
+    more = sum(
+        t.untyped_storage().nbytes() for s, t in found.items() if s not in images and s not in plain and t.dim() == 4
+    )
+    return Keeping(frozenset(images[s] for s in found if s in images), more / max(1, math.prod(size_of(node))))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The costs of what makes a node's results, for a pixel of them."""
+
+    node: Node
+    operands: list[Ref]
+    keeping: Keeping
+    made: float
+    """Bytes."""
+    padded: float
+    """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
+    time: float
+    """In multiplications."""
+
+    @classmethod
+    def of(cls, of: Node, node: Node) -> "Operation":
+        """Of the results of `of`, by `node`: itself, or one that does the work of several."""
+        made = 0.0 if node.in_place or node.sums else sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results)))
+        size = math.prod(size_of(node))
+        operand = node.operands[0].image
+        moved = made + sum(map(bytes_a_pixel, node.operands))
+        time = relative_time(recorded_flops(node) / 2 / size, moved, node.autocast is not None)
+        padded = 0.0
+        if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
+            padded = bytes_a_pixel(node.operands[0]) * math.prod(operand.image_size) / size
+        kept = keeping(of, node)
+        if padded:  # of the whole image that copy was made, and counted, in place of the operand
+            kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
+        return cls(of, node.operands, kept, made, padded, time)
