@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     from gigapipe.models import GigapixelUNet, resnet18
     from gigapipe.spatial import Mesh, decompose
     from gigapipe.training.canvases import darkness
-    from gigapipe.training.segmentation import dice_and_cross_entropy
+    from gigapipe.training.losses import dice_and_cross_entropy
     from gigapipe.training.streaming import Streaming
 
     folder = args.store / f"{args.rows}x{args.columns}-{args.white:g}"

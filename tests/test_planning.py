@@ -113,23 +113,20 @@ def test_a_mesh_that_does_not_fit_is_said_so_and_the_best_one_fits():
     small = SUMMIT._replace(memory=10e6)
     table = scaling.meshes(unet(), small, None, 1)
     best = scaling.best(table)
-    assert best is not None and best["fits"] and best["memory_gb"] <= small.room / 1e9
+    assert best is not None and best.fits and best.memory_gb <= small.room / 1e9
     fewer = scaling.predict(unet(), small, (1, 1, 1), 1)
-    assert not fewer["fits"] and fewer["ranks"] < best["ranks"]
+    assert not fewer.fits and fewer.ranks < best.ranks
     assert scaling.best(scaling.meshes(unet(), small, 1, 1)) is None
 
 
-def test_scaling_tables_are_frames_for_figures(tmp_path):
-    strong = scaling.strong_scaling(unet(), SUMMIT, [1, 4, 16])
-    weak = scaling.weak_scaling(unet(), SUMMIT, (2, 2), [1, 3])
+def test_points_of_scaling_become_a_table_for_figures(tmp_path):
+    strong = pd.DataFrame(scaling.strong_scaling(unet(), SUMMIT, [1, 4, 16]))
+    weak = pd.DataFrame(scaling.weak_scaling(unet(), SUMMIT, (2, 2), [1, 3]))
     record = {"peak_memory_per_rank_mb": 500.0, "slides_per_step": 4, "sent_bytes_per_step": 6e6}
     for ranks, seconds in ((1, 2.0), (2, 1.25)):
         record |= {"mesh": [1, ranks, 1], "seconds_per_step": seconds, "settings": {"canvas": 64}}
         (tmp_path / f"{ranks}.json").write_text(json.dumps(record))
-    measured = scaling.measured([tmp_path / "1.json", tmp_path / "2.json"])
-    everything = pd.concat([strong, weak, measured])
-    assert list(everything.columns) == scaling.COLUMNS
-    assert set(everything["source"]) == {"model", "measured"}
+    measured = pd.DataFrame(scaling.measured([tmp_path / "1.json", tmp_path / "2.json"]))
     assert list(strong["ranks"]) == [1, 4, 16] and strong["efficiency"].is_monotonic_decreasing
     assert strong["efficiency"].iloc[0] == pytest.approx(1)
     assert list(weak["ranks"]) == [4, 12] and list(weak["batch"]) == [1, 3]
@@ -138,6 +135,7 @@ def test_scaling_tables_are_frames_for_figures(tmp_path):
     command = ["plan", "unet", "64x64", "--machine", "summit", "--ranks", "4", "--scaling", "--trainings"]
     gigapipe(*command, *tmp_path.glob("*.json"), "--table", tmp_path / "scaling.tsv")
     written = pd.read_csv(tmp_path / "scaling.tsv", sep="\t")
+    assert list(written.columns) == [*scaling.Point._fields, "mode"]
     assert set(zip(written["mode"], written["source"], strict=True)) >= {("strong", "measured"), ("weak", "model")}
     assert len(figures.scaling(written).axes) == 2
 

@@ -1,16 +1,21 @@
 """The verb that says which meshes hold a training, and how fast they would be, before any of it runs."""
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gigapipe.aside import written_aside
 from gigapipe.cli.arguments import Verbs, positive, size_in_bytes, sizes, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.configuration import Learning, Network
 from gigapipe.errors import InputError
-from gigapipe.planning.machines import MACHINES, machine
+from gigapipe.planning.machines import MACHINES, Machine, machine
+
+if TYPE_CHECKING:
+    from gigapipe.planning.scaling import Point
 
 NETWORKS = ("resnet18", "resnet34", "resnet50", "unet")
 
@@ -59,28 +64,26 @@ def plan(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in ("memory", "ranks_per_node", "near", "far")}
     chosen = chosen._replace(**{name: value for name, value in given.items() if value})
     job = job_of(args, on_gpu=not chosen.measured)
-    table = scaling.meshes(job, chosen, args.ranks, args.batch)
-    best = scaling.best(table)
+    points = scaling.meshes(job, chosen, args.ranks, args.batch)
+    best = scaling.best(points)
     rows, columns = args.canvas
     norm = f", norm {args.norm}" if args.model.startswith("resnet") else ""
     print(
         f"{args.model}{norm}, {rows:,} × {columns:,} px, batch {args.batch}, {args.precision}, on {chosen.name}.\n"
         "Predicted by a model; nothing was run.\n"
     )
-    print(_table(table, best, chosen))
+    print(_table(points, best, chosen))
     if best is None:
-        print(
-            f"\nNo mesh of up to {table['ranks'].max()} ranks holds it in {chosen.room / 1e9:.1f} GB a rank.",
-            flush=True,
-        )
+        most = max(point.ranks for point in points)
+        print(f"\nNo mesh of up to {most} ranks holds it in {chosen.room / 1e9:.1f} GB a rank.", flush=True)
         from gigapipe.planning.streamed import streamed
 
         print(*streamed(job, chosen), sep="\n")
     elif args.scaling:
-        table = _print_scaling(job, chosen, best, args.ranks, args.trainings)
+        modes = _print_scaling(job, chosen, best, args.ranks, args.trainings)
         if args.table:
             with written_aside(args.table) as partial:
-                table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
+                _write(modes, partial)
     print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
 
 
@@ -96,7 +99,7 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     from gigapipe.planning.scaling import Job
     from gigapipe.spatial.check import load
     from gigapipe.spatial.recording import without_pixels
-    from gigapipe.training.segmentation import dice_and_cross_entropy
+    from gigapipe.training.losses import dice_and_cross_entropy
 
     loss = default_loss
     if args.model in RESNETS:
@@ -117,44 +120,52 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     return Job(make, args.canvas, args.precision, first.in_channels if first else 3, loss, on_gpu)
 
 
-def _table(table, best, machine) -> str:
+def _table(points: "list[Point]", best: "Point | None", machine: Machine) -> str:
     room = f"fits {machine.room / 1e9:.1f}"
     lines = [
         f"    {'data × rows × columns':>21} {'ranks':>6} {'memory, GB':>11} {room:>10} {'halo, MB':>9} {'sent, MB':>9} "
         f"{'step, s':>9} {'images/s':>9} {'efficiency':>10}"
     ]
-    for row in table.itertuples():
-        mark = "→" if best is not None and row.Index == best.name else " "
+    for point in points:
         lines.append(
-            f"  {mark} {f'{row.data} × {row.rows} × {row.columns}':>21} {row.ranks:6} {row.memory_gb:11.2f} "
-            f"{'yes' if row.fits else 'no':>10} {row.halo_mb:9.2f} {row.sent_mb:9.1f} {row.seconds:9.4g} "
-            f"{row.images_per_second:9.4g} {row.efficiency:10.0%}"
+            f"  {'→' if point is best else ' '} {f'{point.data} × {point.rows} × {point.columns}':>21} {point.ranks:6} "
+            f"{point.memory_gb:11.2f} {'yes' if point.fits else 'no':>10} {point.halo_mb:9.2f} {point.sent_mb:9.1f} "
+            f"{point.seconds:9.4g} {point.images_per_second:9.4g} {point.efficiency:10.0%}"
         )
     return "\n".join(lines)
 
 
-def _print_scaling(job, machine, best, ranks: int | None, trainings: list[Path]):
-    """All points in one table, with a column `mode`: strong or weak."""
-    import pandas as pd
-
+def _print_scaling(
+    job, machine: Machine, best: "Point", ranks: int | None, trainings: list[Path]
+) -> "list[tuple[str, Point]]":
+    """All points, each with its mode: strong or weak."""
     from gigapipe.planning import scaling
 
-    first = int(best["rows"] * best["columns"])
+    first = best.rows * best.columns
     last = ranks or (16 * first if machine.far else machine.ranks_per_node)
     print(f"\nStrong scaling: one image over {first} to {last} ranks")
     strong = scaling.strong_scaling(job, machine, list(scaling.ranks_up_to(first, last)))
     print(_table(strong, None, machine))
     data = list(scaling.ranks_up_to(1, max(1, last // first)))
-    print(f"\nWeak scaling: an image for every {best['rows']} × {best['columns']} ranks")
-    weak = scaling.weak_scaling(job, machine, (int(best["rows"]), int(best["columns"])), data)
+    print(f"\nWeak scaling: an image for every {best.rows} × {best.columns} ranks")
+    weak = scaling.weak_scaling(job, machine, (best.rows, best.columns), data)
     print(_table(weak, None, machine))
-    parts = [strong.assign(mode="strong"), weak.assign(mode="weak")]
+    found = [("strong", point) for point in strong] + [("weak", point) for point in weak]
     if trainings:
         ran = scaling.measured(trainings)
         print("\nMeasured, of trainings:")
         print(_table(ran, None, machine))
-        parts.append(ran.assign(mode=["strong" if data == 1 else "weak" for data in ran["data"]]))
-    return pd.concat(parts, ignore_index=True)
+        found += [("strong" if point.data == 1 else "weak", point) for point in ran]
+    return found
+
+
+def _write(modes: "list[tuple[str, Point]]", path: Path) -> None:
+    """A table with a line for each point and its `mode`, tab-separated; empty where a value is not known."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow([*modes[0][1]._fields, "mode"])
+        for mode, point in modes:
+            table.writerow([*("" if v != v else f"{v:.6g}" if isinstance(v, float) else v for v in point), mode])
 
 
 def _assumptions(args: argparse.Namespace) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -24,12 +23,29 @@ from gigapipe.planning.machines import Machine
 from gigapipe.spatial import NotDecomposed
 from gigapipe.spatial.costs import largest_part
 
-COLUMNS = [
-    "source", "data", "rows", "columns", "ranks", "canvas_rows", "canvas_columns", "batch", "memory_gb", "fits",
-    "halo_mb", "sent_mb", "compute_seconds", "exchange_seconds", "reduce_seconds", "seconds", "images_per_second",
-    "efficiency",
-]  # fmt: skip
-"""`source` is "model" or "measured"; memory and bytes are one rank's, each step; `batch` is that of all ranks."""
+
+class Point(NamedTuple):
+    """A step on one mesh, predicted or measured; what nobody knows is NaN."""
+
+    source: str  # "model" or "measured"
+    data: int
+    rows: int
+    columns: int
+    ranks: int
+    canvas_rows: float
+    canvas_columns: float
+    batch: int  # of all ranks
+    memory_gb: float  # one rank's, as the bytes below, each step
+    fits: bool
+    halo_mb: float
+    sent_mb: float
+    compute_seconds: float
+    exchange_seconds: float
+    reduce_seconds: float
+    seconds: float
+    images_per_second: float
+    efficiency: float
+    """Of one rank that had the memory, the time of the undivided step, over ranks × this step's time."""
 
 
 class Job(NamedTuple):
@@ -110,10 +126,9 @@ def undivided_seconds(job: Job, machine: Machine, batch: int) -> float:
     return batch * step_seconds(cost_of(job, (1, 1, 1), 1), machine, job.precision).compute
 
 
-def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) -> dict:
-    """A row of `COLUMNS`: a step of `batch` images over all ranks of a mesh.
+def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) -> Point:
+    """A step of `batch` images over all ranks of a mesh.
 
-    `efficiency` is the time of the undivided step on one rank that had the memory, over ranks × this step's time.
     Raises InputError if the batch does not divide over the data ranks, or the machine has no such ranks or precision.
     """
     check(machine, job.precision, ranks := math.prod(mesh))
@@ -121,25 +136,23 @@ def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) 
         raise InputError(f"batch {batch} does not divide over {mesh[0]} data ranks; give a multiple")
     cost = cost_of(job, mesh, batch // mesh[0])
     seconds = step_seconds(cost, machine, job.precision)
-    known = {
-        "source": "model",
-        **dict(zip(("data", "rows", "columns"), mesh, strict=True)),
-        "ranks": ranks,
-        "canvas_rows": job.canvas[0],
-        "canvas_columns": job.canvas[1],
-        "batch": batch,
-        "memory_gb": cost.memory / 1e9,
-        "fits": cost.memory <= machine.room,
-        "halo_mb": cost.halo / 1e6,
-        "sent_mb": cost.sent / 1e6,
-        "compute_seconds": seconds.compute,
-        "exchange_seconds": seconds.exchange,
-        "reduce_seconds": seconds.reduce,
-        "seconds": seconds.total,
-        "images_per_second": batch / seconds.total,
-        "efficiency": undivided_seconds(job, machine, batch) / (ranks * seconds.total),
-    }
-    return {name: known[name] for name in COLUMNS}
+    return Point(
+        "model",
+        *mesh,
+        ranks,
+        *job.canvas,
+        batch,
+        memory_gb=cost.memory / 1e9,
+        fits=cost.memory <= machine.room,
+        halo_mb=cost.halo / 1e6,
+        sent_mb=cost.sent / 1e6,
+        compute_seconds=seconds.compute,
+        exchange_seconds=seconds.exchange,
+        reduce_seconds=seconds.reduce,
+        seconds=seconds.total,
+        images_per_second=batch / seconds.total,
+        efficiency=undivided_seconds(job, machine, batch) / (ranks * seconds.total),
+    )
 
 
 def check(machine: Machine, precision: str, ranks: int) -> None:
@@ -167,34 +180,33 @@ def surely_too_large(job: Job, machine: Machine, ranks: int, batch: int) -> bool
     return undivided.state + batch * (undivided.memory - undivided.state) / ranks > machine.room
 
 
-def meshes(job: Job, machine: Machine, ranks: int | None, batch: int, most: int = 3) -> pd.DataFrame:
-    """The best few meshes of so many ranks, or of the fewest that hold the images and some more; `COLUMNS`.
+def meshes(job: Job, machine: Machine, ranks: int | None, batch: int, most: int = 3) -> list[Point]:
+    """The best few meshes of so many ranks, or of the fewest that hold the images and some more, the best first.
 
     Data ranks come first, for they cost least. What surely does not fit is left out, unless nothing fits: then the
     mesh is shown that takes least.
     """
     check(machine, job.precision, ranks or 1)
-    rows = []
+    points: list[Point] = []
     counts = [ranks] if ranks else _numbers(machine)
     for count in counts:
         for data in sorted(_divisors(math.gcd(count, batch)), reverse=True):
             found = shapes(count // data, job.canvas)
             if not found or surely_too_large(job, machine, count // data, batch // data):
                 continue
-            rows.append(predict(job, machine, (data, *found[0]), batch))
-            if ranks is None or sum(row["fits"] for row in rows) >= most:
+            points.append(predict(job, machine, (data, *found[0]), batch))
+            if ranks is None or sum(point.fits for point in points) >= most:
                 break
-        if sum(row["fits"] for row in rows) >= most:
+        if sum(point.fits for point in points) >= most:
             break
-    if not rows:
+    if not points:
         count = counts[-1] if ranks else machine.ranks_per_node if not machine.far else MOST_RANKS
         data = 1 if ranks is None else min(_divisors(math.gcd(count, batch)))
         found = shapes(count // data, job.canvas)
         if not found:
             raise InputError(f"{count} ranks are more than a canvas of {job.canvas[0]} × {job.canvas[1]} px can have")
-        rows.append(predict(job, machine, (data, *found[0]), batch))
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.sort_values(["fits", "efficiency"], ascending=False, ignore_index=True)
+        points.append(predict(job, machine, (data, *found[0]), batch))
+    return sorted(points, key=lambda point: (point.fits, point.efficiency), reverse=True)
 
 
 MOST_RANKS = 4096
@@ -212,56 +224,55 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def best(table: pd.DataFrame) -> pd.Series | None:
+def best(points: list[Point]) -> Point | None:
     """The mesh that fits and makes most of its ranks; None where none fits."""
-    fitting = table[table["fits"]]
-    return None if fitting.empty else fitting.loc[fitting["efficiency"].idxmax()]
+    return max((point for point in points if point.fits), key=lambda point: point.efficiency, default=None)
 
 
-def strong_scaling(job: Job, machine: Machine, ranks: list[int]) -> pd.DataFrame:
-    """One image over ever more ranks; `COLUMNS`."""
-    points = [(1, *shapes(count, job.canvas)[0]) for count in ranks]
-    return pd.DataFrame([predict(job, machine, mesh, 1) for mesh in points], columns=COLUMNS)
+def strong_scaling(job: Job, machine: Machine, ranks: list[int]) -> list[Point]:
+    """One image over ever more ranks."""
+    return [predict(job, machine, (1, *shapes(count, job.canvas)[0]), 1) for count in ranks]
 
 
-def weak_scaling(job: Job, machine: Machine, shape: tuple[int, int], data: list[int]) -> pd.DataFrame:
-    """Ever more images, each over as many ranks; `COLUMNS`."""
-    points = [predict(job, machine, (count, *shape), count) for count in data]
-    return pd.DataFrame(points, columns=COLUMNS)
+def weak_scaling(job: Job, machine: Machine, shape: tuple[int, int], data: list[int]) -> list[Point]:
+    """Ever more images, each over as many ranks."""
+    return [predict(job, machine, (count, *shape), count) for count in data]
 
 
-def measured(trainings: list[Path]) -> pd.DataFrame:
-    """The same points of trainings that were run, from their training.json; what was not measured is NaN.
+def measured(trainings: list[Path]) -> list[Point]:
+    """The same of trainings that were run, from their training.json.
 
     `efficiency` is that against the training on one rank, where there is one of the same canvas.
     """
     points = []
     for path in trainings:
-        record = json.loads(Path(path).read_text())
-        data, rows, columns = record["mesh"]
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        ranks = math.prod(record["mesh"])
         seconds, batch = record["seconds_per_step"], record["slides_per_step"]
         canvas = record["settings"].get("canvas", math.nan)
+        unknown = dict.fromkeys(("halo_mb", "compute_seconds", "exchange_seconds", "reduce_seconds"), math.nan)
         points.append(
-            {
-                "source": "measured",
-                "data": data,
-                "rows": rows,
-                "columns": columns,
-                "ranks": data * rows * columns,
-                "canvas_rows": canvas,
-                "canvas_columns": canvas,
-                "batch": batch,
-                "memory_gb": record["peak_memory_per_rank_mb"] / 1e3,
-                "fits": True,
-                "sent_mb": record["sent_bytes_per_step"] / (data * rows * columns) / 1e6,
-                "seconds": seconds,
-                "images_per_second": batch / seconds,
-            }
+            Point(
+                "measured",
+                *record["mesh"],
+                ranks,
+                canvas,
+                canvas,
+                batch,
+                memory_gb=record["peak_memory_per_rank_mb"] / 1e3,
+                fits=True,
+                sent_mb=record["sent_bytes_per_step"] / ranks / 1e6,
+                seconds=seconds,
+                images_per_second=batch / seconds,
+                efficiency=math.nan,
+                **unknown,
+            )
         )
-    table = pd.DataFrame(points, columns=COLUMNS)
-    alone = table[table["ranks"] == 1].drop_duplicates("canvas_rows").set_index("canvas_rows")["images_per_second"]
-    table["efficiency"] = table["images_per_second"] / (table["ranks"] * table["canvas_rows"].map(alone))
-    return table
+    alone = {point.canvas_rows: point.images_per_second for point in reversed(points) if point.ranks == 1}
+    return [
+        point._replace(efficiency=point.images_per_second / (point.ranks * alone.get(point.canvas_rows, math.nan)))
+        for point in points
+    ]
 
 
 def ranks_up_to(first: int, last: int) -> Iterator[int]:

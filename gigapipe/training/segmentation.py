@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from gigapipe.errors import InputError
@@ -21,6 +20,7 @@ from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.augmentation import AS_IT_IS, Look
 from gigapipe.training.canvases import darkness, in_colours, under_symmetry
+from gigapipe.training.losses import dice, dice_and_cross_entropy
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Image, Streaming
 
@@ -147,26 +147,6 @@ class Segmentation:
             mask = pairs.mask(index, self.streaming, image, look)
             logits = self.model(image)
             return [measure(logits, mask) for measure in measures]
-
-
-def dice_and_cross_entropy(logits: Image, mask: Image) -> torch.Tensor:
-    """Mean binary cross-entropy plus 1 − Dice, of logits and a mask (0 or 1), both (batch, 1, rows, columns).
-
-    Dice is that of probabilities ("soft", Milletari et al., 3DV 2016, arXiv:1606.04797), over the whole batch; it is 1
-    where there is nothing and nothing was found.
-    """
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-    each, found = F.binary_cross_entropy_with_logits(logits, mask, reduction="none"), logits.sigmoid()
-    # One sum of all: a streamed image is gone through once.
-    entropy, both, ours, theirs = torch.cat([each, found * mask, found, mask], 1).sum((0, 2, 3))
-    return entropy / mask.numel() + 1 - (2 * both + 1) / (ours + theirs + 1)
-
-
-def dice(logits: Image, mask: Image) -> torch.Tensor:
-    """The same Dice of what is more likely than not."""
-    found = (logits > 0).to(mask.dtype)
-    both, ours, theirs = torch.cat([found * mask, found, mask], 1).sum((0, 2, 3))
-    return (2 * both + 1) / (ours + theirs + 1)
 
 
 @torch.no_grad()
