@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from torch import nn
 from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
-from gigapipe.spatial import Mesh, decompose
-from gigapipe.training.checkpoints import Checkpoints, Torn, read
+from gigapipe.spatial import Mesh
+from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.cost import Meter
 from gigapipe.training.devices import most_allocated
+from gigapipe.training.model_files import write_model
 from gigapipe.training.optimizer import AdamW
 from gigapipe.training.settings import Settings
 from gigapipe.training.stopping import Stop, Unfinished
@@ -181,8 +182,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
             raise _unfinished(f"after epoch {epoch + 1}, for {stopping}", mesh)
 
     if speak:
-        with written_aside(output) as partial:
-            torch.save({"task": settings.task, "model": state["best"]["model"], "settings": asdict(settings)}, partial)
+        write_model(output, state["best"]["model"], settings)
         # The first steps of a process also pay for its warming up.
         seconds = statistics.median(state["seconds"][2:] or state["seconds"])
         sent, joules = (statistics.fmean(of_steps) for of_steps in zip(*state["spent"], strict=True))
@@ -206,33 +206,6 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         with written_aside(Path(output).with_name("training.json")) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n")
         checkpoints.remove()
-
-
-S = TypeVar("S", bound=Settings)
-
-
-def read_model(path: Path, kind: type[S]) -> tuple[dict[str, torch.Tensor], S]:
-    """The weights that `train` wrote, and their settings.
-
-    Raises InputError if there is no model, it cannot be read, or has learnt something else.
-    """
-    try:
-        saved = read(path)
-    except FileNotFoundError:
-        raise InputError(f"model {path}: no such file; make it with `gigapipe train`") from None
-    except Torn:
-        raise InputError(f"model {path}: is torn, or no model; make it again with `gigapipe train`") from None
-    if not isinstance(saved, dict) or saved.get("task") != kind.task:
-        raise InputError(f"model {path}: has not learnt {kind.task}; give one that has")
-    return saved["model"], kind(**saved["settings"])
-
-
-def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:
-    """The network that `train` wrote, decomposed over `mesh`, and its settings. Raises InputError as `read_model`."""
-    weights, settings = read_model(path, kind)
-    model = settings.model()
-    model.load_state_dict(weights)
-    return decompose(model.to(mesh.device), mesh), settings
 
 
 def _batches(task: Task, epoch: int) -> Iterator[list[list[int]]]:
