@@ -28,7 +28,7 @@ from gigapipe.spatial.transports.torch_distributed import TorchTransport
 from gigapipe.training import devices, ranks
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.classification import ClassifierSettings
-from gigapipe.training.loop import read_model
+from gigapipe.training.model_files import read_model
 
 UNREADABLE = Path("/proc/self/mem")  # the kernel answers with an input/output error
 needs_proc = pytest.mark.skipif(not UNREADABLE.exists(), reason="no file here that cannot be read")

@@ -46,7 +46,7 @@ WAITS = {
     "training/segmentation.py: Segmentation.validate": "a slide's loss and Dice",
     "training/segmentation.py: segment": "a slide's mask",
     "training/activation.py: activations": "a slide's map",
-    "training/loop.py: train.<locals>.<dictcomp>": "the weights of the best epoch, once for each that is better",
+    "training/state.py: State.end_epoch.<locals>.<dictcomp>": "the weights of each epoch that is better",
 }
 
 # What is known to lose its layout or its dtype, and why nothing is done about it.

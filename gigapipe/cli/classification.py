@@ -87,7 +87,7 @@ def predict(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.targets import targets_of
     from gigapipe.training.classification import ClassifierSettings, predict
-    from gigapipe.training.loop import trained_model
+    from gigapipe.training.model_files import trained_model
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
 

@@ -40,7 +40,7 @@ def map(args: argparse.Namespace) -> None:
     from gigapipe.pyramids.maps import on_slide, write_map
     from gigapipe.training.activation import STRIDE, activations
     from gigapipe.training.classification import ClassifierSettings
-    from gigapipe.training.loop import trained_model
+    from gigapipe.training.model_files import trained_model
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
 

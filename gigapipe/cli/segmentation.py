@@ -92,7 +92,7 @@ def segment(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.overlap import dice, draw_overlay
     from gigapipe.pyramids.masks import write_mask
-    from gigapipe.training.loop import trained_model
+    from gigapipe.training.model_files import trained_model
     from gigapipe.training.ranks import started
     from gigapipe.training.segmentation import Pairs, SegmenterSettings, segment
     from gigapipe.training.streaming import Streaming

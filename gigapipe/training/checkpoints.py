@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ class Torn(Exception):
     """A file holds nothing that torch has saved, or only a part of it."""
 
 
-def read(path: Path):
+def read(path: Path) -> Any:
     """What torch saved in a file. Its tensors come to the CPU: they may have been on a device that is not here.
 
     Raises InputError if the file cannot be read here and now, which says nothing about what is in it; or Torn, or
@@ -40,17 +41,18 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = Path(folder), keep
 
-    def save(self, step: int, state: dict) -> None:
+    def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, and remove what is older than the last few."""
         with written_aside(self._path(step)) as partial:
             torch.save(state, partial)
         for path in self._paths()[self.keep :]:
             path.unlink()
 
-    def load(self, step: int) -> dict | None:
+    def load(self, step: int) -> dict[str, Any] | None:
         """The state after `step` steps; None where there is none, or it is torn. Raises InputError as `read` does."""
         try:
-            return read(self._path(step))
+            state: dict[str, Any] = read(self._path(step))
+            return state
         except (FileNotFoundError, Torn):
             return None
 

@@ -13,7 +13,7 @@ from gigapipe.errors import InputError
 from gigapipe.models import RESNETS
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.canvases import Canvases
-from gigapipe.training.loop import read_model
+from gigapipe.training.model_files import read_model
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
 
@@ -38,7 +38,7 @@ class ClassifierSettings(Network, Settings):
 
 
 class Classification:
-    """A `Task` (see loop.py)."""
+    """A `Task` (see task.py)."""
 
     def __init__(
         self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None

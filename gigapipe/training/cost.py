@@ -22,9 +22,9 @@ class Meter:
     def __init__(self, mesh: Mesh, powercap: Path = POWERCAP):
         self.mesh = mesh
         self.transports = {id(carrier): carrier for carrier in (mesh.everyone, mesh.image)}.values()
-        hosts = torch.zeros(mesh.size, dtype=torch.int64)
-        hosts[mesh.rank] = zlib.crc32(socket.gethostname().encode())
-        hosts = mesh.everyone.sum_(hosts).tolist()
+        named = torch.zeros(mesh.size, dtype=torch.int64)
+        named[mesh.rank] = zlib.crc32(socket.gethostname().encode())
+        hosts = mesh.everyone.sum_(named).tolist()
         # One rank of each host reads what all of them use.
         self.reads = hosts.index(hosts[mesh.rank]) == mesh.rank
         self.processors = [zone for zone in powercap.glob("*-rapl:*") if _is_processor(zone)] if self.reads else []

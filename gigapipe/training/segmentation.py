@@ -95,7 +95,7 @@ def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
 
 
 class Segmentation:
-    """A `Task` (see loop.py)."""
+    """A `Task` (see task.py)."""
 
     started_from = None
 

@@ -5,6 +5,7 @@ Nothing heavy is imported here: a signal may come while a process is still impor
 
 import signal
 import time
+from types import FrameType
 
 UNFINISHED = 75
 """Exit status of what is to be run again (EX_TEMPFAIL of sysexits.h)."""
@@ -33,5 +34,5 @@ class Stop:
         """Whether what took `seconds` before may no longer end in time."""
         return self._end is not None and time.monotonic() + 1.5 * seconds > self._end
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)

@@ -1,0 +1,86 @@
+"""The record of a training, `training.json`: what its steps cost is measured here, and written at its end."""
+
+import contextlib
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gigapipe.aside import written_aside
+from gigapipe.spatial import Mesh
+from gigapipe.training.batches import slides_per_step
+from gigapipe.training.cost import Meter
+from gigapipe.training.devices import most_allocated
+from gigapipe.training.state import State
+from gigapipe.training.task import Task
+
+
+class Recorder:
+    """Measures steps and validations, and notes in `state` what they cost. All ranks make and use it together."""
+
+    def __init__(self, mesh: Mesh, state: State):
+        self.mesh, self.state, self.meter = mesh, state, Meter(mesh)
+        self.longest_step = self.longest_validation = 0.0
+        """Seconds, in this process."""
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Measure the step that is made within."""
+        begun = time.perf_counter()
+        self.meter.start()
+        yield
+        seconds = time.perf_counter() - begun
+        self.state.seconds.append(seconds)
+        self.state.spent.append(self.meter.spent())
+        self.longest_step = max(self.longest_step, seconds)
+
+    @contextlib.contextmanager
+    def validation(self) -> Iterator[None]:
+        """Measure the validation that is made within, and the memory of the epoch that it ends."""
+        begun = time.perf_counter()
+        yield
+        self.longest_validation = max(self.longest_validation, time.perf_counter() - begun)
+        self.state.peak_memory_mb = max(self.state.peak_memory_mb, _peak_memory_mb(self.mesh))
+
+
+def write_record(path: Path, task: Task, state: State) -> None:
+    """Write how a task was trained, what came of it, and what it cost; joules are null if a host does not tell."""
+    settings, mesh, together = task.settings, task.mesh, slides_per_step(task.settings)
+    # The first steps of a process also pay for its warming up.
+    seconds = statistics.median(state.seconds[2:] or state.seconds)
+    sent, joules = (statistics.fmean(of_steps) for of_steps in zip(*state.spent, strict=True))
+    record = {
+        "settings": settings.model_dump(),
+        "best_epoch": state.best["epoch"],
+        "mesh": [mesh.data, mesh.rows, mesh.columns],
+        "memory": task.streaming.memory,
+        "streamed": task.streaming.tiled,
+        "seconds_per_step": seconds,
+        "images_per_second": together / seconds,
+        "sent_bytes_per_step": sent,
+        "joules_per_step": None if math.isnan(joules) else joules,
+        "peak_memory_per_rank_mb": state.peak_memory_mb,
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "training_slides": task.slides,
+        "slides_per_step": together,
+        "started_from": task.started_from,
+        "history": state.history,
+    }
+    with written_aside(path) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _peak_memory_mb(mesh: Mesh) -> float:
+    """The largest resident set that any rank's process has had; of ranks on GPUs, the most of those' memory."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    peaks = torch.zeros(mesh.size, dtype=torch.float64)
+    most = most_allocated(mesh.device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks[mesh.rank] = (resident if most is None else most) / 1e6
+    return mesh.everyone.sum_(peaks).max().item()

@@ -1,0 +1,121 @@
+"""What a training has reached: noted after each epoch, saved in checkpoints, and resumed from them on any mesh."""
+
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Required, TypedDict
+
+import torch
+from torch import nn
+
+from gigapipe.errors import InputError
+from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.task import Task
+
+
+class Best(TypedDict, total=False):
+    """The best epoch in validation; before there is one, its `loss` is infinite and the rest is missing."""
+
+    loss: Required[float]
+    epoch: int
+    model: dict[str, torch.Tensor]
+    """Its weights, on the CPU."""
+
+
+@dataclass
+class State:
+    """How far a training has come, and what its steps have cost. The fields are keys of its checkpoints."""
+
+    mesh: list[int]
+    """Data ranks, rows and columns: on which the steps cost what they did."""
+    memory: int | None
+    """Bytes that a rank may take; None: as much as it likes."""
+    epoch: int = 0
+    """Epochs that have ended."""
+    step: int = 0
+    """Steps that have ended of the epoch after them."""
+    losses: list[float] = field(default_factory=list)
+    """Of these steps."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """What each epoch has come to."""
+    best: Best = field(default_factory=lambda: Best(loss=math.inf))
+    since: int = 0
+    """The epoch from which patience counts."""
+    falls: int = 0
+    """How often the learning rate has fallen."""
+    ended: bool = False
+    """Whether patience was over before the last epoch."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each step on this mesh."""
+    spent: list[tuple[float, float]] = field(default_factory=list)
+    """Bytes sent and joules of each step on this mesh: see `Meter`."""
+    peak_memory_mb: float = 0.0
+    """The most that a rank of this mesh has had, as measured after each epoch."""
+
+    def end_epoch(self, validation: dict[str, float], model: nn.Module) -> None:
+        """Note what an epoch has come to, and keep the model's weights if validation is the best so far."""
+        training_loss = statistics.fmean(self.losses)
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+        figures = {f"validation_{name}": value for name, value in validation.items()}
+        self.history.append({"epoch": self.epoch, "training_loss": training_loss, **figures})
+        if validation["loss"] < self.best["loss"]:
+            weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+            self.best = {"loss": validation["loss"], "epoch": self.epoch, "model": weights}
+            self.since = self.epoch
+
+
+class Resumable:
+    """A task's model, its optimiser and its state, which go into checkpoints together, and out of them on any mesh.
+
+    `steps` an epoch. All ranks make it together.
+    """
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, steps: int):
+        self.task, self.optimizer, self.checkpoints, self.steps = task, optimizer, checkpoints, steps
+        self.identity = json.dumps([task.settings.model_dump(), task.identity()], sort_keys=True)
+
+    def save(self, state: State) -> None:
+        """One rank alone: all have the same."""
+        model, optimizer = self.task.model.state_dict(), self.optimizer.state_dict()
+        parts = {"identity": self.identity, "model": model, "optimizer": optimizer}
+        self.checkpoints.save(state.epoch * self.steps + state.step, vars(state) | parts)
+
+    def resume(self) -> State:
+        """The newest state of the same settings and slides, whose weights the model takes; or that of a beginning.
+
+        All ranks call it together. Raises InputError if they see different files.
+        """
+        settings, mesh, checkpoints = self.task.settings, self.task.mesh, self.checkpoints
+        beginning = State([mesh.data, mesh.rows, mesh.columns], self.task.streaming.memory)
+        found = self._newest()
+        if found is None:
+            if mesh.rank == 0 and checkpoints.exist():
+                print(f"{checkpoints.folder}: torn, or of other settings or slides: starting afresh", file=sys.stderr)
+                checkpoints.remove()
+            return beginning
+        saved = checkpoints.load(found)
+        missing = mesh.everyone.sum_(torch.tensor(float(saved is None)))
+        if saved is None or missing:
+            raise InputError(
+                f"{checkpoints.folder}: ranks see different files; give the file system time, and run it again"
+            )
+        state = State(**{key: saved[key] for key in vars(beginning)})
+        self.task.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        as_before = state.mesh == beginning.mesh and state.memory == beginning.memory
+        if not as_before and found < settings.epochs * self.steps and not state.ended:  # another mesh, another cost
+            fresh = {key: getattr(beginning, key) for key in ("mesh", "memory", "seconds", "spent", "peak_memory_mb")}
+            state = replace(state, **fresh)
+        if mesh.rank == 0:
+            within = f" and {state.step} steps" if state.step else ""
+            print(f"resumed after epoch {state.epoch} of {settings.epochs}{within}", file=sys.stderr)
+        return state
+
+    def _newest(self) -> int | None:
+        """After how many steps the state is that all ranks go on from: the newest that the first of them sees."""
+        mesh = self.task.mesh
+        found = self.checkpoints.newest(self.identity) if mesh.rank == 0 else None
+        told = int(mesh.everyone.sum_(torch.tensor([0 if found is None else found + 1])))
+        return told - 1 if told else None

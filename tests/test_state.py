@@ -1,0 +1,77 @@
+"""The state of a training as checkpoints hold it, which runs of other versions read."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from gigapipe.spatial import Mesh
+from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.optimizer import AdamW
+from gigapipe.training.segmentation import SegmenterSettings
+from gigapipe.training.state import Resumable, State
+
+STEPS = 4
+SETTINGS = SegmenterSettings(
+    mpp=1.0, fold=0, epochs=3, batch=1, learning_rate=1e-3, weight_decay=0.0, seed=0, patience=1
+)
+REACHED = {
+    "epoch": 1, "step": 2, "losses": [0.5, 0.4], "history": [{"epoch": 1, "training_loss": 0.7}], "since": 1,
+    "falls": 0, "best": {"loss": 0.6, "epoch": 1, "model": {"weight": torch.ones(1, 1)}}, "ended": False,
+}  # fmt: skip
+COST = {
+    "mesh": [1, 1, 1], "memory": None, "seconds": [1.0, 2.0], "spent": [(0.0, 1.0), (0.0, 2.0)], "peak_memory_mb": 100.0
+}  # fmt: skip
+
+
+def resumable(folder, memory: int | None = None) -> Resumable:
+    model = nn.Linear(1, 1, bias=False)
+    task = SimpleNamespace(
+        settings=SETTINGS,
+        mesh=Mesh(),
+        model=model,
+        streaming=SimpleNamespace(memory=memory),
+        identity=lambda: ["slide"],
+    )
+    return Resumable(task, AdamW(model.parameters(), lr=1e-3), Checkpoints(folder), STEPS)
+
+
+def write(folder, reached: dict) -> None:
+    """A checkpoint key by key."""
+    made = resumable(folder)
+    parts = {"identity": made.identity, "model": {"weight": torch.full((1, 1), 3.0)}}
+    parts |= {"optimizer": made.optimizer.state_dict()}
+    made.checkpoints.save(reached["epoch"] * STEPS + reached["step"], COST | reached | parts)
+
+
+def test_what_a_checkpoint_holds(tmp_path):
+    write(tmp_path, REACHED)
+    made = resumable(tmp_path)
+    state = made.resume()
+    assert vars(state) == COST | REACHED
+    assert made.task.model.weight.eq(3).all()
+    state.step = 3
+    made.save(state)
+    saved = made.checkpoints.load(7)
+    assert set(saved) == {*COST, *REACHED, "identity", "model", "optimizer"}
+    assert {key: saved[key] for key in COST | REACHED} == COST | REACHED | {"step": 3}
+
+
+@pytest.mark.parametrize(
+    "more, kept",
+    [({}, False), ({"ended": True}, True), ({"epoch": 3, "step": 0}, True), ({"epoch": 2, "step": 4}, True)],
+)
+def test_on_other_terms_the_cost_is_measured_anew_unless_all_steps_are_made(tmp_path, more, kept):
+    write(tmp_path, REACHED | more)
+    state = resumable(tmp_path, memory=10**9).resume()
+    anew = {"mesh": [1, 1, 1], "memory": 10**9, "seconds": [], "spent": [], "peak_memory_mb": 0.0}
+    assert vars(state) == REACHED | more | (COST if kept else anew)
+
+
+def test_other_settings_start_afresh(tmp_path, capsys):
+    write(tmp_path / "checkpoints", REACHED)
+    made = resumable(tmp_path / "checkpoints")
+    made.identity = "another"
+    assert made.resume() == State([1, 1, 1], None)
+    assert "starting afresh" in capsys.readouterr().err and not made.checkpoints.folder.exists()
