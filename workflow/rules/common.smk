@@ -9,6 +9,7 @@ import jsonschema
 import yaml
 from snakemake.exceptions import WorkflowError
 
+from gigapipe.cli.messages import log_to_stderr
 from gigapipe.errors import InputError
 from gigapipe.gdc.client import addresses_of
 from gigapipe.progress import watch
@@ -181,6 +182,7 @@ def to_fetch():
 
 def announce_work():
     """Say what is going to be fetched, refuse it if the disk cannot hold it, and tell of the pyramids as they come."""
+    log_to_stderr()
     try:
         announce(to_fetch(), config["keep_slides"])
     except InputError as error:
