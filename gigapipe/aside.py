@@ -77,10 +77,10 @@ def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     mark = partial / ".identity"
-    if not (mark.exists() and mark.read_text() == identity):
+    if not (mark.exists() and mark.read_text(encoding="utf-8") == identity):
         shutil.rmtree(partial, ignore_errors=True)
         with written_aside(mark) as new:
-            new.write_text(identity)
+            new.write_text(identity, encoding="utf-8")
     for torn in partial.rglob("*.partial"):  # what was being written when that run was killed: ours, and zarr's
         torn.unlink(missing_ok=True)  # a worker of that run may live yet, and end with it
     try:

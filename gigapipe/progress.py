@@ -1,11 +1,14 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 class Progress(tqdm):
@@ -16,10 +19,18 @@ class Progress(tqdm):
 
     def __init__(self, iterable=None, *, what: str, unit: str, total: int | None = None, delay: float = 0):
         self._on_terminal = sys.stderr.isatty()
-        options = {} if self._on_terminal else {"mininterval": 10, "maxinterval": 10, "ncols": 100, "ascii": " #"}
-        if delay:
-            options |= {"delay": delay, "leave": False}
-        super().__init__(iterable, desc=what, unit=f" {unit}", total=total, file=sys.stderr, **options)
+        super().__init__(
+            iterable,
+            desc=what,
+            unit=f" {unit}",
+            total=total,
+            file=sys.stderr,
+            mininterval=0.1 if self._on_terminal else 10,
+            ncols=None if self._on_terminal else 100,
+            ascii=None if self._on_terminal else " #",
+            delay=delay,
+            leave=not delay,
+        )
 
     def display(self, msg=None, pos=None):
         if self._on_terminal:
@@ -30,7 +41,7 @@ class Progress(tqdm):
     def close(self):
         # On a terminal tqdm leaves the full bar; in a log the last line is written here, once.
         if not self._on_terminal and not self.disable:
-            if time.time() - self.start_t >= self.delay:
+            if time.time() - self.start_t >= (self.delay or 0):
                 self.display()
             self.disable = True
         super().close()
@@ -39,7 +50,7 @@ class Progress(tqdm):
 def watch(what: str, done: Callable[[], int], total: int, every: float = 30) -> None:
     """Say from now on, while this process lives, how much of work that others do is done, and how long the rest takes.
 
-    `done` counts it; it is asked every so many seconds, and what it says is printed when it has changed.
+    `done` counts it; it is asked every so many seconds, and what it says is logged when it has changed.
     """
 
     def look() -> None:
@@ -50,7 +61,7 @@ def watch(what: str, done: Callable[[], int], total: int, every: float = 30) -> 
             now = done()
             if now > said:
                 left = (total - now) * (time.monotonic() - begin) / (now - first)
-                print(f"{what}: {now} of {total}, about {tqdm.format_interval(left)} left", file=sys.stderr, flush=True)
+                logger.info(f"{what}: {now} of {total}, about {tqdm.format_interval(left)} left")
                 said = now
 
     threading.Thread(target=look, daemon=True).start()

@@ -1,6 +1,7 @@
 """From a cohort's name to verified slides, against a server that behaves, and misbehaves, as the GDC's does."""
 
 import hashlib
+import logging
 import os
 import re
 import signal
@@ -385,7 +386,8 @@ def test_the_file_s_place_is_the_caller_s_word_alone(slide, tmp_path):
     assert here == [f"slides/{i}.svs" for i in range(len(names))]
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(tmp_path, capsys):
+def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "gigapipe")
     free = os.statvfs(tmp_path)
     too_much = free.f_frsize * free.f_blocks
     sizes = {tmp_path / "slides" / f"{i}.svs": too_much // 4 for i in range(5)} | {tmp_path / "slides/x.svs": 0}
@@ -394,10 +396,11 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(tmp_path, c
     with pytest.raises(InputError, match="not enough"):
         check_room({tmp_path / "slides/a.svs": too_much}, keep=False)
     announce({tmp_path / "slides/a.svs": Wanted(["http://127.0.0.1:9/a"], 5_000_000, True)}, keep=True)
-    assert "1 slides to fetch, 5 MB; the disk of" in capsys.readouterr().err
+    assert "1 slides to fetch, 5 MB; the disk of" in caplog.text
 
 
-def test_a_first_look_tells_the_rate_and_what_it_brought_is_used(slide, tmp_path, capsys):
+def test_a_first_look_tells_the_rate_and_what_it_brought_is_used(slide, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "gigapipe")
     big = tmp_path / "big.svs"
     big.write_bytes(slide.read_bytes() + bytes((1 << 26) + 1))
     archive = Archive()
@@ -407,5 +410,5 @@ def test_a_first_look_tells_the_rate_and_what_it_brought_is_used(slide, tmp_path
         address = f"{url}/data/{file_id}"
         announce({target: Wanted([address], big.stat().st_size, True)}, keep=True)
         download([address], target, md5_of(big), big.stat().st_size)
-    assert re.search(r"The first bytes came at \S+ [MG]B a second: \S+ hours", capsys.readouterr().err)
+    assert re.search(r"The first bytes came at \S+ [MG]B a second: \S+ hours", caplog.text)
     assert archive.sent_twice(file_id) == 0 and len(archive.requests) == 2

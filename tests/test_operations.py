@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from launching import ROOT
+from spatial_cases import Apply
 from torch import nn
 
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, gather, shard, stream
@@ -90,6 +91,17 @@ def test_check_compares_what_draws_random_images():
             return x * torch.randn_like(x) + torch.bernoulli(x.sigmoid())
 
     assert compare(Noisy(), torch.rand(1, 3, 15, 13), Mesh(), Plan(tile=7))[0].error < 1e-12
+
+
+def test_check_compares_what_hands_no_gradient_to_the_image():
+    model = nn.Sequential(Apply(torch.Tensor.detach), nn.Conv2d(3, 2, 3))
+    assert compare(model, torch.rand(1, 3, 15, 13), Mesh())[0].error < 1e-12
+
+
+def test_a_gradient_that_is_no_image_is_refused():
+    image = shard(torch.rand(1, 3, 4, 4), Mesh())
+    with pytest.raises(TypeError, match="gradient of a decomposed image"):
+        image.grad = torch.zeros(1, 3, 4, 4)
 
 
 def test_a_mean_by_batch_is_kl_div_s_alone():

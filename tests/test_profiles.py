@@ -45,7 +45,7 @@ def test_a_missing_account_is_said_in_one_line(project, profile, monkeypatch):
 
 def test_2304_ranks_are_384_nodes_of_summit(project, account):
     resolution = {"mpp": 0.5, "canvas": 22528, "mesh": [36, 8, 8]}
-    arguments = configured(project, resolutions=[resolution], training={"batch": 36})
+    arguments = configured(project, resolutions=[resolution], training={"batch": 36}, phantom={"patients": 80})
     _, output = snakemake(project, *SUMMIT, "-n", "--printshellcmds", *arguments)
     lines = collections.Counter(re.findall(r"(jsrun .*-b rs) gigapipe (\w+)", output))
     print(lines)
@@ -62,6 +62,6 @@ def test_2304_ranks_are_384_nodes_of_summit(project, account):
     ],
 )
 def test_a_mesh_that_fits_no_nodes_is_refused_before_anything_is_submitted(project, account, mesh, message):
-    arguments = configured(project, resolutions=[{"mpp": 2, "canvas": 208, "mesh": mesh}])
+    arguments = configured(project, resolutions=[{"mpp": 2, "canvas": 2080, "mesh": mesh}])
     status, output = snakemake(project, *SUMMIT, *arguments, check=False)
     assert status and message in output, output

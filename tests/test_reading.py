@@ -58,17 +58,17 @@ def test_a_pyramid_that_was_made_anew_is_staged_anew(array, tmp_path):
     assert (read_pixels(array, ROWS, COLUMNS, tmp_path / "near") == 7).all()
 
 
-def test_where_the_near_disk_is_full_the_rest_is_read_where_it_lies(array, tmp_path, monkeypatch, capsys):
+def test_where_the_near_disk_is_full_the_rest_is_read_where_it_lies(array, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(reading, "RESERVE", 1.0)  # no disk is as empty as that
     near = tmp_path / "near"
     for _ in range(2):
         found = read_pixels(array, ROWS, COLUMNS, near)
         assert (found == array[:, slice(*ROWS), slice(*COLUMNS)]).all()
-    assert capsys.readouterr().err.count("is full; the rest is read where it lies") == 1
+    assert caplog.text.count("is full; the rest is read where it lies") == 1
     assert not [path for path in near.rglob("*") if path.is_file() and not path.name.startswith((".", "z"))]
 
 
-def test_a_fault_that_passes_is_waited_for(array, monkeypatch, capsys):
+def test_a_fault_that_passes_is_waited_for(array, monkeypatch, caplog):
     monkeypatch.setattr(reading, "WAITS", (0.5, 0.5))
     expected = array[:, slice(*ROWS), slice(*COLUMNS)]
     file = chunk(array, 0, 1)
@@ -83,7 +83,7 @@ def test_a_fault_that_passes_is_waited_for(array, monkeypatch, capsys):
     thread.start()
     assert (read_pixels(array, ROWS, COLUMNS) == expected).all()
     thread.join()
-    assert "rows 100–300, columns 0–130: cannot be read on" in capsys.readouterr().err
+    assert "rows 100–300, columns 0–130: cannot be read on" in caplog.text
 
 
 def test_a_fault_that_stays_is_named(array, monkeypatch):

@@ -250,6 +250,16 @@ def test_a_plan_streams_no_more_than_it_must():
         plan_streaming(model, (1, 3, 4096, 4096), 1e6)
 
 
+def test_a_plan_for_a_model_that_drops_out_draws_no_numbers_of_its_own():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.3), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1))
+    torch.manual_seed(3)
+    plan_streaming(model, (1, 3, 300, 300), 50e9)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    torch.randint(2**62, (1,))  # drawn once, when the model was traced
+    assert torch.equal(torch.rand(1), after)
+
+
 def test_planning_leaves_a_model_as_it_was():
     model = resnet18(2)
     before = copy.deepcopy(model.state_dict())
@@ -300,6 +310,13 @@ class Swish(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+def test_a_reader_without_a_shape_or_a_mesh_is_refused():
+    with pytest.raises(ValueError, match="no shape of its own"):
+        stream(lambda rectangle: torch.zeros(1, 3, *rectangle.shape), mesh=Mesh())
+    with pytest.raises(ValueError, match="no mesh of its own"):
+        stream(lambda rectangle: torch.zeros(1, 3, *rectangle.shape), shape=(1, 3, 20, 20))
 
 
 @pytest.mark.parametrize(

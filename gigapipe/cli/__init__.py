@@ -9,6 +9,7 @@ import sys
 
 import gigapipe
 from gigapipe.cli import check, classification, cohorts, gdc, plan, pyramids, results, segmentation, slides
+from gigapipe.cli.messages import log_to_stderr
 from gigapipe.errors import InputError
 from gigapipe.training.stopping import UNFINISHED, Unfinished
 
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    log_to_stderr()
     try:
         args.run(args)
     except InputError as error:

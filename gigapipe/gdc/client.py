@@ -52,7 +52,7 @@ def read_token(path: Path) -> str:
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise InputError(f"token {path}: others can read it; run `chmod 600 {path}`")
-        token = path.read_text().strip()
+        token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"token {path}: cannot be read ({error.__class__.__name__}); give the portal's file") from None
     if not token.isascii() or not token.isprintable() or not token:
@@ -89,7 +89,8 @@ class Client:
             yield from data["hits"]
             begin += len(data["hits"])
             bar.update(len(data["hits"]))
-        bar.close()
+        if bar is not None:
+            bar.close()
 
     def why_absent(self, source: str, filename: str) -> str:
         """Why the archive has no file `gdc:UUID`, in a line that says what to do."""

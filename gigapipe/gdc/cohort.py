@@ -1,6 +1,6 @@
 """Sample sheets of cohorts: from a query, or from a manifest or a sample sheet of the GDC's portal."""
 
-import sys
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
 from gigapipe.gdc.barcodes import parse_barcode
 from gigapipe.gdc.client import Client
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ["slide", "patient", "site", "label", "source", "filename", "md5", "size"]
 FIELDS = [
@@ -36,8 +38,8 @@ def query(
 
     `strategy` is the API's experimental strategy (Diagnostic Slide, Tissue Slide). `label` is `project`, `sample_type`
     as the barcode has it, or `primary_diagnosis`; with `classes` (names by values) only slides of one of the values
-    stay, under its name. A site is the institution's name. Files that are no TCGA slides are named on standard error,
-    and left out; InputError if none remains.
+    stay, under its name. A site is the institution's name. Files that are no TCGA slides are named in a warning, and
+    left out; InputError if none remains.
     """
     chosen = [
         among("cases.project.project_id", *projects),
@@ -94,7 +96,7 @@ def row_of(filename, file_id, md5="", size="", site=None, names=None) -> dict | 
     try:
         barcode = parse_barcode(filename)
     except InputError as error:
-        print(f"left out: {error}", file=sys.stderr)
+        logger.warning(f"left out: {error}")
         return None
     return {
         "slide": barcode.slide,
@@ -152,7 +154,7 @@ def write_sheet(sheet: pd.DataFrame, path: Path, asked: str) -> None:
     """Write a sample sheet whose first line, a comment, says when and what was asked."""
     size = pd.to_numeric(sheet["size"], errors="coerce").sum() / 1e9
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
-    with written_aside(path) as partial, open(partial, "w") as file:
+    with written_aside(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(f"# gigapipe {gigapipe.__version__}, {when}: {asked}; {len(sheet)} slides, {size:.1f} GB\n")
         sheet.to_csv(file, sep="\t", index=False)
 
@@ -169,12 +171,13 @@ def refresh(client: Client, sheet: pd.DataFrame) -> tuple[pd.DataFrame, list[str
     released = {file["file_name"]: file for file in client.files(among("file_name", *wanted), FIELDS[:3])}
     sheet, changed, gone = sheet.copy(), [], []
     for i in sheet.index[fetched]:
+        slide = str(sheet.at[i, "slide"])
         file = released.get(sheet.at[i, "filename"])
         if file is None:
-            gone.append(sheet.at[i, "slide"])
+            gone.append(slide)
             continue
         new = {"source": f"gdc:{file['id']}", "md5": file["md5sum"], "size": str(file["file_size"])}
         if any(sheet.at[i, column] != value for column, value in new.items()):
-            changed.append(sheet.at[i, "slide"])
+            changed.append(slide)
             sheet.loc[i, list(new)] = list(new.values())
     return sheet, changed, gone

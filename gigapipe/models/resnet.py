@@ -133,6 +133,11 @@ class ResNet(nn.Module):
     `width` is the number of channels after the stem, 64 in the networks that were published.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         block: type[BasicBlock | Bottleneck],
@@ -161,7 +166,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if pool == "attention":
+        if isinstance(self.avgpool, AttentionPool2d):
             nn.init.zeros_(self.avgpool.score.weight)  # begins as the average
 
     def forward(self, x):

@@ -33,7 +33,7 @@ class Blocks:
             finest = min((axes[axis] for axes in outputs.values()), key=lambda a: a.ratio)
             step = int(largest / finest.ratio) // unit * unit or max(1, int(largest / finest.ratio))
             begins.append([start * finest.ratio for start in range(0, finest.size, step)])
-        return cls(level, outputs, unit, tuple(begins))
+        return cls(level, outputs, unit, (begins[0], begins[1]))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -42,10 +42,11 @@ class Blocks:
 
     def part(self, output: int, block: tuple[int, int]) -> tuple[Range, Range]:
         """The rows and columns of an output that a block makes: those that begin in it. They may be none."""
-        return tuple(
+        rows, columns = (
             (axis.begins(begins[i]), axis.begins(begins[i + 1]) if i + 1 < len(begins) else axis.size)
             for axis, begins, i in zip(self.outputs[output], self.begins, block, strict=True)
         )
+        return rows, columns
 
     def is_whole(self, output: int) -> bool:
         """Whether every block makes whole units of an output."""

@@ -31,7 +31,7 @@ from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.pyramids import store
 from gigapipe.pyramids.area import AreaMean, Axis
-from gigapipe.pyramids.blocks import Blocks
+from gigapipe.pyramids.blocks import Blocks, Range
 from gigapipe.slides.levels import Level, Mended, open_level
 from gigapipe.slides.reader import Slide
 from gigapipe.slides.tissue import Tissue, find_tissue
@@ -117,7 +117,8 @@ def _axes(slide: Slide, ratio: list[float], level: int) -> tuple[Axis, Axis]:
     downsample = slide.level_downsamples[level]
     sizes = [Axis.of(n, r).size for n, r in zip(slide.shape, ratio, strict=True)]
     parts = zip(slide.level_shapes[level], ratio, sizes, strict=True)
-    return tuple(Axis.of(n, r / downsample, size) for n, r, size in parts)
+    rows, columns = (Axis.of(n, r / downsample, size) for n, r, size in parts)
+    return rows, columns
 
 
 def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
@@ -125,8 +126,8 @@ def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
     shutil.rmtree(job.folder / WORK, ignore_errors=True)
     (job.folder / DONE).mkdir(parents=True)
     (job.folder / PIECES).mkdir()
-    outputs = {i: axes for blocks in passes for i, axes in blocks.outputs.items()}
-    shapes = [tuple(axis.size for axis in outputs[i]) for i in range(len(outputs))]
+    outputs = {i: (rows.size, columns.size) for blocks in passes for i, (rows, columns) in blocks.outputs.items()}
+    shapes = [outputs[i] for i in range(len(outputs))]
     settings = job.settings
     store.create(
         job.folder,
@@ -301,7 +302,7 @@ def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _aft
     _mark(job, key, [[d * row, d * column] for row, column in sorted(getattr(level, "damaged", []))])
 
 
-def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple, _after: list) -> None:
+def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple[Range, Range], _after: list) -> None:
     """Write a chunk (or a shard) of output `i` of which blocks have made pieces."""
     (top, bottom), (left, right) = unit
     whole = np.empty((3, bottom - top, right - left), np.uint8)
@@ -321,16 +322,18 @@ def _piece(job: Job, i: int, block: tuple[int, int]) -> Path:
 
 def _mark(job: Job, key: str, damaged: list) -> None:
     with written_aside(job.folder / DONE / key) as partial:
-        partial.write_text(json.dumps(damaged))
+        partial.write_text(json.dumps(damaged), encoding="utf-8")
 
 
 def _finish(job: Job, slide: Slide, md5: str) -> None:
     with np.load(job.folder / TISSUE) as saved:
         tissue = Tissue(**{name: saved[name].tolist() if name != "outline" else saved[name] for name in saved})
-    damaged = {tuple(at) for mark in (job.folder / DONE).glob("[bc]*") for at in json.loads(mark.read_text())}
+    marks = [json.loads(mark.read_text(encoding="utf-8")) for mark in (job.folder / DONE).glob("[bc]*")]
+    damaged = {tuple(at) for mark in marks for at in mark}
     profile = slide.colour_profile
     version, levels = job.settings.ome_zarr, len(job.resolutions)
-    store.add_label(job.folder, "tissue", tissue.outline, tuple(tissue.outline_mpp), slide.mpp, version, levels)
+    down, across = tissue.outline_mpp
+    store.add_label(job.folder, "tissue", tissue.outline, (down, across), slide.mpp, version, levels)
     store.finish(
         job.folder,
         {

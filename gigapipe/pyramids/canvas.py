@@ -43,7 +43,8 @@ def read_canvas(
         shape.append(last - first)
     canvas = np.full((3, *shape), WHITE, np.uint8)
     if all(s.stop > s.start for s in inside):
-        canvas[:, *outside] = read_pixels(array, *((part.start, part.stop) for part in inside), stage)
+        down, across = ((part.start, part.stop) for part in inside)
+        canvas[:, *outside] = read_pixels(array, down, across, stage)
         if masked:
             canvas[:, *outside][:, ~pyramid.outline_at(mpp, *inside)] = WHITE
     return canvas

@@ -38,7 +38,8 @@ class ActivationMap:
     @property
     def first_um(self) -> tuple[float, float]:
         """The outer corner of the first place: from the centre of the canvas's first pixel half a place back."""
-        return tuple(start + (self.mpp - self.place_um) / 2 for start in self.corner_um)
+        down, right = self.corner_um
+        return down + (self.mpp - self.place_um) / 2, right + (self.mpp - self.place_um) / 2
 
     def evidence(self, label: str) -> np.ndarray:
         """For `label` against the mean of the others (row, column), bias included: log-odds where there are two."""
@@ -51,8 +52,8 @@ def on_slide(
     values: np.ndarray, classes: list[str], bias: list[float], pyramid: Pyramid, mpp: float, canvas: int, stride: int
 ) -> ActivationMap:
     """The map of a canvas of `canvas` px a side at `mpp`, where that lies on the slide of `pyramid`."""
-    corner_um = tuple(first * mpp for first in corner(pyramid, mpp, canvas))
-    return ActivationMap(values, classes, bias, mpp, stride, canvas, corner_um)
+    row, column = corner(pyramid, mpp, canvas)
+    return ActivationMap(values, classes, bias, mpp, stride, canvas, (row * mpp, column * mpp))
 
 
 def write_map(folder: Path, found: ActivationMap, slide: str, slide_mpp: tuple[float, float]) -> None:

@@ -24,7 +24,7 @@ def make_mask(pyramid: Pyramid, mpp: float, folder: Path, drawn: Path | None = N
     """
     array = pyramid.array(mpp)
     if drawn is None:
-        mask = tissue_outline(array[:].transpose(1, 2, 0), mpp)
+        mask = tissue_outline(np.asarray(array[:]).transpose(1, 2, 0), mpp)
     else:
         picture = _read(drawn)
         stretch = picture.shape[0] / picture.shape[1] * array.shape[2] / array.shape[1]

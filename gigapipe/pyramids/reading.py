@@ -2,9 +2,9 @@
 
 import functools
 import hashlib
+import logging
 import shutil
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import zarr
 
 from gigapipe.aside import written_aside
 from gigapipe.errors import InputError
-from gigapipe.pyramids.store import files_of_rectangle, open_array
+from gigapipe.pyramids.store import files_of_rectangle, folder_of, open_array
+
+logger = logging.getLogger(__name__)
 
 WAITS = (1.0, 5.0, 25.0)
 """Seconds before a read that failed is tried again: a file system that many nodes share has its moments."""
@@ -38,21 +40,21 @@ def read_pixels(
     for wait in (*WAITS, None):
         try:
             source = staged(array, rows, columns, stage) if stage else array
-            pixels = source[:, slice(*rows), slice(*columns)]
+            pixels = np.asarray(source[:, slice(*rows), slice(*columns)])
             break
         except (OSError, ValueError, RuntimeError) as error:  # zarrs and zarr's own codecs raise one each
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            where = f"{array.store.root}/{array.path}: rows {rows[0]}–{rows[1]}, columns {columns[0]}–{columns[1]}"
+            where = f"{folder_of(array)}: rows {rows[0]}–{rows[1]}, columns {columns[0]}–{columns[1]}"
             if wait is None:
                 raise InputError(
                     f"{where}: cannot be read on {host} ({reason}); look at its disk, and check the pyramid with "
                     "`gigapipe verify`"
                 ) from None
-            print(f"{where}: cannot be read on {host} ({reason}); again in {wait:g} s", file=sys.stderr, flush=True)
+            logger.warning(f"{where}: cannot be read on {host} ({reason}); again in {wait:g} s")
             time.sleep(wait)
             stage = None  # the fault may be the copy's
     if (took := time.monotonic() - begun) > SLOW:
-        print(f"{array.store.root}/{array.path}: a read took {took:.0f} s on {host}", file=sys.stderr, flush=True)
+        logger.warning(f"{folder_of(array)}: a read took {took:.0f} s on {host}")
     return pixels
 
 
@@ -61,10 +63,10 @@ def staged(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], s
 
     The array itself where there is no room for them.
     """
-    folder = Path(array.store.root) / array.path
+    folder = folder_of(array)
     copy = _copy(folder, stage)
     for file in files_of_rectangle(array, rows, columns):
-        near = Path(copy.store.root) / file.relative_to(folder)
+        near = folder_of(copy) / file.relative_to(folder)
         if near.exists() or not file.exists():  # what is white has no file
             continue
         disk = shutil.disk_usage(stage)
@@ -90,4 +92,4 @@ def _copy(folder: Path, stage: Path) -> zarr.Array:
 
 @functools.lru_cache
 def _tell_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    logger.warning(text)

@@ -9,10 +9,13 @@ import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numcodecs
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore
 
 import gigapipe
 from gigapipe.aside import folder_aside
@@ -21,7 +24,7 @@ from gigapipe.errors import InputError
 NAME = "image.zarr"
 OVERVIEW = "overview.png"
 LEFT_OUT = "left-out.txt"
-ZARR_FORMATS = {"0.5": 3, "0.4": 2}
+ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.5": 3, "0.4": 2}
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
 MAP_COLOURS = ("2166AC", "B2182B", "1B7837", "762A83")
 
@@ -66,7 +69,22 @@ def arrays(folder: Path) -> list[zarr.Array]:
     """The arrays of a store that was created, for `write`."""
     with _fast_codecs():
         group = zarr.open_group(folder / NAME, mode="r+")
-        return [group[str(i)] for i in range(len(_described(group)["multiscales"][0]["datasets"]))]
+        return [_array_at(group, str(i)) for i in range(len(_described(group)["multiscales"][0]["datasets"]))]
+
+
+def _array_at(group: zarr.Group, path: str) -> zarr.Array:
+    """An array of a group. KeyError if there is none."""
+    found = group[path]
+    if not isinstance(found, zarr.Array):
+        raise KeyError(path)
+    return found
+
+
+def folder_of(array: zarr.Array) -> Path:
+    """Where the metadata of an array lie, and beside it its files."""
+    if not isinstance(array.store, LocalStore):
+        raise TypeError(f"{array.store}: not on a file system")
+    return Path(array.store.root) / array.path
 
 
 def write(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], pixels: np.ndarray) -> None:
@@ -90,7 +108,7 @@ def files_of_rectangle(array: zarr.Array, rows: tuple[int, int], columns: tuple[
     (top, bottom), (left, right) = (
         (start // edge, -(-stop // edge)) for (start, stop), edge in zip((rows, columns), edges, strict=True)
     )
-    folder = Path(array.store.root) / array.path
+    folder = folder_of(array)
     return [folder / array.metadata.encode_chunk_key((0, i, j)) for i in range(top, bottom) for j in range(left, right)]
 
 
@@ -168,12 +186,12 @@ def create_map(
 def read_map(folder: Path) -> tuple[np.ndarray, dict]:
     """The numbers (channel, row, column) and the attributes that `create_map` stored. FileNotFoundError without any."""
     group = zarr.open_group(folder / NAME, mode="r")
-    return group["0"][:], dict(group.attrs["gigapipe"])
+    return np.asarray(_array_at(group, "0")[:]), dict(group.metadata.attributes["gigapipe"])
 
 
 def read_label(folder: Path, name: str) -> zarr.Array:
     """A mask that `add_label` stored. KeyError if there is none."""
-    return zarr.open_group(folder / NAME, mode="r")[f"labels/{name}/0"]
+    return _array_at(zarr.open_group(folder / NAME, mode="r"), f"labels/{name}/0")
 
 
 def _describe(group: zarr.Group, metadata: dict) -> None:
@@ -187,7 +205,8 @@ def _describe(group: zarr.Group, metadata: dict) -> None:
 
 
 def _described(group: zarr.Group) -> dict:
-    return group.attrs.get("ome", {}) if group.metadata.zarr_format == 3 else dict(group.attrs)
+    attributes = group.metadata.attributes
+    return attributes.get("ome", {}) if group.metadata.zarr_format == 3 else attributes
 
 
 def _array(
@@ -200,15 +219,13 @@ def _array(
     dtype: str = "uint8",
 ) -> zarr.Array:
     channels, axes = shape[:-2], ["c", "y", "x"][-len(shape) :]
-    options = {"shape": shape, "dtype": dtype, "fill_value": fill}
-    options["chunks"] = (*channels, *(chunk if shard else min(chunk, n) for n in shape[-2:]))
+    chunks = (*channels, *(chunk if shard else min(chunk, n) for n in shape[-2:]))
+    create = functools.partial(group.create_array, name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill)
     if group.metadata.zarr_format == 3:
-        shards = shard and (*channels, shard, shard)
-        codec = zarr.codecs.ZstdCodec(level=1, checksum=True)
-        return group.create_array(name, compressors=codec, shards=shards, dimension_names=axes, **options)
-    keys = {"name": "v2", "separator": "/"}
+        shards = (*channels, shard, shard) if shard else None
+        return create(compressors=ZstdCodec(level=1, checksum=True), shards=shards, dimension_names=axes)
     codec = numcodecs.Blosc("zstd", clevel=1, shuffle=numcodecs.Blosc.NOSHUFFLE)
-    return group.create_array(name, compressors=codec, chunk_key_encoding=keys, **options)
+    return create(compressors=codec, chunk_key_encoding={"name": "v2", "separator": "/"})
 
 
 def _multiscale(
@@ -240,7 +257,7 @@ def _multiscale(
     return {"name": name, "axes": axes, "datasets": datasets}
 
 
-def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
     """A coarse mask of an image, at some of the pixels of that image of `shape`: (rows, columns), by the nearest."""
     places = [
         ((np.arange(*part) + 0.5) * n // full).astype(int)
@@ -253,13 +270,13 @@ def leave_out(folder: Path, reason: str) -> None:
     """Write, in place of a store, why there is none."""
     with folder_aside(folder) as partial:
         partial.mkdir(parents=True)
-        (partial / LEFT_OUT).write_text(reason + "\n")
+        (partial / LEFT_OUT).write_text(reason + "\n", encoding="utf-8")
 
 
 def left_out(folder: Path) -> str | None:
     """Why there is no store in `folder`, if that was written there."""
     reason = folder / LEFT_OUT
-    return reason.read_text().strip() if reason.exists() else None
+    return reason.read_text(encoding="utf-8").strip() if reason.exists() else None
 
 
 class Pyramid:
@@ -275,7 +292,7 @@ class Pyramid:
         try:
             with _fast_codecs():
                 self._group = zarr.open_group(self.folder / NAME, mode="r")
-            self._attributes = self._group.attrs["gigapipe"]
+            self._attributes = self._group.metadata.attributes["gigapipe"]
         except (FileNotFoundError, KeyError, ValueError):
             raise InputError(f"pyramid {self.folder}: no pyramid there; make it with `gigapipe pyramid`") from None
         self._paths = {
@@ -317,7 +334,7 @@ class Pyramid:
             )
         try:
             with _fast_codecs():
-                return self._group[self._paths[mpp]]
+                return _array_at(self._group, self._paths[mpp])
         except (KeyError, ValueError):
             raise InputError(
                 f"pyramid {self.folder}: its {mpp:g} µm/px cannot be read; make it again with `gigapipe pyramid`"
@@ -330,7 +347,7 @@ class Pyramid:
         InputError if it is not stored.
         """
         try:
-            return read_label(self.folder, "tissue")[:].astype(bool)
+            return np.asarray(read_label(self.folder, "tissue")[:]).astype(bool)
         except KeyError:
             raise InputError(
                 f"pyramid {self.folder}: holds no outline of the tissue; make it again with `gigapipe pyramid`"
@@ -338,5 +355,5 @@ class Pyramid:
 
     def outline_at(self, mpp: float, rows: slice, columns: slice) -> np.ndarray:
         """Whether each pixel of a rectangle of the slide at `mpp` lies within the outline: (rows, columns), bool."""
-        ranges = [(part.start, part.stop) for part in (rows, columns)]
-        return at_pixels(self.outline, *ranges, self.array(mpp).shape[1:])
+        down, across = ((part.start, part.stop) for part in (rows, columns))
+        return at_pixels(self.outline, down, across, self.array(mpp).shape[1:])

@@ -14,7 +14,7 @@ OUTLINE = (0, 140, 0)
 
 def table(slides: list[str], pyramids: Path) -> pd.DataFrame:
     """One row a slide: its fate, `whole` or why it was left out, and what its pyramid says of it."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for slide in slides:
         if reason := left_out(pyramids / slide):
             rows.append({"slide": slide, "fate": reason})

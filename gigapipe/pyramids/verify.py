@@ -27,7 +27,7 @@ def verify_chunks(pyramid: Pyramid) -> int:
         edge = (array.shards or array.chunks)[1]
         for row in Progress(range(0, array.shape[1], edge), what=f"{mpp:g} µm/px", unit="rows of chunks", delay=5):
             try:
-                total += array[:, row : row + edge].nbytes
+                total += np.asarray(array[:, row : row + edge]).nbytes
             except Exception as error:  # zarrs and numcodecs have errors of their own
                 raise InputError(
                     f"pyramid {pyramid.folder}: damaged at {mpp:g} µm/px near row {row} "
@@ -52,7 +52,7 @@ def verify_pixels(pyramid: Pyramid, slide: Slide, seed: int = 0) -> int:
             expected = output_of(slide, mpp, rows, columns, settings)
             if settings.clean_background:
                 expected[:, ~pyramid.outline_at(mpp, slice(*rows), slice(*columns))] = 255
-            if not (array[:, slice(*rows), slice(*columns)] == expected).all():
+            if not (np.asarray(array[:, slice(*rows), slice(*columns)]) == expected).all():
                 raise InputError(
                     f"pyramid {pyramid.folder}: at {mpp:g} µm/px, rows {rows[0]}–{rows[1]}, columns "
                     f"{columns[0]}–{columns[1]}, it is not what slide {slide.path} shows; make it again"

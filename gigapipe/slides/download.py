@@ -2,9 +2,9 @@
 
 import contextlib
 import hashlib
+import logging
 import random
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,8 @@ import urllib3
 from gigapipe.aside import resumable_file_aside
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20
 SAMPLE = 8 << 20  # bytes that tell how fast a network is
@@ -96,7 +98,7 @@ def download(
     if md5 and path.exists():
         with open(path, "rb") as file:
             if hashlib.file_digest(file, "md5").hexdigest() == md5.lower():
-                print(f"{path.name}: is here already, and whole", file=sys.stderr)
+                logger.info(f"{path.name}: is here already, and whole")
                 return
     session = session or requests.Session()
     with resumable_file_aside(path, keep=md5 is not None) as partial, open(partial, "r+b", buffering=0) as file:
@@ -208,10 +210,11 @@ def receive(address: str, reply: requests.Response, arrived: Arrived) -> None:
         raise Interrupted(f"what arrived is not a slide but {' '.join(block[:150].decode(errors='replace').split())!r}")
     if begin == 0 and arrived.bytes:
         arrived.drop()  # the server sends all of it again
-    if arrived.total is None and total:
-        arrived.total = arrived.progress.total = int(total)
-    elif total and int(total) > arrived.total:
-        raise InputError(f"{address}: has {total} bytes and not {arrived.total}; correct the sheet")
+    if total:
+        if arrived.total is None:
+            arrived.total = arrived.progress.total = int(total)
+        elif int(total) > arrived.total:
+            raise InputError(f"{address}: has {total} bytes and not {arrived.total}; correct the sheet")
     arrived.version = reply.headers.get("ETag")
     while block:
         arrived.add(block)

@@ -52,14 +52,15 @@ class TiffLevel:
     def __init__(self, slide: Slide, level: int = 0):
         self.slide, self.shape = slide, slide.level_shapes[level]
         self._file = tifffile.TiffFile(slide.path)
-        pages = [p for p in self._file.pages if p.is_tiled and (p.imagelength, p.imagewidth) == self.shape]
+        pages = [p for p in self._file.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
+        pages = [p for p in pages if (p.imagelength, p.imagewidth) == self.shape]
         if len(pages) != 1 or not _is_plain(pages[0]):
             self._file.close()
             raise ValueError("not one grid of tiles in JPEG or JPEG 2000")
         (self._page,) = pages
         self._tables = self._page.jpegtables
         self.tile = self._page.tilelength, self._page.tilewidth
-        self.grid = tuple(-(-n // t) for n, t in zip(self.shape, self.tile, strict=True))
+        self.grid = -(-self.shape[0] // self.tile[0]), -(-self.shape[1] // self.tile[1])
         # Tiles of which a part was asked for: who reads beside asks for the rest.
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
@@ -94,7 +95,10 @@ class TiffLevel:
             # What is cut short, libjpeg fills up with grey and says nothing.
             if self._page.compression == JPEG and not data.rstrip(b"\0").endswith(JPEG_ENDS):
                 raise ValueError("its JPEG has no end")
-            return self._page.decode(data, index, jpegtables=self._tables)[0][0]
+            pixels, *_ = self._page.decode(data, index, jpegtables=self._tables)
+            if pixels is None:
+                raise ValueError("no pixels")
+            return pixels[0]
         except Exception as error:  # each codec has errors of its own
             raise InputError(
                 f"slide {self.slide.path}: damaged near row {i * self.tile[0]}, column {j * self.tile[1]} "

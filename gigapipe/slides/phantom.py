@@ -65,7 +65,7 @@ def cohort(
             f"confounder {confounder} with {sites} sites: give a share between 0 and 1, and two sites or more"
         )
     rng = np.random.default_rng(seed)
-    slides = []
+    slides: list[Phantom] = []
     for patient in range(patients):
         label = patient % 2
         # Without the confounder sites take turns over pairs of patients, one of either class.

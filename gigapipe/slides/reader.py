@@ -44,16 +44,17 @@ class Slide:
         self._ycbcr = is_ycbcr_called_rgb(self.path, photometric)
         # Formats that scan islands (MRXS, SCN) tell where the scanned part lies on a much larger plane.
         columns, rows = self._file.dimensions
-        self.corner = tuple(int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "yx")
+        self.corner = int(properties.get("openslide.bounds-y", 0)), int(properties.get("openslide.bounds-x", 0))
         self.shape = (
             int(properties.get("openslide.bounds-height", rows)),
             int(properties.get("openslide.bounds-width", columns)),
         )
         # The file's levels are smaller by whole numbers; OpenSlide gives a mean of two quotients, such as 4.0004.
         self.level_downsamples = [round(downsample) for downsample in self._file.level_downsamples]
+        whole = self.shape == self._file.dimensions[::-1]
         sizes = zip(self._file.level_dimensions, self.level_downsamples, strict=True)
         self.level_shapes = [
-            (rows, columns) if self.shape == self._file.dimensions[::-1] else tuple(-(-n // d) for n in self.shape)
+            (rows, columns) if whole else (-(-self.shape[0] // d), -(-self.shape[1] // d))
             for (columns, rows), d in sizes
         ]
 
@@ -135,7 +136,8 @@ class Slide:
     def tile(self) -> tuple[int, int]:
         """Rows and columns of the file's own tiles at level 0, or what is good to read at a time."""
         properties = self._file.properties
-        return tuple(int(properties.get(f"openslide.level[0].tile-{side}", 256)) for side in ("height", "width"))
+        height, width = (int(properties.get(f"openslide.level[0].tile-{side}", 256)) for side in ("height", "width"))
+        return height, width
 
     def read(self, row: int, column: int, rows: int, columns: int, level: int = 0) -> np.ndarray:
         """Pixels (rows, columns, 3), uint8 RGB; what was not scanned is white.

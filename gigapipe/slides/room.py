@@ -1,7 +1,7 @@
 """Before the first slide is fetched: how much will come, whether the disk holds it, and how long it may take."""
 
+import logging
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ import requests
 
 from gigapipe.errors import InputError
 from gigapipe.slides.download import measure_rate
+
+logger = logging.getLogger(__name__)
 
 RESERVE = 0.02  # of a disk that is left free
 
@@ -24,13 +26,13 @@ class Wanted:
 
 
 def announce(slides: Mapping[Path, Wanted], keep: bool) -> None:
-    """Print, on standard error, how much is going to be fetched, and how long that takes at the rate of a first look.
+    """Say how much is going to be fetched, and how long that takes at the rate of a first look.
 
     Raises InputError as `check_room` does.
     """
     if not slides:
         return
-    print(f"{check_room({path: slide.size for path, slide in slides.items()}, keep)}.", file=sys.stderr)
+    logger.info(f"{check_room({path: slide.size for path, slide in slides.items()}, keep)}.")
     # Not for what takes no time anyway; and what the first look brings must be of use.
     probe = next((path for path, slide in slides.items() if slide.resumable and slide.size > 1 << 26), None)
     if probe:
@@ -38,7 +40,7 @@ def announce(slides: Mapping[Path, Wanted], keep: bool) -> None:
         rate = measure_rate(slide.addresses, probe, slide.size, requests.Session())
         if rate:
             hours = sum(slide.size for slide in slides.values()) / rate / 3600
-            print(f"The first bytes came at {amount(rate)} a second: {hours:.2g} hours at that rate.", file=sys.stderr)
+            logger.info(f"The first bytes came at {amount(rate)} a second: {hours:.2g} hours at that rate.")
 
 
 def check_room(sizes: Mapping[Path, int], keep: bool) -> str:

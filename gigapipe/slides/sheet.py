@@ -26,9 +26,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
             while file.readline().startswith("#"):
                 begin = file.tell()
             file.seek(begin)
+            separator = "," if path.suffix.lower() == ".csv" else "\t"
             # index_col: a separator too many at the end of each line must not move every cell by one.
-            options = {"dtype": str, "keep_default_na": False, "index_col": False}
-            return pd.read_csv(file, sep="," if path.suffix.lower() == ".csv" else "\t", **options)
+            return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError) as error:
         raise InputError(f"sample sheet {path}: cannot be read ({' '.join(str(error).split())})") from None
 

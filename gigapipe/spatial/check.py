@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +97,7 @@ class _Sides:
     def loss(self, found: list) -> torch.Tensor:
         return sum((f * w[self.mine]).sum() for f, w in zip(found, self.weights, strict=True))
 
-    def differences(self, kind: str, pairs: dict[str, tuple[torch.Tensor | None, torch.Tensor]]) -> list[Difference]:
+    def differences(self, kind: str, pairs: Mapping[str, tuple[torch.Tensor | None, torch.Tensor]]) -> list[Difference]:
         """Of what was found from what was expected, on the worst rank. All ranks call it together."""
         # A value that should be zero is rounding alone: it is measured against the others of its kind.
         floor = 1e-3 * max((e.abs().max().item() for _, e in pairs.values() if e.numel()), default=0.0)
@@ -134,8 +134,12 @@ def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | Non
         return (gather(f) if isinstance(f, SpatialTensor) else f).detach(), e[sides.mine].detach()
 
     outputs = {str(i): together(f, e) for i, (f, e) in enumerate(zip(found, sides.expected, strict=True))}
-    rectangle = (slice(*i) for i in mesh.rectangle(images.shape[-2:]))
-    of_image = {"": (image.local.grad, sides.whole.grad[(sides.mine, ..., *rectangle)])}
+    rows, columns = (slice(*i) for i in mesh.rectangle(image.image_size))
+    gradient, undivided = image.local.grad, sides.whole.grad
+    if undivided is None:  # the model makes nothing of the image that has a gradient: neither should ours
+        undivided = torch.zeros_like(sides.whole)
+        gradient = torch.zeros_like(image.local) if gradient is None else gradient
+    of_image = {"": (gradient, undivided[sides.mine, ..., rows, columns])}
     theirs = dict(sides.undivided.named_buffers())
     statistics = {name: (b.double(), theirs[name].double()) for name, b in ours.named_buffers()}
     differences = [
@@ -195,8 +199,9 @@ def in_parts(model: nn.Module) -> Callable:
     if isinstance(model, nn.Sequential) and len(model) > 1:
         middle = len(model) // 2
         return lambda image: model[middle:](model[:middle](image))
-    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
-        return lambda image: model.forward_head(model.forward_features(image))
+    features, head = getattr(model, "forward_features", None), getattr(model, "forward_head", None)
+    if features is not None and head is not None:
+        return lambda image: head(features(image))
     return model.forward
 
 
@@ -258,7 +263,7 @@ def check(
                 pass
         except Exception as error:
             failed = sorted(Path(folder).glob("failed-*"))
-            raise RuntimeError(f"{name}: {failed[0].read_text() if failed else error}") from error
+            raise RuntimeError(f"{name}: {failed[0].read_text(encoding='utf-8') if failed else error}") from error
         return [Difference(*row) for row in torch.load(Path(folder, "differences"), weights_only=True)]
 
 
@@ -275,12 +280,14 @@ def _rank(rank: int, folder: str, name: str, size, shape, batch: int, tile: int 
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         images = torch.rand(batch * shape[0], first.in_channels if first else 3, *size, dtype=torch.float64)
         mesh, differences = Mesh(*shape), []
-        for plan in [None] * held + [Plan(tile)] * bool(tile):
+        plans: list[Plan | None] = [None] if held else []
+        for plan in [*plans, Plan(tile)] if tile else plans:
             found = [*compare(model, images, mesh, plan), *compare_ways(model, images, mesh, plan)]
             differences += [d._replace(kind=f"streamed, {d.kind}") if plan and held else d for d in found]
     except Exception as error:
         known = isinstance(error, NotImplementedError | ValueError | ModelFailed)
-        Path(folder, f"failed-{rank}").write_text(str(error) if known else in_one_line(error))
+        said = str(error) if known else in_one_line(error)
+        Path(folder, f"failed-{rank}").write_text(said, encoding="utf-8")
         raise
     if rank == 0:
         torch.save([tuple(d) for d in differences], Path(folder, "differences"))

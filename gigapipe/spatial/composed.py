@@ -10,27 +10,28 @@ from gigapipe.spatial.operators.reductions import axes_without, dimensions, summ
 from gigapipe.spatial.operators.shaping import sizes_of
 from gigapipe.spatial.recording import Recorded, streams_as
 from gigapipe.spatial.refusals import NotDecomposed
-from gigapipe.spatial.tensor import SpatialTensor, decomposes
+from gigapipe.spatial.tensor import Form, SpatialTensor, decomposes
 
 Image = SpatialTensor | Recorded
 
 
-def composes(*functions: Callable) -> Callable[[Callable], Callable]:
+def composes(*functions: Callable) -> Callable[[Form], Form]:
     """Register a function, written in torch's other operations, as the form of `functions` for any image."""
 
-    def register(ours: Callable) -> Callable:
+    def register(ours: Form) -> Form:
         decomposes(*functions, enters_itself=True)(ours)
         return streams_as(*functions)(ours)
 
     return register
 
 
-def _described(x: Image) -> SpatialTensor:
-    """What knows its axes and sizes, with or without pixels."""
-    return x.ref.image if isinstance(x, Recorded) else x
+def _reduced(x: Image, dim) -> tuple[list[int], bool]:
+    """The dimensions that are reduced, in order, and whether rows or columns are among them."""
+    dims, divided = dimensions(x.ref.image if isinstance(x, Recorded) else x, dim)
+    return sorted(dims), divided
 
 
-def _by_itself(x: Image, function: Callable, *args, **kwargs) -> Image:
+def _by_itself(x: Image, function: Callable, *args, **kwargs) -> torch.Tensor:
     """`function` of each shard or tile, along dimensions that are not divided, its last argument."""
     if isinstance(x, Recorded):
         return x.recorder.record(function, (x, *args), kwargs)
@@ -38,7 +39,7 @@ def _by_itself(x: Image, function: Callable, *args, **kwargs) -> Image:
     return x.with_local(function(x.local, *args, **kwargs), axes)
 
 
-def _wide(x: Image) -> Image:
+def _wide(x: Image) -> torch.Tensor:
     """`x` in the precision in which torch sums: numbers of 16 bits in float32."""
     return x if x.dtype == summing(x.dtype) else x.to(summing(x.dtype))
 
@@ -54,8 +55,8 @@ def _variance(x: Image, dims: list[int], correction: int, keepdim: bool) -> tupl
     average = torch.mean(_wide(x), dims, keepdim=True)
     squares = torch.sum(torch.square(_wide(x) - average), dims, keepdim=True)
     # torch divides by nothing less than zero, and by zero too.
-    found = (squares / max(0, count - correction)).to(x.dtype), average.to(x.dtype)
-    return found if keepdim else tuple(f.squeeze(tuple(dims)) for f in found)
+    variance, mean = (squares / max(0, count - correction)).to(x.dtype), average.to(x.dtype)
+    return (variance, mean) if keepdim else (variance.squeeze(tuple(dims)), mean.squeeze(tuple(dims)))
 
 
 def _spread(*functions: Callable, over_image: Callable, otherwise: Callable) -> None:
@@ -67,10 +68,10 @@ def _spread(*functions: Callable, over_image: Callable, otherwise: Callable) -> 
             dim, unbiased = None, dim
         if correction is None:
             correction = 0 if unbiased is False else 1
-        dims, divided = dimensions(_described(x), dim)
+        dims, divided = _reduced(x, dim)
         if divided:
-            return over_image(*_variance(x, sorted(dims), correction, keepdim))
-        return otherwise(x, sorted(dims), correction=correction, keepdim=keepdim)
+            return over_image(*_variance(x, dims, correction, keepdim))
+        return otherwise(x, dims, correction=correction, keepdim=keepdim)
 
 
 def _with_mean(function: Callable) -> Callable:
@@ -95,8 +96,7 @@ _spread(torch.std_mean, over_image=lambda variance, mean: (_root(variance), mean
 @composes(torch.linalg.vector_norm)
 def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     x = x if dtype is None else x.to(dtype)
-    dims, divided = dimensions(_described(x), dim)
-    dims = sorted(dims)
+    dims, divided = _reduced(x, dim)
     if not divided:
         return _by_itself(x, torch.linalg.vector_norm, ord, dims, keepdim=keepdim)
     if ord in (math.inf, -math.inf):
@@ -118,8 +118,7 @@ def norm(x, p="fro", dim=None, keepdim=False, out=None, dtype=None):
 
 @composes(torch.logsumexp, torch.Tensor.logsumexp)
 def logsumexp(x, dim, keepdim=False):
-    dims, divided = dimensions(_described(x), dim)
-    dims = sorted(dims)
+    dims, divided = _reduced(x, dim)
     if not divided:
         return _by_itself(x, torch.logsumexp, dims, keepdim=keepdim)
     largest = torch.amax(_wide(x).detach(), dims, keepdim=True)
@@ -169,7 +168,7 @@ def new_tensor(x, data, *, dtype=None, device=None, requires_grad=False):
 @composes(F.rms_norm, torch.rms_norm)
 def rms_norm(x, normalized_shape, weight=None, eps=None):
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
-    if dimensions(_described(x), dims)[1]:
+    if _reduced(x, dims)[1]:
         raise NotDecomposed(
             "rms_norm over rows and columns", "normalise the channels of a (batch, rows, columns, channels) image"
         )

@@ -53,7 +53,8 @@ def cells_of(out: Rectangle) -> list[list[Rectangle]]:
 
 def divided(cells: list[list[Rectangle]], constant: dict[Rectangle, Pixel]) -> Division:
     """What is computed is as few rectangles as cover the other cells: of runs in a row, and of rows with equal runs."""
-    computed, above = [], {}
+    computed: list[Rectangle] = []
+    above: dict[Interval, Rectangle] = {}
     for row in cells:
         runs = {}
         for is_constant, run in itertools.groupby(row, key=lambda cell: cell in constant):

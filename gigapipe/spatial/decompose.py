@@ -43,7 +43,7 @@ def recompose(model: nn.Module) -> nn.Module:
     for module in model.modules():
         remove_forward_hooks(module, lambda hook: getattr(hook, "func", hook) in (_enter, _leave))
         if isinstance(module, nn.SyncBatchNorm):
-            module.__dict__.pop("forward", None)
+            vars(module).pop("forward", None)
     return model
 
 
@@ -51,7 +51,7 @@ def synchronise_as_batch_norm(model: nn.Module) -> None:
     """Let SyncBatchNorm run as BatchNorm, which over a mesh is the same: its own forward wants a GPU and all ranks."""
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
-            module.forward = functools.partial(nn.BatchNorm2d.forward, module)
+            vars(module)["forward"] = functools.partial(nn.BatchNorm2d.forward, module)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     norm_of = {}
     for norm in nodes:
         before = made_by.get(norm.args[0]) if norm.function is F.batch_norm and not norm.kwargs else None
-        plain = before is not None and before.function is torch.conv2d and not before.kwargs
-        plain = plain and before.graded == norm.graded
-        if plain and uses[norm.args[0]] == 1 and norm.args[0] != output:
+        if before is None or before.function is not torch.conv2d or before.kwargs or before.graded != norm.graded:
+            continue
+        if uses[norm.args[0]] == 1 and norm.args[0] != output:
             norm_of[before] = norm
     computed = {}
     for node in nodes:

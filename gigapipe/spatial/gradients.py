@@ -58,10 +58,10 @@ def is_common_leaf(x: torch.Tensor) -> bool:
 
 def enter(tensors: Sequence[torch.Tensor | None], mesh: Mesh | Tile) -> list[torch.Tensor | None]:
     """Plain tensors as an operator on an image over `mesh` takes them."""
-    chosen = {}
-    if not isinstance(mesh, Tile) and mesh.size > 1 and torch.is_grad_enabled():  # a segment's have entered before
-        wanting = [t for t in tensors if t is not None and t.requires_grad]
-        chosen = {id(t): t for t in wanting if not made_by(t, _Entering)}
+    if isinstance(mesh, Tile) or mesh.size == 1 or not torch.is_grad_enabled():  # a segment's have entered before
+        return [None if t is None else plain(t) for t in tensors]
+    wanting = [t for t in tensors if t is not None and t.requires_grad]
+    chosen = {id(t): t for t in wanting if not made_by(t, _Entering)}
     if chosen:
         common = tuple(mesh.data == 1 or is_common_leaf(t) for t in chosen.values())
         entered = _Entering.apply(mesh, common, mesh.data, *map(plain, chosen.values()))
@@ -131,7 +131,7 @@ def average_gradients(parameters: Iterable[torch.Tensor], mesh: Mesh) -> None:
     """
     if mesh.size == 1:
         return
-    found = [p for p in parameters if p.grad is not None]
-    totals = summed([p.grad.clone() for p in found], [dense_strides(p) for p in found], mesh.everyone)
-    for parameter, total in zip(found, totals, strict=True):
-        parameter.grad.copy_(total.div_(mesh.size))
+    found = [(p, p.grad) for p in parameters if p.grad is not None]
+    totals = summed([grad.clone() for _, grad in found], [dense_strides(p) for p, _ in found], mesh.everyone)
+    for (_, grad), total in zip(found, totals, strict=True):
+        grad.copy_(total.div_(mesh.size))

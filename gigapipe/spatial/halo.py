@@ -18,7 +18,7 @@ import torch
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.window import Access, Interval, Rectangle
+from gigapipe.spatial.window import Access, Interval, Rectangle, output_size
 
 
 class Copy(NamedTuple):
@@ -72,7 +72,7 @@ class Halo:
 @remembered_by_mesh
 def plan(mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access]) -> Halo:
     """The halo of an operator that looks at an image of `size` by `accesses` (rows, columns)."""
-    out_size = accesses[0].output_size(size[0]), accesses[1].output_size(size[1])
+    out_size = output_size(accesses, size)
     nowhere = Rectangle(Interval(0, 0), Interval(0, 0))
 
     def needs(row: int, column: int) -> Rectangle:
@@ -207,18 +207,18 @@ def layout(x: torch.Tensor) -> torch.memory_format:
 
 def gather_halo(
     local: torch.Tensor,
+    held: Rectangle,
     mesh: Mesh | Tile,
     size: tuple[int, int],
     accesses: tuple[Access, Access],
     fill: float = 0.0,
-    held: Rectangle | None = None,
 ) -> torch.Tensor:
     """Everything that an operator needs to compute its own shard of the output, without padding of its own.
 
-    `local` is this rank's shard (…, rows, columns) of an image of `size`. Returns (…, needed rows, needed columns):
-    own pixels, neighbours' pixels, and `fill` where the operator looks past the image; zero rows and columns where
-    this rank owns none of the output. All ranks that share the image must call it together. Differentiable: the
-    backward pass returns each halo's gradient to its owner. A tile, which holds the rectangle `held`, has its halo.
+    `local` (…, rows, columns) is this rank's shard, the rectangle `held` of an image of `size`. Returns (…, needed
+    rows, needed columns): own pixels, neighbours' pixels, and `fill` where the operator looks past the image; zero rows
+    and columns where this rank owns none of the output. All ranks that share the image must call it together.
+    Differentiable: the backward pass returns each halo's gradient to its owner. A tile's `held` has its halo.
     """
     if isinstance(mesh, Tile):
         return mesh.gather(local, held, size, accesses, fill)

@@ -2,7 +2,8 @@
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,9 @@ from gigapipe.spatial.refusals import NotDecomposed
 from gigapipe.spatial.transports import Alone, Transport
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
 from gigapipe.spatial.window import Rectangle, split
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Mesh:
@@ -51,7 +55,7 @@ class Mesh:
         """What `agree` found and has not told yet."""
         self.stage = "its beginning"
         """What the ranks are about, for whoever has to say where one failed."""
-        self.remembered: dict[tuple, object] = {}
+        self.remembered: dict[tuple, Any] = {}
         """What has been worked out for it; see `remembered_by_mesh`."""
 
     def __deepcopy__(self, memo: dict) -> "Mesh":
@@ -115,21 +119,21 @@ class Mesh:
         drawn = torch.randint(2**62, (1,))
         return self.everyone.sum_(drawn if self.rank == 0 else drawn.zero_())
 
-    def peers(self):
+    def peers(self) -> Iterator[tuple[int, int, int]]:
         """Yield `(rank, row, column)` of the other ranks of `image`."""
         for rank in range(self.image_ranks):
             if rank != self.image_rank:
-                yield rank, *divmod(rank, self.columns)
+                yield (rank, *divmod(rank, self.columns))
 
 
-def remembered_by_mesh(function: Callable) -> Callable:
+def remembered_by_mesh(function: Callable[Concatenate[Mesh, P], T]) -> Callable[Concatenate[Mesh, P], T]:
     """As `functools.cache`, of a function whose first argument is a mesh; what it found goes when the mesh does."""
 
     @functools.wraps(function)
-    def remembering(mesh: Mesh, *args):
-        key = function, *args
+    def remembering(mesh: Mesh, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = function, *args, *kwargs.items()
         if key not in mesh.remembered:
-            mesh.remembered[key] = function(mesh, *args)
+            mesh.remembered[key] = function(mesh, *args, **kwargs)
         return mesh.remembered[key]
 
     return remembering

@@ -8,11 +8,11 @@ anybody else's hooks see them. Over one data rank there are none, for there all 
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import get_default_nowrap_functions
 
 from gigapipe.spatial.mesh import Mesh
@@ -63,8 +63,9 @@ class Pooled(torch.Tensor):
         def made(x):
             return Pooled.of(x, mesh) if type(x) is torch.Tensor else x
 
-        if args and type(args[0]) is torch.Tensor and changes_by_name(function):
-            args[0].__class__, args[0].mesh = Pooled, mesh
+        first = args[0] if args else None
+        if type(first) is torch.Tensor and changes_by_name(function):
+            first.__class__, vars(first)["mesh"] = Pooled, mesh
         return tree_map(made, result)
 
 
@@ -113,8 +114,9 @@ class _Found(NamedTuple):
     """In the order in which they happen."""
 
 
-def _is_leaf(node: Node) -> bool:
-    return node.name() == "torch::autograd::AccumulateGrad"
+def _leaf_of(node: Node) -> torch.Tensor | None:
+    """The tensor whose gradient a node adds up, if it is a node that does."""
+    return getattr(node, "variable", None) if node.name() == "torch::autograd::AccumulateGrad" else None
 
 
 def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
@@ -124,9 +126,9 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
         node, of_image = waiting.pop()
         if node is None or node in seen:
             continue
-        if _is_leaf(node):
-            if not of_image and not isinstance(node.variable, Pooled) and not hasattr(node.variable, "stands_for"):
-                leaves[id(node.variable)] = node.variable
+        if (leaf := _leaf_of(node)) is not None:
+            if not of_image and not isinstance(leaf, Pooled) and not hasattr(leaf, "stands_for"):
+                leaves[id(leaf)] = leaf
             continue
         seen.add(node)
         if not of_image:
@@ -138,7 +140,7 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
             enters, leaves_image = own.enters, own.batch is not None
         for following, _ in node.next_functions:
             # What an operator took as it is has been summed; what was computed of others goes on to these.
-            if following is not None and not (enters and _is_leaf(following)):
+            if following is not None and not (enters and _leaf_of(following) is not None):
                 waiting.append((following, not enters and (of_image or leaves_image)))
     return _Found(list(leaves.values()), found_plain, sorted(sums, key=lambda s: -s.number))
 
@@ -188,8 +190,8 @@ def _without(x):
     return tree_map(lambda a: plain(a) if isinstance(a, torch.Tensor) else a, x)
 
 
-def _edges(inputs) -> tuple[torch.Tensor | GradientEdge, ...]:
-    """What gradients are asked for; torch's own functions would look at a `Pooled` again."""
+def _edges(inputs) -> tuple:
+    """What gradients are asked for: of `Pooled` ones their edges, for torch's functions would look at them again."""
     with without_torch_function():
         return tuple(get_gradient_edge(x) if isinstance(x, Pooled) else x for x in _tuple(inputs))
 
@@ -219,7 +221,7 @@ def _grad(mesh, outputs, inputs, grad_outputs=None, *args, **kwargs):
     return tuple(grads)
 
 
-_DIFFERENTIATE = {
+_DIFFERENTIATE: dict[Callable, Callable] = {
     torch.Tensor.backward: _backward_of_one,
     torch.autograd.backward: _backward,
     torch.autograd.grad: _grad,

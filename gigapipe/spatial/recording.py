@@ -9,14 +9,14 @@ where that happens, and the model's code goes on with its value.
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
-from gigapipe.spatial.tensor import METADATA, WATCHING, SpatialTensor, entered, refuse_lost_gradient
+from gigapipe.spatial.tensor import METADATA, WATCHING, Form, SpatialTensor, entered, refuse_lost_gradient
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import (
     fake_tensor_mode,
@@ -38,9 +38,16 @@ class Ref(NamedTuple):
     item: int = 0
 
     @property
-    def image(self) -> SpatialTensor:
-        """Its shape, dtype, axes and memory format; it has no pixels."""
+    def result(self) -> torch.Tensor:
+        """Its shape, dtype and device: an image, or a plain tensor where the node sums. It has no values."""
         return self.node.results[self.item]
+
+    @property
+    def image(self) -> SpatialTensor:
+        """The same of an image, with its axes and memory format; it has no pixels."""
+        found = self.result
+        assert isinstance(found, SpatialTensor)
+        return found
 
 
 class Node:
@@ -50,10 +57,11 @@ class Node:
     model makes them.
     """
 
-    function: Callable | None = None
+    function: Callable
+    is_source = False
     args: tuple = ()
     kwargs: dict = {}
-    results: tuple[SpatialTensor, ...] = ()
+    results: tuple[torch.Tensor, ...] = ()
     """What it makes, without pixels."""
     single = True
     """Whether it returns one image, not several."""
@@ -80,10 +88,6 @@ class Node:
     def __init__(self, index: int):
         self.index = index
 
-    @property
-    def is_source(self) -> bool:
-        return self.function is None
-
     @functools.cached_property
     def operands(self) -> list[Ref]:
         """The images among the arguments."""
@@ -103,14 +107,14 @@ class Node:
             )
 
     def __repr__(self) -> str:
-        return f"Node({self.index}, {name_of(self.function) if self.function else 'source'}, {self.layer})"
+        return f"Node({self.index}, {'source' if self.is_source else name_of(self.function)}, {self.layer})"
 
 
 def _is_ref(a) -> bool:
     return isinstance(a, Ref)
 
 
-def _leaves(tree) -> Iterator:
+def _leaves(tree) -> Iterable:
     return tree_iter(tree, is_leaf=_is_ref)
 
 
@@ -122,7 +126,8 @@ def map_arguments(function: Callable, tree):
 class _Effect(NamedTuple):
     """What a call makes of images of certain shapes."""
 
-    returned: object
+    returned: Any
+    """What torch's function returned."""
     results: tuple[torch.Tensor, ...]
     accesses: tuple[tuple[Access, Access], ...]
     sums: int
@@ -189,8 +194,9 @@ class Recorder:
         with without_pixels():
             x = torch.empty(shape, dtype=dtype, device=self.device, memory_format=layout)
         node = Node(0)
+        node.is_source = True
         self.nodes.append(node)
-        node.results = (SpatialTensor(x, tuple(shape[-2:]), _whole_image(self.mesh)),)
+        node.results = (SpatialTensor(x, (shape[-2], shape[-1]), _whole_image(self.mesh)),)
         return Recorded(self, Ref(node))
 
     def record(self, function: Callable, args: tuple, kwargs: dict):
@@ -246,8 +252,7 @@ class Recorder:
         """What a call makes of such images; found out once, for a step is like another."""
         autocast = torch.is_autocast_enabled(self.device.type) and torch.get_autocast_dtype(self.device.type)
         key = function, autocast, *(_kind(a) for a in _leaves((args, kwargs))), *kwargs
-        tile = images[0].ref.image.mesh
-        effects = _effects(tile.mesh)
+        tile, effects = _whole_image(self.mesh), _effects(self.mesh)
         if key in effects:
             return effects[key]
 
@@ -288,6 +293,8 @@ class Recorded(torch.Tensor):
     stands_for = "an image"
     recorder: Recorder
     ref: Ref
+    views: "list[weakref.ref[Recorded]]"
+    """What shares memory with it, itself too; its views have the same list."""
     takes_precedence = True
     """Over `SpatialTensor`, which a streamed image can become where the two meet."""
 
@@ -298,9 +305,7 @@ class Recorded(torch.Tensor):
             cls, like.shape, dtype=like.dtype, device=recorder.device, requires_grad=like.dtype.is_floating_point
         )
         set_hooks(self, WATCHING)
-        self.recorder, self.ref = recorder, ref
-        self.views: list[weakref.ref[Recorded]] = [weakref.ref(self)]
-        """What shares memory with it, itself too; its views have the same list."""
+        self.recorder, self.ref, self.views = recorder, ref, [weakref.ref(self)]
         return self
 
     def computed(self) -> SpatialTensor:
@@ -308,7 +313,7 @@ class Recorded(torch.Tensor):
         return self.recorder.whole(self.ref)
 
     @property
-    def requires_grad(self) -> bool:
+    def requires_grad(self) -> bool:  # type: ignore[override]  # nobody sets it
         return self.recorder.asks_for_gradient(self.ref)
 
     @classmethod
@@ -327,7 +332,7 @@ class Recorded(torch.Tensor):
         return images[0].recorder.record(function, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[override]  # torch's is no method
         raise NotDecomposed(f"{function} reached a streamed image below torch's Python functions", "do without it")
 
 
@@ -337,10 +342,10 @@ STREAMED: dict[Callable, Callable] = {}
 """torch's function -> the same, made of others (statistical.py, composed.py)."""
 
 
-def streams_as(*functions: Callable) -> Callable[[Callable], Callable]:
+def streams_as(*functions: Callable) -> Callable[[Form], Form]:
     """Register a function as the form that torch's `functions` take on a streamed image."""
 
-    def register(ours: Callable) -> Callable:
+    def register(ours: Form) -> Form:
         STREAMED.update(dict.fromkeys(functions, ours))
         return ours
 

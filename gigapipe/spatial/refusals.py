@@ -2,8 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from types import MethodWrapperType
+from typing import ParamSpec
 
 import torch
+
+P = ParamSpec("P")
 
 LAYERS: list[str] = []
 """Names of the decomposed model's layers that are running, outermost first (see `decompose.py`)."""
@@ -26,11 +30,11 @@ class NotDecomposed(NotImplementedError):
 
 def name_of(function: Callable) -> str:
     """What a user knows a torch function by."""
-    if getattr(function, "__name__", None) in ("__get__", "__set__"):  # a property of Tensor
-        return f"Tensor.{function.__self__.__name__}"
+    if isinstance(function, MethodWrapperType):  # __get__ or __set__ of a property of Tensor
+        return f"Tensor.{getattr(function.__self__, '__name__', 'a property')}"
     if isinstance(function, torch.ScriptMethod | torch.ScriptFunction):
         return f"{function.name} of a scripted module (torch.jit; its module before that may have one)"
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function))
+    name: str = getattr(function, "__qualname__", "") or getattr(function, "__name__", str(function))
     if name.endswith("<locals>.fn"):  # one of two by an argument: max_pool2d, with or without indices
         name = next(name for name, found in vars(torch.nn.functional).items() if found is function)
     return name.replace("TensorBase.", "Tensor.").replace("_VariableFunctionsClass.", "")
@@ -58,16 +62,16 @@ class _Refused(torch.autograd.Function):
         )
 
 
-def once_differentiable(backward: Callable) -> Callable:
+def once_differentiable(backward: Callable[P, object]) -> Callable[P, object]:
     """For the `backward` of a Function, as torch's decorator of this name; to differentiate it again is refused.
 
     torch's own lets gradients of gradients be lost where what arrives is a constant.
     """
 
     @functools.wraps(backward)
-    def first_order(ctx, *grads):
+    def first_order(*args: P.args, **kwargs: P.kwargs) -> object:
         with torch.no_grad():
-            results = backward(ctx, *grads)
+            results = backward(*args, **kwargs)
         if not torch.is_grad_enabled():
             return results
         results = list(results) if isinstance(results, tuple) else [results]

@@ -42,7 +42,8 @@ class Step(NamedTuple):
 
 def needed_nodes(output: Node, held: Container[Ref]) -> tuple[list[Node], list[Ref]]:
     """The nodes to compute for `output`, in order, and the sources and held images that they begin with."""
-    nodes, inputs, waiting = {output}, {}, [output]
+    nodes, waiting = {output}, [output]
+    inputs: dict[Ref, None] = {}
     while waiting:
         for ref in waiting.pop().operands:
             if ref.node.is_source or ref in held:
@@ -138,7 +139,7 @@ class Segment:
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            device, lower = self.output.image.device.type, node.autocast
+            device, lower = self.output.result.device.type, node.autocast
             with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
                 result = node.function(*args, **kwargs)
             del args, kwargs
@@ -215,20 +216,19 @@ def parameters(segment: Segment) -> list[torch.Tensor]:
     return list({id(t): t for node in segment.passing for t in node.wanting}.values())
 
 
-def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles):
+def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles) -> torch.Tensor:
     """A tile of an input: read, or cut from what is held."""
-    if held is None:
-        return ref.node.read(needed[ref.node])
-    return held[_index(ref.image, needed[ref.node], whole[ref.node])]
+    if held is not None:
+        return held[_index(ref.image, needed[ref.node], whole[ref.node])]
+    assert ref.node.read is not None
+    return ref.node.read(needed[ref.node])
 
 
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
     owned = segment.mesh.rectangle(segment.size)
     result = None
-    if owned.empty:
-        return _nothing(segment)
-    whole = segment.rectangles(owned)
-    tiles = segment.tiles()
+    whole = {} if owned.empty else segment.rectangles(owned)
+    tiles = [] if owned.empty else segment.tiles()
     pixels: dict[tuple[bytes, ...], Pixel] = {}
     for done, out in enumerate(tiles):
         needed = segment.rectangles(out)
@@ -258,7 +258,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
             if result is None:
                 result = _like(segment.output.image, pixel.result, owned)
             result[_index(segment.output.image, cell, owned)] = pixel.result
-    return result.to(segment.output.image.dtype)
+    return _nothing(segment) if result is None else result.to(segment.output.result.dtype)
 
 
 def _plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.Tensor:
@@ -305,9 +305,10 @@ def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> tor
 
 def _nothing(segment: Segment) -> torch.Tensor:
     """The output of a rank that owns none."""
-    image = segment.output.image
     if segment.output.node.sums:
-        return torch.zeros(image.shape, dtype=image.dtype, device=image.device)
+        total = segment.output.result
+        return torch.zeros(total.shape, dtype=total.dtype, device=total.device)
+    image = segment.output.image
     return torch.empty_like(_like(image, image.local, segment.mesh.rectangle(segment.size)), device=image.device)
 
 

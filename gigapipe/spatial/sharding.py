@@ -31,12 +31,10 @@ def gather(x: SpatialTensor) -> torch.Tensor:
     refuse_lost_gradient(x)
     if x.mesh.size == 1:
         return x.local
-    everything = tuple(
-        Everything(size, parts) for size, parts in zip(x.image_size, (x.mesh.rows, x.mesh.columns), strict=True)
-    )
+    everything = Everything(x.image_size[0], x.mesh.rows), Everything(x.image_size[1], x.mesh.columns)
     local = x.local.movedim(x.axes, (-2, -1))
     if isinstance(x.mesh, Tile):
-        whole = gather_halo(local, x.mesh, x.image_size, everything, held=x.rectangle)
+        whole = gather_halo(local, x.rectangle, x.mesh, x.image_size, everything)
     else:
         whole = _Gathered.apply(local, plan(x.mesh, x.image_size, everything), x.mesh, x.batch)
         whole = Pooled.of(whole, x.mesh)

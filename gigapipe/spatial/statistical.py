@@ -9,20 +9,21 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.operators.reductions import sum_over_everyone
 from gigapipe.spatial.pooled import plain
-from gigapipe.spatial.recording import Recorded, streams_as
+from gigapipe.spatial.recording import streams_as
 
 
-def _moments(x: Recorded, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums, float64, of an image and of its squares over `dims`, rows and columns among them: in one pass.
 
     They are not about a guess of the mean, which would have to be the same when checkpointing computes them again: the
     sums do not round, and the squares' rounding averages out over the pixels.
     """
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    return torch.cat([x, x * x], 1).sum(dims, dtype=torch.float64).chunk(2, -1)
+    total, square = torch.cat([x, x * x], 1).sum(dims, dtype=torch.float64).chunk(2, -1)
+    return total, square
 
 
-def _normalised(x: Recorded, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> Recorded:
+def _normalised(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> torch.Tensor:
     """By statistics (channels) or (batch, channels)."""
     scale = (variance + eps).rsqrt()
     shift = -mean * scale

@@ -97,17 +97,18 @@ class Program(Recorder):
         if output.node.index in self.plan.tiles:
             return self.plan.tiles[output.node.index]
         image = (output.node.operands[0] if output.node.sums else output).image
-        first = self.nodes[0].results[0]
-        return tuple(
+        first = Ref(self.nodes[0]).image
+        rows, columns = (
             max(1, round(self.plan.tile * n / m)) for n, m in zip(image.image_size, first.image_size, strict=True)
         )
+        return rows, columns
 
     def _with_halo(self, segment: Segment, ref: Ref) -> torch.Tensor:
         """An input's rectangle that this rank needs: its shard, and what other ranks have of it."""
         x = self.whole(ref)
         if self.mesh.image_ranks == 1:
             return cropped(x, segment.rectangles(self.mesh.rectangle(segment.size))[ref.node]).local
-        axes = []
+        accesses = []
         for axis, parts in enumerate((self.mesh.rows, self.mesh.columns)):
             needs = []
             for index in range(parts):
@@ -115,8 +116,10 @@ class Program(Recorder):
                 out[axis] = split(segment.size[axis], parts, index)
                 if out[axis].size:
                     needs.append((out[axis], segment.rectangles(Rectangle(*out))[ref.node][axis]))
-            axes.append(Stretches(segment.size[axis], tuple(needs)))
-        local = gather_halo(x.local.movedim(x.axes, (-2, -1)), self.mesh, x.image_size, tuple(axes))
+            accesses.append(Stretches(segment.size[axis], tuple(needs)))
+        rows, columns = accesses
+        local = x.local.movedim(x.axes, (-2, -1))
+        local = gather_halo(local, x.rectangle, self.mesh, x.image_size, (rows, columns))
         return local.movedim((-2, -1), x.axes)
 
 
@@ -130,7 +133,7 @@ def stream(
     image: SpatialTensor | Callable[[Rectangle], torch.Tensor],
     plan: Plan | None = None,
     mesh: Mesh | None = None,
-    shape: tuple[int, int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     beside: Recorded | None = None,
@@ -143,10 +146,20 @@ def stream(
     An image that another is compared with, such as a mask, is streamed `beside` that one, by its plan. `progress` is
     called after each tile, with the number of the operation that its segment ends with, "forward" or "backward", how
     many tiles of the segment are done, and how many it has.
+
+    Raises ValueError if a reader's shape is missing, or its mesh where it is not streamed beside another.
     """
     if isinstance(image, SpatialTensor):
-        mesh, shape, dtype, device = image.mesh, tuple(image.shape), image.dtype, image.device
-    program = beside.recorder if beside is not None else Program(mesh, device, plan or Plan(), progress)
+        assert isinstance(image.mesh, Mesh)  # images over tiles do not leave their segment
+        mesh, shape, dtype, device = image.mesh, image.shape, image.dtype, image.device
+    if beside is not None:
+        program = beside.recorder
+    elif mesh is not None:
+        program = Program(mesh, device, plan or Plan(), progress)
+    else:
+        raise ValueError("a reader's image has no mesh of its own: give it one")
+    if shape is None:
+        raise ValueError("a reader's image has no shape of its own: give it one")
     recorded = program.source(shape, dtype)
     if isinstance(image, SpatialTensor):
         program.held[recorded.ref] = image

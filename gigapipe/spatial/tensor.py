@@ -15,6 +15,7 @@ import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
@@ -32,6 +33,8 @@ from gigapipe.spatial.torch_internals import (
     without_torch_function,
 )
 from gigapipe.spatial.window import Rectangle
+
+Form = TypeVar("Form", bound=Callable)
 
 DECOMPOSED: dict[Callable, Callable] = {}
 """torch's own function -> our decomposed form of it, which takes the same arguments."""
@@ -51,26 +54,23 @@ METADATA = {
     torch.is_complex,
     torch.is_tensor,
     torch.numel,
-    torch.Tensor.shape.__get__,
-    torch.Tensor.ndim.__get__,
-    torch.Tensor.dtype.__get__,
-    torch.Tensor.device.__get__,
-    torch.Tensor.layout.__get__,
-    torch.Tensor.is_cuda.__get__,
-    torch.Tensor.is_sparse.__get__,
-    torch.Tensor.is_quantized.__get__,
-    torch.Tensor.is_nested.__get__,
-}
+    *(
+        getattr(torch.Tensor, name).__get__
+        for name in (
+            "shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_sparse", "is_quantized", "is_nested",
+        )
+    ),
+}  # fmt: skip
 
 
 ENTERS_ITSELF: set[Callable] = set()
 """Those of them whose decomposed form sees to the gradients of plain tensors (see `gradients.py`)."""
 
 
-def decomposes(*functions: Callable, enters_itself: bool = False) -> Callable[[Callable], Callable]:
+def decomposes(*functions: Callable, enters_itself: bool = False) -> Callable[[Form], Form]:
     """Register a function as the decomposed form of torch's `functions`."""
 
-    def register(ours: Callable) -> Callable:
+    def register(ours: Form) -> Form:
         if enters_itself:
             ENTERS_ITSELF.update(functions)
         DECOMPOSED.update(dict.fromkeys(functions, ours))
@@ -166,7 +166,7 @@ class SpatialTensor(torch.Tensor):
         return self
 
     @property
-    def is_leaf(self) -> bool:
+    def is_leaf(self) -> bool:  # type: ignore[override]  # torch declares an attribute
         return self.local.is_leaf
 
     def retain_grad(self) -> None:
@@ -188,7 +188,9 @@ class SpatialTensor(torch.Tensor):
         return None if self.local.grad is None else self.with_local(self.local.grad)
 
     @grad.setter
-    def grad(self, value: "SpatialTensor | None") -> None:
+    def grad(self, value: torch.Tensor | None) -> None:
+        if not isinstance(value, SpatialTensor | None):
+            raise TypeError("the gradient of a decomposed image is one, too, or None")
         self.local.grad = None if value is None else value.local
 
     def __deepcopy__(self, memo: dict) -> "SpatialTensor":
@@ -221,7 +223,7 @@ class SpatialTensor(torch.Tensor):
                 f"{name} of an image of which a part was taken that is still there", "do without in-place"
             )
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's is told contents by torch alone
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"
 
     @classmethod
@@ -255,7 +257,7 @@ class SpatialTensor(torch.Tensor):
         return ours(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[override]  # torch's is no method
         raise NotDecomposed(
             f"{function} reached a shard below torch's Python functions", "give it gigapipe.spatial.gather(x)"
         )
@@ -305,7 +307,7 @@ def refuse_lost_gradient(x: torch.Tensor) -> None:
     Such run without gradients and hand `x` on as if it had one of their making, which never reaches the shard.
     """
     with without_torch_function():
-        node = torch.Tensor.grad_fn.__get__(x)
+        node = x.grad_fn
     if node is not None:
         raise NotDecomposed(
             f"{node.name()}, a custom autograd.Function or a reentrant checkpoint, would lose the gradient",

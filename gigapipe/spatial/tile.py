@@ -5,12 +5,14 @@ halo, and fetches it; a tile was given a larger rectangle to begin with, and cut
 an operator serves both: in space, over ranks, and in time, tile after tile (see `stream.py`).
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.torch_internals import without_modes
-from gigapipe.spatial.window import Access, Interval, Rectangle
+from gigapipe.spatial.window import Access, Interval, Rectangle, output_size
 
 
 class Tile:
@@ -41,9 +43,9 @@ class Tile:
         """Begin to record what an operator asks."""
         self.out, self.accesses, self.sums, self.drawn, self.replayed = None, [], 0, [], 0
 
-    def replay(self, out: Rectangle, drawn: list[torch.Tensor]) -> None:
+    def replay(self, out: Rectangle | None, drawn: Sequence[torch.Tensor]) -> None:
         """Begin to compute `out` with an operator that drew those numbers when it was recorded."""
-        self.out, self.drawn, self.replayed = out, drawn, 0
+        self.out, self.drawn, self.replayed = out, list(drawn), 0
 
     def rectangle(self, size: tuple[int, int]) -> Rectangle:
         return self.out or Rectangle(Interval(0, size[0]), Interval(0, size[1]))
@@ -54,7 +56,7 @@ class Tile:
         return x
 
     def draw(self) -> torch.Tensor:
-        if self.out is None:
+        if self.replayed == len(self.drawn):  # recorded, not replayed
             with without_modes():  # a number, though nothing but shapes is asked for
                 self.drawn.append(self.mesh.draw())
         self.replayed += 1
@@ -73,7 +75,7 @@ class Tile:
         A view, where it can be; with `fill` where the operator looks past the image.
         """
         self.accesses.append(accesses)
-        out = self.rectangle(tuple(access.output_size(n) for access, n in zip(accesses, size, strict=True)))
+        out = self.rectangle(output_size(accesses, size))
         margins = []
         for axis, access, o, h, n in zip((-2, -1), accesses, out, held, size, strict=True):
             needed = access.needs(o)

@@ -56,7 +56,7 @@ def first_of_hooks(x: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor]
     """`x.register_hook`, but the hook is called before those that are there."""
     before = list((x._backward_hooks or {}).items())
     handle = x.register_hook(hook)
-    hooks = x._backward_hooks
+    hooks = x._backward_hooks or {}  # which now has one
     for key, other in before:  # autograd goes by the order of insertion alone
         del hooks[key]
         hooks[key] = other

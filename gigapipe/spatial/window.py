@@ -92,6 +92,11 @@ class Access(Protocol):
         """Where the interval `needed` of the input comes from; what no piece covers is filled with a constant."""
 
 
+def output_size(accesses: tuple[Access, Access], size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of what an operator that looks by `accesses` makes of an image of `size`."""
+    return accesses[0].output_size(size[0]), accesses[1].output_size(size[1])
+
+
 class _InImage:
     """Input comes from its own place in the image, and there is nothing outside."""
 

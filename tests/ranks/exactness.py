@@ -88,8 +88,9 @@ def training(mesh, size) -> tuple[int, dict[str, float]]:
 def adjoint_of_halo(mesh, size, window: Window) -> float:
     """⟨Fx, y⟩ against ⟨x, F*y⟩, summed over ranks, where F gathers the halo."""
     torch.manual_seed(mesh.rank)
-    x = torch.rand(1, 2, *mesh.rectangle(size).shape, dtype=torch.float64, requires_grad=True)
-    gathered = gather_halo(x, mesh, size, (window, window))
+    owned = mesh.rectangle(size)
+    x = torch.rand(1, 2, *owned.shape, dtype=torch.float64, requires_grad=True)
+    gathered = gather_halo(x, owned, mesh, size, (window, window))
     y = torch.rand_like(gathered)
     (adjoint,) = torch.autograd.grad(gathered, x, y)
     products = torch.stack([(gathered * y).sum(), (x * adjoint).sum()]).detach()

@@ -88,7 +88,7 @@ def exchange(data, mesh, rows, columns):
     whole = torch.rand(1, 2, rows, columns, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     owned = mesh.rectangle((rows, columns))
     x = whole[..., slice(*owned.rows), slice(*owned.columns)].clone().requires_grad_()
-    gathered = gather_halo(x, mesh, (rows, columns), axes)
+    gathered = gather_halo(x, owned, mesh, (rows, columns), axes)
     needed = plan(mesh, (rows, columns), axes).needed
     expected = whole
     if not needed.empty:

@@ -9,6 +9,7 @@ import pandas
 import yaml
 from snakemake.exceptions import WorkflowError
 
+from gigapipe.cli.messages import log_to_stderr
 from gigapipe.configuration import Configuration
 from gigapipe.configuration.command_line import arguments
 from gigapipe.configuration.configuration import (
@@ -82,6 +83,12 @@ def sample_sheet():
     return sheet.set_index("slide", drop=False).to_dict("index")
 
 
+def wants_networks():
+    """Whether more is asked for than slides and their pyramids, which any cohort may have."""
+    asked = workflow.dag_settings.targets
+    return not asked or not set(asked) <= {"slides", "pyramids", "survey"}
+
+
 def check_cohort():
     """Refuse what could not come to its end: jobs, which read this file too, need not look again."""
     here = {
@@ -120,7 +127,7 @@ if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unkn
 if CONFIG.training.weights and not Path(CONFIG.training.weights).exists():
     refuse(f"config: training.weights: no such file: {CONFIG.training.weights}")
 
-if workflow.is_main_process and SHEET:
+if workflow.is_main_process and SHEET and wants_networks():
     check_cohort()
 
 
@@ -190,6 +197,7 @@ def to_fetch():
 
 def announce_work():
     """Say what is going to be fetched, refuse it if the disk cannot hold it, and tell of the pyramids as they come."""
+    log_to_stderr()
     try:
         announce(to_fetch(), CONFIG.keep_slides)
     except InputError as error:

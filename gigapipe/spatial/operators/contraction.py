@@ -28,7 +28,8 @@ def matmul(x, other):
 @decomposes(torch.einsum)
 def einsum(equation, *operands):
     """With rows and columns in the result, an image; with both summed over, a plain tensor."""
-    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
     first = next(x for x in operands if isinstance(x, SpatialTensor))
     if not isinstance(equation, str) or "." in equation:
         raise NotDecomposed("einsum with an ellipsis or a list", "name each dimension by a letter")
@@ -61,5 +62,5 @@ def einsum(equation, *operands):
         raise NotDecomposed(f"einsum {equation} over rows or columns alone", "sum over both or neither")
     found = torch.einsum(f"{inputs}->{output}", *local)
     if kept[0]:
-        return first.with_local(found, tuple(output.index(letter) for letter in letters))
+        return first.with_local(found, (output.index(letters[0]), output.index(letters[1])))
     return leave(found, first.mesh, first.batch)

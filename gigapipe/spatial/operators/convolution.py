@@ -18,7 +18,7 @@ from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windo
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, split
+from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, output_size, split
 
 convolution_backward = torch.ops.aten.convolution_backward
 
@@ -32,19 +32,7 @@ class _Geometry:
     windows: tuple[Window, Window]
     halo: Halo
     out: Rectangle
-    alone: tuple[Alone, Alone] | None  # None where nothing of the shard is looked at
-
-    @property
-    def padding(self) -> list[int]:
-        return [axis.padding for axis in self.alone]
-
-    @property
-    def kept(self) -> tuple:
-        return (..., *(axis.kept for axis in self.alone))
-
-    @property
-    def outputs(self) -> tuple:
-        return (..., *(axis.outputs for axis in self.alone))
+    alone: Alone | None  # None where nothing of the shard is looked at
 
     def reached(self, part: Rectangle) -> Rectangle:
         """Those of this rank's outputs that `part` of the input reaches."""
@@ -60,10 +48,10 @@ class _Geometry:
 @remembered_by_mesh
 def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
     halo = plan(mesh, size, windows)
-    out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
+    out = mesh.rectangle(output_size(windows, size))
     alone = None
     if not out.empty and not halo.owned.intersect(halo.needed).empty:
-        alone = tuple(Alone.of(*axis) for axis in zip(windows, halo.owned, halo.needed, out, strict=True))
+        alone = Alone.of(windows, halo.owned, halo.needed, out)
     return _Geometry(windows, halo, out, alone)
 
 
@@ -78,7 +66,7 @@ def _kernel(x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
             x.shape[3]
         )
         if columns == 1 or (weight[0, 0].numel() == 1 and any(pair(padding))):
-            single = [None if t is None else t.float() for t in (x, weight, bias)]
+            single = x.float(), weight.float(), None if bias is None else bias.float()
             with torch.autocast("cpu", enabled=False):
                 return torch.conv2d(*single, stride, padding, dilation, groups).to(x.dtype)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -120,11 +108,11 @@ class _Convolution(torch.autograd.Function):
         stride, dilation = [w.stride for w in geometry.windows], [w.dilation for w in geometry.windows]
         ctx.kernel = stride, dilation, groups
         arrive = send_halos(local, geometry.halo, mesh)
-        if geometry.alone:
-            y = _kernel(local[geometry.kept], weight, bias, stride, geometry.padding, dilation, groups)
+        if alone := geometry.alone:
+            y = _kernel(local[alone.kept], weight, bias, stride, alone.padding, dilation, groups)
             ctx.computed = y.shape
             if y.shape[-2:] != geometry.out.shape:
-                y = y[geometry.outputs].contiguous()  # or the view would keep the whole
+                y = y[alone.outputs].contiguous()  # or the view would keep the whole
         else:
             y = local.new_zeros(len(local), len(weight), *geometry.out.shape)
             y += 0 if bias is None else bias.view(-1, 1, 1)
@@ -153,28 +141,30 @@ class _Convolution(torch.autograd.Function):
             part = grad[(..., *reached.within(geometry.out))]
             padded, mask = F.pad(strip, margins), (for_local, for_weight, False)
             grad_padded, grad_weight, _ = _gradients(part, padded, weight, stride, [0, 0], dilation, groups, mask)
-            grad_weights.append(grad_weight)
-            if for_local:
+            if grad_weight is not None:
+                grad_weights.append(grad_weight)
+            if grad_padded is not None:
                 strip_grads.append(F.pad(grad_padded, [-margin for margin in margins]))
         if for_local:
             add_returned_to = return_halos(strip_grads, geometry.halo, ctx.mesh, like=local)
-        if geometry.alone:
-            part, computed = local[geometry.kept], grad
+        if alone := geometry.alone:
+            part, computed = local[alone.kept], grad
             if grad.shape != ctx.computed:
                 computed = grad.new_zeros(ctx.computed)
-                computed[geometry.outputs] = grad
+                computed[alone.outputs] = grad
             mask = for_local, for_weight, for_bias
             grad_local, grad_weight, grad_bias = _gradients(
-                computed, part, weight, stride, geometry.padding, dilation, groups, mask
+                computed, part, weight, stride, alone.padding, dilation, groups, mask
             )
-            grad_weights.append(grad_weight)
-            if for_local and part.shape != local.shape:
+            if grad_weight is not None:
+                grad_weights.append(grad_weight)
+            if grad_local is not None and part.shape != local.shape:
                 grad_part, grad_local = grad_local, torch.zeros_like(local)
-                grad_local[geometry.kept] = grad_part
+                grad_local[alone.kept] = grad_part
         else:
             grad_local = torch.zeros_like(local) if for_local else None
             grad_bias = grad.sum((0, 2, 3)) if for_bias else None
-        if for_local:
+        if for_local and grad_local is not None:
             grad_local = add_returned_to(grad_local)
         grad_weight = None
         if for_weight:
@@ -217,10 +207,11 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         pads = [(d * (k - 1) // 2, -(-d * (k - 1) // 2)) for k, d in zip(weight.shape[2:], pair(dilation), strict=True)]
     else:
         pads = [(p, p) for p in pair(0 if padding == "valid" else padding)]
-    axes = tuple(
+    rows, columns = (
         Window(k, s, p, d) for k, s, p, d in zip(weight.shape[2:], pair(stride), pads, pair(dilation), strict=True)
     )
-    size = tuple(window.output_size(n) for window, n in zip(axes, x.image_size, strict=True))
+    axes = rows, columns
+    size = output_size(axes, x.image_size)
     if x.mesh.image_ranks == 1 and x.shape[0] * len(weight) * math.prod(size) < LARGE:
         return SpatialTensor(torch.conv2d(x.local, weight, bias, stride, padding, dilation, groups), size, x.mesh)
     local, weight, bias = _mixed(x, weight, bias)
@@ -246,12 +237,13 @@ def conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0
     for more, s, d in zip(pair(output_padding), pair(stride), pair(dilation), strict=True):
         if not 0 <= more < max(s, d):
             raise RuntimeError(f"output_padding {more} must be smaller than stride {s} or dilation {d}")
-    axes = tuple(
+    rows, columns = (
         Transposed(k, s, p, d, o)
         for k, s, p, d, o in zip(
             weight.shape[2:], pair(stride), pair(padding), pair(dilation), pair(output_padding), strict=True
         )
     )
+    axes = rows, columns
 
     def operate(shard, needed, out):
         y = torch.conv_transpose2d(shard, weight, bias, stride, 0, 0, groups, dilation)

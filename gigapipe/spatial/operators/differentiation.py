@@ -2,6 +2,7 @@
 
 import torch
 
+from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.pooled import averaging
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.torch_internals import tree_map
@@ -19,6 +20,7 @@ def _beginning_at(outputs, inputs):
     """The context of a backward pass: one that begins at plain tensors sees to itself."""
     images = [x for x in _tuple(outputs) if isinstance(x, SpatialTensor)]
     mesh = next(x.mesh for x in (*images, *_tuple(inputs)) if isinstance(x, SpatialTensor))
+    assert isinstance(mesh, Mesh)  # images over tiles do not leave their segment
     return averaging([x.local for x in images], mesh, images=True)
 
 

@@ -15,7 +15,7 @@ from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, 
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.window import Interval, Rectangle, Window
+from gigapipe.spatial.window import Interval, Rectangle, Window, output_size
 
 max_pool_with_indices = torch.ops.aten.max_pool2d_with_indices
 max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
@@ -60,31 +60,19 @@ class _Geometry:
     windows: tuple[Window, Window]
     halo: Halo
     out: Rectangle
-    alone: tuple[Alone, Alone] | None  # None where torch's kernel cannot compute the shard alone
+    alone: Alone | None  # None where torch's kernel cannot compute the shard alone
     bands: tuple[_Band, ...]
-
-    @property
-    def padding(self) -> list[int]:
-        return [axis.padding for axis in self.alone]
-
-    @property
-    def kept(self) -> tuple:
-        return (..., *(axis.kept for axis in self.alone))
-
-    @property
-    def outputs(self) -> tuple:
-        return (..., *(axis.outputs for axis in self.alone))
 
 
 @remembered_by_mesh
 def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window]) -> _Geometry:
     halo = plan(mesh, size, windows)
-    out = mesh.rectangle(tuple(w.output_size(n) for w, n in zip(windows, size, strict=True)))
+    out = mesh.rectangle(output_size(windows, size))
     alone, right = None, Rectangle(Interval(out.rows.start, out.rows.start), out.columns)
     if not out.empty and not halo.owned.intersect(halo.needed).empty:
-        axes = tuple(Alone.of(*axis) for axis in zip(windows, halo.owned, halo.needed, out, strict=True))
-        if all(2 * axis.padding <= w.kernel for axis, w in zip(axes, windows, strict=True)):  # torch pads by no more
-            alone = axes
+        shard = Alone.of(windows, halo.owned, halo.needed, out)
+        if all(2 * p <= w.kernel for p, w in zip(shard.padding, windows, strict=True)):  # torch pads by no more
+            alone = shard
             right = Rectangle(*(_seeing_only(*axis) for axis in zip(windows, halo.owned, size, out, strict=True)))
     bands = (
         Rectangle(Interval(out.rows.start, right.rows.start), out.columns),
@@ -120,11 +108,11 @@ class _MaxPool(torch.autograd.Function):
         kernel, stride, dilation = zip(*((w.kernel, w.stride, w.dilation) for w in geometry.windows), strict=True)
         ctx.arguments = kernel, stride, dilation
         arrive = send_halos(local, geometry.halo, mesh)
-        if geometry.alone:
-            y = F.max_pool2d(local[geometry.kept], kernel, stride, geometry.padding, dilation)
+        if alone := geometry.alone:
+            y = F.max_pool2d(local[alone.kept], kernel, stride, alone.padding, dilation)
             ctx.computed = y.shape
             if y.shape[-2:] != geometry.out.shape:
-                y = y[geometry.outputs].contiguous()  # or the view would keep the whole
+                y = y[alone.outputs].contiguous()  # or the view would keep the whole
         else:
             shape = *local.shape[:2], *geometry.out.shape
             y = torch.empty(shape, dtype=local.dtype, device=local.device, memory_format=layout(local))
@@ -153,17 +141,17 @@ class _MaxPool(torch.autograd.Function):
                 else:
                     grad_strips[source - 1][there] += grad_buffer[here]
         add_returned_to = return_halos(grad_strips, geometry.halo, ctx.mesh, like=local)
-        if geometry.alone:
+        if alone := geometry.alone:
             computed = grad.new_zeros(ctx.computed) if grad.shape != ctx.computed else grad.clone()
             if grad.shape != ctx.computed:
-                computed[geometry.outputs] = grad
+                computed[alone.outputs] = grad
             for band in geometry.bands:
-                computed[geometry.outputs][band.outputs] = 0
-            part = local[geometry.kept]
-            grad_local = input_gradient(computed, part, geometry.padding)
+                computed[alone.outputs][band.outputs] = 0
+            part = local[alone.kept]
+            grad_local = input_gradient(computed, part, alone.padding)
             if part.shape != local.shape:
                 grad_part, grad_local = grad_local, torch.zeros_like(local)
-                grad_local[geometry.kept] = grad_part
+                grad_local[alone.kept] = grad_part
         else:
             grad_local = torch.zeros_like(local)
         for there, part in for_local:
@@ -183,7 +171,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     windows = pooling_windows(kernel_size, stride, padding, dilation, ceil_mode)
     if x.mesh.image_ranks == 1:
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
-        return SpatialTensor(local, tuple(local.shape[2:]), x.mesh)
+        return SpatialTensor(local, output_size(windows, x.image_size), x.mesh)
     if isinstance(x.mesh, Tile):
         return windowed(
             x,
@@ -192,5 +180,5 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
             x.shape[1],
             fill=float("-inf"),
         )
-    size = tuple(window.output_size(n) for window, n in zip(windows, x.image_size, strict=True))
-    return SpatialTensor(_MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows)), size, x.mesh)
+    local = _MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows))
+    return SpatialTensor(local, output_size(windows, x.image_size), x.mesh)

@@ -66,8 +66,8 @@ class _BatchNorm(torch.autograd.Function):
             return *(total / count).to(mean.dtype).chunk(len(sums)), *whole
 
         grad_x, grad_weight, grad_bias = backward(grad, x, weight, mean, variance, ctx.eps, summed)
-        grad_weight, grad_bias = None if weight is None else grad_weight, grad_bias if ctx.has_bias else None
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        of_weight, of_bias = None if weight is None else grad_weight, grad_bias if ctx.has_bias else None
+        return grad_x, of_weight, of_bias, None, None, None, None
 
 
 def _normalise(x, weight, bias, mean, variance, eps: float) -> torch.Tensor:
@@ -161,6 +161,7 @@ def batch_norm(
             y = local if weight is None else local * weight.view(-1, 1, 1)
             return x.with_local(y if bias is None else y + bias.view(-1, 1, 1))
         return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
+    assert isinstance(x.mesh, Mesh)  # of a streamed image statistical.py has another
     if x.shape[0] * x.image_size[0] * x.image_size[1] * x.mesh.data <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
     x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device, layer=True)

@@ -57,7 +57,7 @@ def pointwise(function: Callable) -> Callable:
         if not isinstance(result, torch.Tensor):  # of `x == None`, say
             return result
         grown = result.dim() - image.local.dim()
-        return image.with_local(result, tuple(axis + grown for axis in image.axes))
+        return image.with_local(result, (image.axes[0] + grown, image.axes[1] + grown))
 
     return ours
 
@@ -95,8 +95,8 @@ def _to(x, *args, **kwargs):
     def plain(a):  # what another tensor stands for here is its dtype and device
         return torch.empty(0, dtype=a.dtype, device=a.device) if isinstance(a, SpatialTensor) else a
 
-    args, kwargs = [plain(a) for a in args], {name: plain(a) for name, a in kwargs.items()}
-    return x.with_local(x.local.to(*args, **kwargs)) if isinstance(x, SpatialTensor) else x.to(*args, **kwargs)
+    given, options = [plain(a) for a in args], {name: plain(a) for name, a in kwargs.items()}
+    return x.with_local(x.local.to(*given, **options)) if isinstance(x, SpatialTensor) else x.to(*given, **options)
 
 
 DECOMPOSED[torch.Tensor.to] = DECOMPOSED[torch.Tensor.type_as] = _to

@@ -44,7 +44,8 @@ def lp_pool2d(x, norm_type, kernel_size, stride=None, ceil_mode=False):
 def _bins(x: SpatialTensor, output_size) -> tuple[Bins, Bins]:
     """How adaptive pooling divides rows and columns; None stands for as many bins as there are."""
     sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    return tuple(Bins(n, n if m is None else m) for n, m in zip(x.image_size, sizes, strict=True))
+    rows, columns = (Bins(n, n if m is None else m) for n, m in zip(x.image_size, sizes, strict=True))
+    return rows, columns
 
 
 def _cells(out: Interval, needed: Interval, bins: Bins):

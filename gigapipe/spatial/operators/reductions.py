@@ -8,6 +8,7 @@ from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.pooled import across
 from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.transports import Transport
 
 
@@ -29,7 +30,7 @@ class _Sum(torch.autograd.Function):
         return ctx.ranks.sum_(grad.clone(memory_format=torch.contiguous_format)), None, None
 
 
-def sum_over_image(x: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+def sum_over_image(x: torch.Tensor, mesh: Mesh | Tile) -> torch.Tensor:
     """The sum of the ranks' tensors, for each rank to go on with its shard. Differentiable.
 
     What goes on as a plain tensor, the same on all ranks, is summed by `gradients.leave`.
@@ -78,7 +79,10 @@ def dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
 
 def axes_without(x: SpatialTensor, dims: set[int], keepdim: bool) -> tuple[int, int]:
     """Where rows and columns are once `dims` are gone."""
-    return x.axes if keepdim else tuple(axis - sum(d < axis for d in dims) for axis in x.axes)
+    if keepdim:
+        return x.axes
+    rows, columns = (axis - sum(d < axis for d in dims) for axis in x.axes)
+    return rows, columns
 
 
 def summing(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Operations that change an image's size pixel by pixel: padding, cropping, interpolation, pixel shuffling."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,15 @@ from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, wind
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.torch_internals import memory_of, without_modes
-from gigapipe.spatial.window import Flipped, Padded, Rectangle, Rolled, Shuffled, Taps, Window
+from gigapipe.spatial.window import Access, Flipped, Padded, Rectangle, Rolled, Shuffled, Taps, Window, output_size
 
 
-def _moved(x: SpatialTensor, accesses, fill: float = 0.0) -> SpatialTensor:
+def _moved(x: SpatialTensor, accesses: Iterable[Access], fill: float = 0.0) -> SpatialTensor:
     """An image each of whose pixels is a pixel of `x`, or `fill`."""
-    size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
-    local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.mesh, x.image_size, tuple(accesses), fill, x.rectangle)
-    steps = [access.stride if isinstance(access, Window) else 1 for access in accesses]
+    rows, columns = accesses
+    size = output_size((rows, columns), x.image_size)
+    local = gather_halo(x.local.movedim(x.axes, (-2, -1)), x.rectangle, x.mesh, x.image_size, (rows, columns), fill)
+    steps = [access.stride if isinstance(access, Window) else 1 for access in (rows, columns)]
     local = local[..., :: steps[0], :: steps[1]] if max(steps) > 1 else local
     local = local.reshape(*local.shape[:-2], *x.mesh.rectangle(size).shape)  # of nothing, too, the right shape
     return SpatialTensor(local.movedim((-2, -1), x.axes), size, x.mesh, x.axes)
@@ -169,7 +170,8 @@ def _bicubic(x: SpatialTensor, sizes, scales, align_corners, recompute_scale_fac
             shard = sum(parts[1:], parts[0])
         return shard
 
-    return windowed(x, tuple(accesses), operate, x.shape[1])
+    rows, columns = accesses
+    return windowed(x, (rows, columns), operate, x.shape[1])
 
 
 @decomposes(F.interpolate, F.upsample)
@@ -199,19 +201,19 @@ def interpolate(
     ]
     with without_modes():
         lows, highs = [p.floor().long() for p in positions], [p.ceil().long() for p in positions]
-        accesses = tuple(Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
-    factors = [o // n for o, n in zip(map(len, lows), x.image_size, strict=True)]
+        rows, columns = (Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
+    factors = len(lows[0]) // x.image_size[0], len(lows[1]) // x.image_size[1]
 
     by_factors = (
         not align_corners
         and all(f * n == len(low) for f, n, low in zip(factors, x.image_size, lows, strict=True))
-        and (scale_factor is None or recompute_scale_factor or [float(s) for s in scales] == factors)
+        and (scale_factor is None or recompute_scale_factor or tuple(map(float, scales)) == factors)
     )
 
     def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
         if by_factors:
             # By whole factors a stretch of the image is interpolated as the image is: torch's own kernel, then a crop.
-            grown = _Grown.apply(shard, tuple(factors), mode)
+            grown = _Grown.apply(shard, factors, mode)
             return crop(grown, out, scaled(needed, factors))
         for axis, (low, high, position, n, o) in enumerate(zip(lows, highs, positions, needed, out, strict=True)):
             mine = slice(o.start, o.stop)
@@ -223,4 +225,4 @@ def interpolate(
                 shard = lower
         return shard
 
-    return windowed(x, accesses, operate, x.shape[1])
+    return windowed(x, (rows, columns), operate, x.shape[1])

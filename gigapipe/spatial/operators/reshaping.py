@@ -41,7 +41,7 @@ def _places(x: SpatialTensor, shape: list[int]) -> tuple[int, int] | None:
         alike = [d for d, n in enumerate(shape) if n == x.shape[axis] and _around(shape, d) == _around(x.shape, axis)]
         found += alike[-1:]  # of a single row there may be several
     if len(set(found)) == 2:
-        return tuple(found)
+        return found[0], found[1]
     before, after = _around(x.shape, min(x.axes))[0], _around(x.shape, max(x.axes))[1]
     for dim in range(len(shape)):
         outer, inner = _around(shape, dim)

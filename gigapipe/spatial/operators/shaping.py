@@ -102,24 +102,24 @@ def movedim(x, source, destination):
 
 @decomposes(torch.Tensor.expand)
 def expand(x, *sizes, size=None):
-    sizes = sizes_of(sizes) if size is None else list(size)
-    new = len(sizes) - x.dim()
+    shape = sizes_of(sizes) if size is None else list(size)
+    new = len(shape) - x.dim()
     axes = tuple(axis + new for axis in x.axes)
-    if new < 0 or any(sizes[axis] not in (-1, n) for axis, n in zip(axes, x.image_size, strict=True)):
+    if new < 0 or any(shape[axis] not in (-1, n) for axis, n in zip(axes, x.image_size, strict=True)):
         raise NotDecomposed(
-            f"expand of {tuple(x.shape)} to {tuple(sizes)}", "enlarge rows and columns by interpolation"
+            f"expand of {tuple(x.shape)} to {tuple(shape)}", "enlarge rows and columns by interpolation"
         )
-    return x.with_local(x.local.expand([-1 if d in axes else n for d, n in enumerate(sizes)]), axes)
+    return x.with_local(x.local.expand([-1 if d in axes else n for d, n in enumerate(shape)]), axes)
 
 
 @decomposes(torch.Tensor.repeat)
 def repeat(x, *repeats):
-    repeats = sizes_of(repeats)
-    new = len(repeats) - x.dim()
+    times = sizes_of(repeats)
+    new = len(times) - x.dim()
     axes = tuple(axis + new for axis in x.axes)
-    if new < 0 or any(repeats[axis] != 1 for axis in axes):
-        raise NotDecomposed(f"repeat by {tuple(repeats)}", "repeat along other dimensions than rows and columns")
-    return x.with_local(x.local.repeat(repeats), axes)
+    if new < 0 or any(times[axis] != 1 for axis in axes):
+        raise NotDecomposed(f"repeat by {tuple(times)}", "repeat along other dimensions than rows and columns")
+    return x.with_local(x.local.repeat(times), axes)
 
 
 @decomposes(torch.repeat_interleave, torch.Tensor.repeat_interleave)
@@ -144,9 +144,9 @@ def roll(x, shifts, dims=None):
 
 @decomposes(torch.flip, torch.Tensor.flip)
 def flip(x, *dims):
-    dims = {x.dimension(d) for d in sizes_of(dims)}
-    x = flipped(x, [axis in dims for axis in x.axes])
-    return x.with_local(x.local.flip(sorted(dims - set(x.axes))))
+    turned = {x.dimension(d) for d in sizes_of(dims)}
+    x = flipped(x, [axis in turned for axis in x.axes])
+    return x.with_local(x.local.flip(sorted(turned - set(x.axes))))
 
 
 @decomposes(F.pad)

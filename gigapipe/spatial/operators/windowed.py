@@ -8,12 +8,13 @@ import torch
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor
-from gigapipe.spatial.window import Access, Interval, Rectangle, Window
+from gigapipe.spatial.window import Access, Interval, Rectangle, Window, output_size
 
 
 def pair(value) -> tuple[int, int]:
     """torch's own rule: one number stands for both axes."""
-    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
+    rows, columns = (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
+    return rows, columns
 
 
 def pooling_windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Window, Window]:
@@ -23,7 +24,8 @@ def pooling_windows(kernel, stride, padding, dilation, ceil: bool) -> tuple[Wind
     if any(not 0 <= 2 * p <= k for p, k in zip(pair(padding), pair(kernel), strict=True)):
         raise ValueError(f"pooling by {kernel} is padded by at most half of it, not by {padding}")
     axes = zip(pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
-    return tuple(Window(k, s, (p, p), d, ceil) for k, s, p, d in axes)
+    rows, columns = (Window(k, s, (p, p), d, ceil) for k, s, p, d in axes)
+    return rows, columns
 
 
 def images(x: SpatialTensor, name: str) -> SpatialTensor:
@@ -36,22 +38,28 @@ def images(x: SpatialTensor, name: str) -> SpatialTensor:
 
 
 class Alone(NamedTuple):
-    """How torch's kernel, which pads both ends alike, computes an axis of a shard without its halo.
+    """How torch's kernel, which pads both ends of an axis alike, computes a shard without its halo.
 
-    It is given `kept` of the shard, pads it by `padding` on both ends, and of its outputs `outputs` are right in
-    number and place.
+    It is given `kept` of the shard, pads it by `padding` on both ends of rows and columns, and of its outputs `outputs`
+    are right in number and place.
     """
 
-    kept: slice
-    padding: int
-    outputs: slice
+    kept: tuple
+    padding: list[int]
+    outputs: tuple
 
     @classmethod
-    def of(cls, window: Window, owned: Interval, needed: Interval, out: Interval) -> "Alone":
-        kept = owned.intersect(needed)
-        before, after = kept.start - needed.start, needed.stop - kept.stop
-        extra = max(0, -(-(after - before) // window.stride))  # outputs computed in vain before the first
-        return cls(kept.within(owned), before + extra * window.stride, slice(extra, extra + out.size))
+    def of(cls, windows: tuple[Window, Window], owned: Rectangle, needed: Rectangle, out: Rectangle) -> "Alone":
+        axes = [_axis_alone(*axis) for axis in zip(windows, owned, needed, out, strict=True)]
+        kept, padding, outputs = zip(*axes, strict=True)
+        return cls((..., *kept), list(padding), (..., *outputs))
+
+
+def _axis_alone(window: Window, owned: Interval, needed: Interval, out: Interval) -> tuple[slice, int, slice]:
+    kept = owned.intersect(needed)
+    before, after = kept.start - needed.start, needed.stop - kept.stop
+    extra = max(0, -(-(after - before) // window.stride))  # outputs computed in vain before the first
+    return kept.within(owned), before + extra * window.stride, slice(extra, extra + out.size)
 
 
 class _Nothing(torch.autograd.Function):
@@ -81,8 +89,8 @@ def windowed(
     parameters: Sequence[torch.Tensor] = (),
 ) -> SpatialTensor:
     """Apply `operate(input, needed, out)`, which computes the outputs `out` from the inputs `needed`."""
-    size = tuple(access.output_size(n) for access, n in zip(accesses, x.image_size, strict=True))
-    shard = gather_halo(x.local, x.mesh, x.image_size, accesses, fill, x.rectangle)
+    size = output_size(accesses, x.image_size)
+    shard = gather_halo(x.local, x.rectangle, x.mesh, x.image_size, accesses, fill)
     out = x.mesh.rectangle(size)
     if out.empty:
         local = _Nothing.apply((x.shape[0], channels, *out.shape), shard, *parameters)

@@ -28,11 +28,11 @@ class MpiTransport:
     If MPI itself finds that another rank cannot be reached, it is ConnectionError.
     """
 
-    def __init__(self, communicator: MPI.Comm, timeout: float = 600):
+    def __init__(self, communicator: MPI.Intracomm, timeout: float = 600):
         # A communicator of its own: no message of another user of MPI can be taken for one of ours.
         self._take(communicator.Dup(), timeout)
 
-    def _take(self, communicator: MPI.Comm, timeout: float) -> None:
+    def _take(self, communicator: MPI.Intracomm, timeout: float) -> None:
         self.communicator = communicator
         weakref.finalize(self, _free, communicator).atexit = False  # where MPI ends
         self.rank, self.size = communicator.rank, communicator.size

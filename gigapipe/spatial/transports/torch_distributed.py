@@ -22,11 +22,11 @@ class TorchTransport:
         whole = list(range(dist.get_world_size()))
         self.ranks = whole if ranks is None else list(ranks)
         # Only members call, so that ranks which belong to something else need not take part.
-        self.group = (
-            dist.group.WORLD if self.ranks == whole else dist.new_group(self.ranks, use_local_synchronization=True)
-        )
-        if self.group is not dist.group.WORLD:
-            weakref.finalize(self, _destroy, self.group).atexit = False
+        self.group = dist.group.WORLD
+        if self.ranks != whole:
+            group = dist.new_group(self.ranks, use_local_synchronization=True)
+            weakref.finalize(self, _destroy, group).atexit = False
+            self.group = group
         self.rank = self.ranks.index(dist.get_rank())
         self.size = len(self.ranks)
         self.sent_bytes = 0
