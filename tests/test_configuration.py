@@ -1,6 +1,7 @@
 """Options are stated once: what is derived from them is as they are, and a wrong value is said in a sentence."""
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -193,3 +194,23 @@ def test_a_finer_resolution_than_a_slides_own_is_refused_by_name(tmp_path):
     check_resolutions({Path("nowhere.svs"): None}, fine)
     with pytest.raises(InputError, match=f"{slide.name}.* coarser than the 0.1 asked for"):
         check_resolutions({slide: None}, fine)
+
+
+def test_settings_of_older_models_are_read_and_their_checkpoints_gone_on_from():
+    """As 0.1 wrote them; a checkpoint's identity is their JSON."""
+    from gigapipe.training.classification import ClassifierSettings
+    from gigapipe.training.segmentation import SegmenterSettings
+
+    learning = {
+        "mpp": 2.0, "fold": 1, "epochs": 6, "batch": 4, "learning_rate": 0.0003, "weight_decay": 0.01, "seed": 0,
+        "precision": "float32", "accumulate": 1, "schedule": "cosine", "patience": None, "symmetries": "all",
+        "shift": 0.0, "stain": 0.2, "brightness": 0.0, "contrast": 0.0,
+    }  # fmt: skip
+    network = {
+        "canvas": 208, "classes": ["acinar", "solid"], "network": "resnet18", "norm": "batch", "pool": "average",
+        "width": 64, "class_weights": "none", "background": "keep", "weights": None, "start": None,
+    }  # fmt: skip
+    for kind, settings in ((SegmenterSettings, learning), (ClassifierSettings, learning | network)):
+        assert json.dumps(kind.of(settings).model_dump(), sort_keys=True) == json.dumps(settings, sort_keys=True)
+        with pytest.raises(InputError, match="model.pt: novelty: there is no such key"):
+            kind.of(settings | {"novelty": 1}, "model.pt: ")

@@ -33,7 +33,7 @@ def read_model(path: Path, kind: type[S]) -> tuple[dict[str, torch.Tensor], S]:
         raise InputError(f"model {path}: is torn, or no model; make it again with `gigapipe train`") from None
     if not isinstance(saved, dict) or saved.get("task") != kind.task:
         raise InputError(f"model {path}: has not learnt {kind.task}; give one that has")
-    return saved["model"], kind(**saved["settings"])
+    return saved["model"], kind.of(saved["settings"], f"model {path}: made by another version of gigapipe: ")
 
 
 def trained_model(path: Path, kind: type[S], mesh: Mesh) -> tuple[nn.Module, S]:

@@ -1,5 +1,6 @@
 # Config and sample sheet, checked before anything runs, and the helpers that rules share.
 
+import functools
 import os
 from pathlib import Path
 from urllib.parse import urlparse
@@ -83,14 +84,14 @@ def sample_sheet():
     return sheet.set_index("slide", drop=False).to_dict("index")
 
 
-def wants_networks():
-    """Whether more is asked for than slides and their pyramids, which any cohort may have."""
-    asked = workflow.dag_settings.targets
-    return not asked or not set(asked) <= {"slides", "pyramids", "survey"}
+@functools.cache
+def suitable_sheet():
+    """The sample sheet, of a cohort that folds and batches suit, and resolutions its slides: asked for with its folds.
 
-
-def check_cohort():
-    """Refuse what could not come to its end: jobs, which read this file too, need not look again."""
+    Slides and pyramids alone any cohort may have. Jobs, which read this file too, need not look again.
+    """
+    if not workflow.is_main_process:
+        return SHEET_FILE
     here = {
         Path(row["source"]): float(row["mpp"]) if row.get("mpp") else None
         for row in SHEET.values()
@@ -102,6 +103,7 @@ def check_cohort():
             check_resolutions(here, CONFIG)
     except InputError as error:
         refuse(str(error))
+    return SHEET_FILE
 
 
 def is_remote(source):
@@ -126,9 +128,6 @@ if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unkn
     )
 if CONFIG.training.weights and not Path(CONFIG.training.weights).exists():
     refuse(f"config: training.weights: no such file: {CONFIG.training.weights}")
-
-if workflow.is_main_process and SHEET and wants_networks():
-    check_cohort()
 
 
 wildcard_constraints:

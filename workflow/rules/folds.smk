@@ -3,7 +3,7 @@
 
 rule folds:
     input:
-        SHEET_FILE,
+        lambda wildcards: suitable_sheet(),
     output:
         table=f"<results>/{DIVISION}folds.tsv",
         splits=f"<results>/{DIVISION}splits.tsv",
