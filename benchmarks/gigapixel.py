@@ -55,7 +55,7 @@ def mosaic(folder: Path, rows: int, columns: int, white: float) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    return_freed_tensors(streams=True)
+    return_freed_tensors()
     import torch
     import torch.nn.functional as F
     import zarr

@@ -21,7 +21,7 @@ CHANNELS_AND_STRIDES = ((128, 8), (256, 16), (512, 32))
 
 
 def worker(size: int, tile: int) -> None:
-    return_freed_tensors(streams=True)
+    return_freed_tensors()
     import torch
     import torch.nn.functional as F
 

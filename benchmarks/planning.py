@@ -78,7 +78,7 @@ def tiny():
 
 def worker(configuration: Configuration, limit: int, steps: int) -> None:
     """One rank; rank 0 prints what the ranks took. `limit`: of a streamed step, above the base."""
-    return_freed_tensors(streams=configuration.streamed)
+    return_freed_tensors()
     import torch
 
     from gigapipe.planning.cost import default_loss

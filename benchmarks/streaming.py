@@ -29,7 +29,7 @@ def memory(key: str) -> int:
 
 def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None:
     """One process; prints the seconds of each step, and bytes. `limit` 0 is plain torch."""
-    return_freed_tensors(streams=limit > 0)
+    return_freed_tensors()
     import torch
     import torch.nn.functional as F
 

@@ -11,18 +11,15 @@ import platform
 import sys
 
 M_MMAP_THRESHOLD = -3  # <malloc.h>
-LARGE = 4 * 2**20  # bytes
-LARGE_OF_TILES = 2**20  # bytes; smaller ones a heap keeps, and no plan counts what they fragment
+LARGE = 2**20  # bytes; smaller ones a heap keeps, and no plan counts what they fragment
 
 
-def return_freed_tensors(streams: bool = False) -> None:
+def return_freed_tensors() -> None:
     """Give freed tensors back to the system at once, and ask for huge pages; to be called before torch is used.
-
-    A process that `streams`, in limited memory, gives smaller ones back, too.
 
     What the environment says already (MALLOC_MMAP_THRESHOLD_, THP_MEM_ALLOC_ENABLE) stays. Without effect where the C
     library is not glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large allocation
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_OF_TILES if streams else LARGE)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)

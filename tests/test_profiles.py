@@ -50,7 +50,7 @@ def test_2304_ranks_are_384_nodes_of_summit(project, account):
     lines = collections.Counter(re.findall(r"(jsrun .*-b rs) gigapipe (\w+)", output))
     print(lines)
     assert lines["jsrun -n 2304 -r 6 -a 1 -c 7 -g 1 -b rs", "train"] == 4
-    assert lines["jsrun -n 1 -a 1 -c 42 -g 6 -b rs", "pyramid"] == 63
+    assert lines["jsrun -n 1 -a 1 -c 42 -g 6 -b rs", "pyramid"] == 127
     assert len(re.findall(r"resources: .*nodes=384,.* tasks=2304,", output)) == 9  # 4 trainings, 4 predictions, maps
 
 

@@ -39,7 +39,7 @@ def add_train(verbs: Verbs) -> None:
 
 def train(args: argparse.Namespace) -> None:
     stop = Stop(args.time_limit)
-    return_freed_tensors(streams=args.memory is not None)
+    return_freed_tensors()
     from gigapipe.evaluation.folds import roles
     from gigapipe.pyramids.canvas import lost_tissue
     from gigapipe.training.classification import Classification, ClassifierSettings
@@ -81,7 +81,7 @@ def add_predict(verbs: Verbs) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    return_freed_tensors(streams=args.memory is not None)
+    return_freed_tensors()
     import pandas as pd
 
     from gigapipe.evaluation.folds import roles

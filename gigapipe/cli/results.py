@@ -35,7 +35,7 @@ def add_map(verbs: Verbs) -> None:
 
 
 def map(args: argparse.Namespace) -> None:
-    return_freed_tensors(streams=args.memory is not None)
+    return_freed_tensors()
     from gigapipe.evaluation.maps import chosen_slides, draw_map
     from gigapipe.pyramids.maps import on_slide, write_map
     from gigapipe.training.activation import STRIDE, activations

@@ -60,7 +60,7 @@ def add_train_tissue(verbs: Verbs) -> None:
 
 def train_tissue(args: argparse.Namespace) -> None:
     stop = Stop(args.time_limit)
-    return_freed_tensors(streams=args.memory is not None)
+    return_freed_tensors()
     from gigapipe.evaluation.folds import roles
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
@@ -88,7 +88,7 @@ def add_segment(verbs: Verbs) -> None:
 
 
 def segment(args: argparse.Namespace) -> None:
-    return_freed_tensors(streams=args.memory is not None)
+    return_freed_tensors()
     from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.overlap import dice, draw_overlay
     from gigapipe.pyramids.masks import write_mask

@@ -55,7 +55,7 @@ def flops(function, args: tuple, kwargs: dict, result) -> int:
 
 def recorded_flops(node: Node) -> int:
     """The same of a recorded operation, on the whole image."""
-    if node.function not in CONVOLUTIONS:
+    if node.is_source or node.function not in CONVOLUTIONS:
         return 0
     convolution = node.operands[0].image.shape, node.tensors[0].shape, None, None, None, None
     operation = torch.ops.aten.convolution.default
