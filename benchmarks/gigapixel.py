@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
 
     from gigapipe.models import GigapixelUNet, resnet18
     from gigapipe.spatial import Mesh, decompose
-    from gigapipe.training.canvases import darkness
+    from gigapipe.training.canvases import inverted
     from gigapipe.training.losses import dice_and_cross_entropy
     from gigapipe.training.streaming import Streaming
 
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     shape = (1, 3, args.rows, args.columns)
 
     def image(rectangle):
-        return darkness(group["image"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None])
+        return inverted(group["image"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None])
 
     def mask(rectangle):
         return torch.from_numpy(group["mask"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None]).float()

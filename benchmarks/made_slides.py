@@ -5,8 +5,8 @@ import torch
 
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Rectangle
-from gigapipe.training.augmentation import AS_IT_IS, Look
-from gigapipe.training.canvases import darkness, in_colours
+from gigapipe.training.augmentation import UNCHANGED, Augmentation
+from gigapipe.training.canvases import in_colours, inverted
 from gigapipe.training.streaming import Image, Streaming
 
 
@@ -28,17 +28,17 @@ class Slides:
         return self.side, self.side
 
     def batch(
-        self, indices: list[int], looks: list[Look] | None = None, streaming: Streaming | None = None
+        self, indices: list[int], augmentations: list[Augmentation] | None = None, streaming: Streaming | None = None
     ) -> tuple[Image, torch.Tensor]:
         def read(rectangle: Rectangle) -> torch.Tensor:
             pixels = np.random.default_rng(0).integers(0, 256, (len(indices), 3, *rectangle.shape), np.uint8)
-            return in_colours(darkness(pixels), looks or [AS_IT_IS] * len(indices))
+            return in_colours(inverted(pixels), augmentations or [UNCHANGED] * len(indices))
 
         streaming = streaming or Streaming(None, self.mesh)
         return streaming.image(read, (len(indices), 3, self.side, self.side)), self.labels[indices]
 
-    def image(self, index: int, streaming: Streaming, look: Look = AS_IT_IS) -> Image:
-        return self.batch([index], [look], streaming)[0]
+    def image(self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED) -> Image:
+        return self.batch([index], [augmentation], streaming)[0]
 
-    def mask(self, index: int, streaming: Streaming, beside: Image, look: Look = AS_IT_IS) -> Image:
+    def mask(self, index: int, streaming: Streaming, beside: Image, augmentation: Augmentation = UNCHANGED) -> Image:
         return streaming.image(lambda r: torch.zeros(1, 1, *r.shape), (1, 1, self.side, self.side), beside)

@@ -176,7 +176,7 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
     ]
     table = compared(folders[::-1])
     assert list(table["mpp"]) == [8, 2]
-    assert list(table["ranks"]) == [4, 4] and list(table["arm"]) == ["spatial"] * 2
+    assert list(table["ranks"]) == [4, 4] and list(table["method"]) == ["spatial"] * 2
     assert list(table["pixels"]) == [64 * 64] * 2
     assert (table["slides"] == 48).all() and (table["patients"] == 24).all() and (table["folds"] == 3).all()
     assert list(table["seconds_per_step"]) == [2, 2] and list(table["seconds_per_slide"]) == [1, 1]
@@ -217,7 +217,7 @@ def test_arms_splits_and_seeds_stand_side_by_side(tmp_path):
         for fold in range(3)
     ]
     table = compared(folders)
-    assert list(table["arm"]) == ["whole", "streamed", "data-parallel + spatial"]
+    assert list(table["method"]) == ["whole", "streamed", "data-parallel + spatial"]
     assert (table["split"] == "site").all() and (table["seeds"] == 2).all()
     assert (table["auc"] + 0.1 < table["patient_split_auc"]).all()
     assert (table["patient_split_auc_low"] > 0.7).all() and (table["auc_sd_seeds"] > 0).all()

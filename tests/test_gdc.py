@@ -23,8 +23,8 @@ from gigapipe.evaluation.folds import make_folds, splits
 from gigapipe.gdc.barcodes import parse_barcode
 from gigapipe.gdc.client import PAGE
 from gigapipe.gdc.cohort import from_manifests, site_names
+from gigapipe.slides.disk_space import Wanted, announce, check_disk_space
 from gigapipe.slides.download import NotThere, download
-from gigapipe.slides.room import Wanted, announce, check_room
 from gigapipe.slides.sheet import read_sheet
 
 LUAD = "tcga_luad_gdc_manifest.2025-05-14.223938.txt"
@@ -392,9 +392,9 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(tmp_path, c
     too_much = free.f_frsize * free.f_blocks
     sizes = {tmp_path / "slides" / f"{i}.svs": too_much // 4 for i in range(5)} | {tmp_path / "slides/x.svs": 0}
     with pytest.raises(InputError, match="6 slides to fetch, .* and 1 of unknown size; .* not enough: .*keep_slides"):
-        check_room(sizes, keep=True)
+        check_disk_space(sizes, keep=True)
     with pytest.raises(InputError, match="not enough"):
-        check_room({tmp_path / "slides/a.svs": too_much}, keep=False)
+        check_disk_space({tmp_path / "slides/a.svs": too_much}, keep=False)
     announce({tmp_path / "slides/a.svs": Wanted(["http://127.0.0.1:9/a"], 5_000_000, True)}, keep=True)
     assert "1 slides to fetch, 5 MB; the disk of" in caplog.text
 

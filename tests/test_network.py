@@ -18,7 +18,7 @@ ENTER = str(ROOT / "tests/network/enter.sh")
 # One machine's processes would find each other's memory, namespaces or not.
 HOSTS = {"TEST_HOSTS": f"gigapipe-{os.getpid()}"}  # the first words of their names
 BY_LINK = HOSTS | {"GLOO_SOCKET_IFNAME": "link0", "UCX_NET_DEVICES": "link0", "UCX_TLS": "tcp,self"}
-SILENCE, ENDED = 10, 40  # seconds: what ranks are told, and by when docs/clusters.md says that all have ended
+TIMEOUT, ENDED = 10, 40  # seconds: what ranks are told, and by when docs/clusters.md says that all have ended
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_two_hosts_train_to_the_weights_of_one_and_a_cut_link_ends_both(small_co
     assert list(near.glob("*/c/*/*/*"))  # the chunks that were read
 
     path = tmp_path / "cut/model.pt"
-    arguments = training(small_cohort, path, (1, 2, 1), 1000, more=[*more, "--silence", f"{SILENCE}s"])
+    arguments = training(small_cohort, path, (1, 2, 1), 1000, more=[*more, "--timeout", f"{TIMEOUT}s"])
     with start(*arguments) as process:
         try:
             while not list(path.parent.glob("checkpoints/*.pt")):
@@ -76,7 +76,7 @@ def test_two_hosts_train_to_the_weights_of_one_and_a_cut_link_ends_both(small_co
             took = time.monotonic() - cut
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-    print(f"{transport}: both ended {took:.0f} s after the link was cut, of ranks that wait for {SILENCE} s")
+    print(f"{transport}: both ended {took:.0f} s after the link was cut, of ranks that wait for {TIMEOUT} s")
     assert not left
     for rank, other in ((0, 1), (1, 0)):
         said = Path(f"{path}.failed/rank-{rank:04}.txt").read_text()

@@ -113,7 +113,7 @@ def test_a_mesh_that_does_not_fit_is_said_so_and_the_best_one_fits():
     small = SUMMIT._replace(memory=10e6)
     table = scaling.meshes(unet(), small, None, 1)
     best = scaling.best(table)
-    assert best is not None and best.fits and best.memory_gb <= small.room / 1e9
+    assert best is not None and best.fits and best.memory_gb <= small.usable_memory / 1e9
     fewer = scaling.predict(unet(), small, (1, 1, 1), 1)
     assert not fewer.fits and fewer.ranks < best.ranks
     assert scaling.best(scaling.meshes(unet(), small, 1, 1)) is None
@@ -167,7 +167,7 @@ def test_a_fit_finds_the_machine_again(monkeypatch):
 @pytest.mark.parametrize("name", MACHINES)
 def test_presets_are_sane(name):
     it = machine(name)
-    assert 10e9 < it.room < it.memory < 200e9
+    assert 10e9 < it.usable_memory < it.memory < 200e9
     assert all(1e13 < flops < 1e15 for flops in it.flops.values()) and "float32" in it.flops
     assert 5e11 < it.bandwidth < 5e12
     assert (it.near is None) == (it.far is None) == (it.ranks_per_node == 1)

@@ -19,5 +19,5 @@ def test_what_others_do_is_told_with_the_time_that_is_left(caplog):
 def test_what_is_logged_is_a_plain_line_on_standard_error_once(capsys):
     log_to_stderr()
     log_to_stderr()
-    logging.getLogger("gigapipe.slides.room").info("3 slides to fetch.")
+    logging.getLogger("gigapipe.slides.disk_space").info("3 slides to fetch.")
     assert capsys.readouterr().err == "3 slides to fetch.\n"

@@ -491,7 +491,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
             chunk.parent.mkdir(parents=True, exist_ok=True)
             chunk.write_bytes(b"torn")
             torn = True
-            # And what is written aside may lie there yet.
+            # And what was half-written may lie there yet.
             (partial.parent.parent / ".overview.png.1.partial").write_bytes(b"torn")
     print(len(marks), "tasks were done when it was killed last")
     assert torn

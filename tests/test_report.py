@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from gigapipe.evaluation import figures
-from gigapipe.evaluation.answer import answer
+from gigapipe.evaluation.recommendation import recommend
 from gigapipe.evaluation.report import all_figures, memory_table, report, revision
 from gigapipe.evaluation.report_tables import blocks, runtimes
 
@@ -42,27 +42,27 @@ def comparison(**columns) -> pd.DataFrame:
 
 
 def test_the_answer_is_the_coarsest_that_is_not_told_from_the_best():
-    overlapping = answer(comparison())
+    overlapping = recommend(comparison())
     assert overlapping.mpp == 8 and "8 µm per pixel" in overlapping.headline
     assert "0.964 (0.914–1.000) at 2 µm per pixel (their intervals overlap), at 1/8 of the cost" in overlapping.reason
-    apart = answer(comparison(auc_high=[0.623, 0.9, 1.0]))
+    apart = recommend(comparison(auc_high=[0.623, 0.9, 1.0]))
     assert apart.mpp == 2
     assert "8 µm per pixel does not reach it: 0.809 (0.646–0.900), their intervals are apart, at 1/8" in apart.reason
 
 
 def test_a_paired_test_outweighs_intervals():
     tested = comparison(coarser=[np.nan, 48, 8], p=[np.nan, 1e-3, 0.03])
-    assert answer(tested).mpp == 2 and "p\xa0=\xa00.030" in answer(tested).reason
-    assert answer(tested.assign(p=[np.nan, 1e-3, 0.2])).mpp == 8
+    assert recommend(tested).mpp == 2 and "p\xa0=\xa00.030" in recommend(tested).reason
+    assert recommend(tested.assign(p=[np.nan, 1e-3, 0.2])).mpp == 8
     against_best = comparison(p_best=[1e-9, 0.01, np.nan])
-    assert answer(against_best).mpp == 2
-    assert answer(comparison(p_best=[0.06, 0.06, np.nan])).mpp == 48
+    assert recommend(against_best).mpp == 2
+    assert recommend(comparison(p_best=[0.06, 0.06, np.nan])).mpp == 48
 
 
 def test_the_answer_may_be_that_there_is_none():
-    assert answer(comparison(auc_low=0.4)).mpp is None
-    assert answer(comparison(auc=np.nan)).mpp is None
-    finest_is_worse = answer(comparison(auc=[0.9, 0.7, 0.7], auc_low=[0.8, 0.6, 0.6], auc_high=[0.95, 0.78, 0.78]))
+    assert recommend(comparison(auc_low=0.4)).mpp is None
+    assert recommend(comparison(auc=np.nan)).mpp is None
+    finest_is_worse = recommend(comparison(auc=[0.9, 0.7, 0.7], auc_low=[0.8, 0.6, 0.6], auc_high=[0.95, 0.78, 0.78]))
     assert finest_is_worse.mpp == 48 and "no resolution is coarser" in finest_is_worse.reason
 
 
@@ -201,9 +201,11 @@ def test_figures_show_the_numbers_of_their_table():
     table = comparison()
     axes = figures.auc_against_resolution(table).axes[0]
     assert axes.lines[0].get_xydata() == pytest.approx(table[["mpp", "auc"]].to_numpy())
-    assert figures.auc_against_resolution(table.assign(arm=["whole", "whole", "spatial"])).axes[0].get_legend() is None
+    assert (
+        figures.auc_against_resolution(table.assign(method=["whole", "whole", "spatial"])).axes[0].get_legend() is None
+    )
     more = pd.concat([table, table.tail(1)], ignore_index=True)
-    more = more.assign(split="site", arm=["whole", "whole", "whole", "spatial"])
+    more = more.assign(split="site", method=["whole", "whole", "whole", "spatial"])
     for column in ("auc", "auc_low", "auc_high"):
         more[f"patient_split_{column}"] = more[column] / 2
     legend = figures.auc_against_resolution(more).axes[0].get_legend().get_texts()

@@ -74,7 +74,7 @@ def test_three_classes_are_learnt_and_compared(small_cohort, tmp_path):
     assert predictions[["score_a", "score_b", "score_c"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
     row = compare(*read_networks([tmp_path / "predictions.tsv"], [tmp_path / "training.json"])).iloc[0]
     assert 0 <= row["auc"] <= 1 and 0 <= row["balanced_accuracy"] <= 1 and row["brier"] < 2
-    assert row["arm"] == "whole" and row["sent_bytes_per_step"] == 0
+    assert row["method"] == "whole" and row["sent_bytes_per_step"] == 0
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):

@@ -1,6 +1,7 @@
 """How a verb is declared, and the types of arguments that verbs share."""
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from gigapipe.configuration.command_line import converter
@@ -33,6 +34,20 @@ def minutes(text: str) -> float:
     if not (found := parse_timedelta(text, default="minutes") / 60) > 0:
         raise ValueError
     return found
+
+
+def renamed(sub: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Take the argument `new` by its `old` name, too, for one release, with a line that says so."""
+    (action,) = (action for action in sub._actions if new in action.option_strings)  # no public way to it
+
+    class Renamed(argparse.Action):
+        def __call__(self, parser, namespace, value, option_string=None):
+            print(f"gigapipe: {old} is called {new} now; the old name goes with the next release", file=sys.stderr)
+            setattr(namespace, self.dest, value)
+
+    sub.add_argument(
+        old, dest=action.dest, type=action.type, action=Renamed, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
 positive = converter(Count)

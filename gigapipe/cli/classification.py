@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, verb
 from gigapipe.cli.distributed import (
     launching,
@@ -104,7 +104,7 @@ def predict(args: argparse.Namespace) -> None:
             )
             for name, column in targets_of(settings.classes).items():
                 table[column] = probabilities[:, settings.classes.index(name)].tolist()
-            with written_aside(args.output) as partial:
+            with atomic_file(args.output) as partial:
                 table.to_csv(partial, sep="\t", index=False)
 
 
@@ -122,10 +122,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.networks import read_networks
 
     table = compare(*read_networks(args.predictions, args.trainings))
-    with written_aside(args.output / "comparison.tsv") as partial:
+    with atomic_file(args.output / "comparison.tsv") as partial:
         table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
     for name, text in (("comparison.md", as_markdown(table)), ("comparison.html", as_html(table))):
-        with written_aside(args.output / name) as partial:
+        with atomic_file(args.output / name) as partial:
             partial.write_text(text)
-    with written_aside(args.output / "comparison.png") as partial:
+    with atomic_file(args.output / "comparison.png") as partial:
         figures.write(figures.comparison(table), partial, "png")

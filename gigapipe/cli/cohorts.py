@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.configuration import Configuration, Folds
@@ -28,11 +28,11 @@ def folds(args: argparse.Namespace) -> None:
 
     sheet = read_sheet(args.sheet, args.source, args.labelled)
     table = given_folds(sheet, Path(args.given)) if args.given else make_folds(sheet, args.number, args.seed, args.by)
-    with written_aside(args.output / "folds.tsv") as partial:
+    with atomic_file(args.output / "folds.tsv") as partial:
         table.to_csv(partial, sep="\t", index=False)
-    with written_aside(args.output / "splits.tsv") as partial:
+    with atomic_file(args.output / "splits.tsv") as partial:
         splits(table).to_csv(partial, sep="\t", index=False)
     report = fold_report(table)
-    with written_aside(args.output / "folds.md") as partial:
+    with atomic_file(args.output / "folds.md") as partial:
         partial.write_text(report)
     print(report)

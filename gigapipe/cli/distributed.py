@@ -6,7 +6,7 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 
-from gigapipe.cli.arguments import micrometres, minutes, positive
+from gigapipe.cli.arguments import micrometres, minutes, positive, renamed
 from gigapipe.configuration.command_line import add_options, values
 from gigapipe.configuration.configuration import Computing, Learning, Training
 from gigapipe.errors import InputError
@@ -39,12 +39,13 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
     )
     add_options(sub, Computing)
     sub.add_argument(
-        "--silence",
+        "--timeout",
         type=minutes,
         metavar="TIME",
         help="a rank that waits for another for longer, as 90 (minutes) or 45s, ends the job; by default 10 minutes, "
         "and 2 hours with --memory",
     )
+    renamed(sub, "--silence", "--timeout")
 
 
 def slides_of(args: argparse.Namespace):
@@ -68,14 +69,14 @@ def stage_of(args: argparse.Namespace) -> Path | None:
 
 def launching(args: argparse.Namespace) -> dict:
     """What `started` is told beside the mesh."""
-    from gigapipe.training.ranks import LONG_SILENCE, SILENCE
+    from gigapipe.training.ranks import STREAMING_TIMEOUT, TIMEOUT
 
-    silence = LONG_SILENCE if args.memory else SILENCE
-    if args.silence:
-        silence = timedelta(minutes=args.silence)
-    last_words = args.output.with_name(f"{args.output.name}.failed")
+    timeout = STREAMING_TIMEOUT if args.memory else TIMEOUT
+    if args.timeout:
+        timeout = timedelta(minutes=args.timeout)
+    failure_records = args.output.with_name(f"{args.output.name}.failed")
     names = ("threads", "transport", "device")
-    return {name: getattr(args, name) for name in names} | {"silence": silence, "last_words": last_words}
+    return {name: getattr(args, name) for name in names} | {"timeout": timeout, "failure_records": failure_records}
 
 
 def learning_arguments(sub: argparse.ArgumentParser) -> None:

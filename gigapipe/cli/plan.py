@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, size_in_bytes, sizes, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.configuration import Learning, Network
@@ -56,7 +56,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.measure:
         fit = measure(args.ranks_per_node or 2)
         print(*fit.lines, "", sep="\n")
-        with written_aside(args.measure) as partial:
+        with atomic_file(args.measure) as partial:
             partial.write_text(json.dumps(fit.machine._asdict(), indent=2) + "\n")
         chosen = fit.machine
     else:
@@ -75,14 +75,14 @@ def plan(args: argparse.Namespace) -> None:
     print(_table(points, best, chosen))
     if best is None:
         most = max(point.ranks for point in points)
-        print(f"\nNo mesh of up to {most} ranks holds it in {chosen.room / 1e9:.1f} GB a rank.", flush=True)
+        print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB a rank.", flush=True)
         from gigapipe.planning.streamed import streamed
 
         print(*streamed(job, chosen), sep="\n")
     elif args.scaling:
         modes = _print_scaling(job, chosen, best, args.ranks, args.trainings)
         if args.table:
-            with written_aside(args.table) as partial:
+            with atomic_file(args.table) as partial:
                 _write(modes, partial)
     print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
 
@@ -121,7 +121,7 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
 
 
 def _table(points: "list[Point]", best: "Point | None", machine: Machine) -> str:
-    room = f"fits {machine.room / 1e9:.1f}"
+    room = f"fits {machine.usable_memory / 1e9:.1f}"
     lines = [
         f"    {'data × rows × columns':>21} {'ranks':>6} {'memory, GB':>11} {room:>10} {'halo, MB':>9} {'sent, MB':>9} "
         f"{'step, s':>9} {'images/s':>9} {'efficiency':>10}"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, micrometres, positive, verb
 from gigapipe.configuration.command_line import add_options, values
 from gigapipe.configuration.configuration import PyramidPixels, Pyramids
@@ -88,7 +88,7 @@ def canvas(args: argparse.Namespace) -> None:
     row, column = corner(pyramid, args.mpp, args.canvas)
     picture = Image.fromarray(read_canvas(pyramid, args.mpp, args.canvas).transpose(1, 2, 0))
     picture.thumbnail((2048, 2048))
-    with written_aside(args.output) as partial:
+    with atomic_file(args.output) as partial:
         picture.save(partial, "PNG")
     print(
         f"canvas of {args.canvas} px at {args.mpp:g} µm/px, from row {row}, column {column} of the slide; "
@@ -107,7 +107,7 @@ def survey(args: argparse.Namespace) -> None:
 
     slides = [folder.name for folder in args.pyramids]
     folder = args.pyramids[0].parent
-    with written_aside(args.output / "slides.tsv") as partial:
+    with atomic_file(args.output / "slides.tsv") as partial:
         table(slides, folder).to_csv(partial, sep="\t", index=False)
-    with written_aside(args.output / "slides.png") as partial:
+    with atomic_file(args.output / "slides.png") as partial:
         contact_sheet(slides, folder).save(partial, "PNG")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
-from gigapipe.aside import folder_aside, written_aside
+from gigapipe.atomic import atomic_file, atomic_folder
 from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.cli.distributed import launching, ranks_arguments, stage_of
 from gigapipe.configuration import Configuration
@@ -66,7 +66,7 @@ def map(args: argparse.Namespace) -> None:
                 pass
             return
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        with folder_aside(args.output) as partial:
+        with atomic_folder(args.output) as partial:
             partial.mkdir()
             for slide, pyramid, found in maps():
                 write_map(partial / slide.slide, found, slide.slide, tuple(pyramid.source["mpp"]))
@@ -88,5 +88,5 @@ def report(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.report import report
 
     page = report(args.results, args.config, args.benchmarks or args.results / "benchmarks", args.figures)
-    with written_aside(args.output) as partial:
+    with atomic_file(args.output) as partial:
         partial.write_text(page)

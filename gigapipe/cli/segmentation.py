@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
-from gigapipe.aside import folder_aside, written_aside
+from gigapipe.atomic import atomic_file, atomic_folder
 from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.cli.distributed import (
     launching,
@@ -108,7 +108,7 @@ def segment(args: argparse.Namespace) -> None:
                 pass
             return
         scores = []
-        with folder_aside(args.output) as partial:
+        with atomic_folder(args.output) as partial:
             partial.mkdir(parents=True)
             for i, tissue in enumerate(found):
                 write_mask(partial / pairs.slides[i], tissue, settings.mpp, tuple(pairs.pyramids[i].source["mpp"]))
@@ -131,7 +131,7 @@ def dice(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.overlap import as_markdown, overlaps
 
     table = overlaps(args.tables)
-    with written_aside(args.output / "dice.tsv") as partial:
+    with atomic_file(args.output / "dice.tsv") as partial:
         table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
-    with written_aside(args.output / "dice.md") as partial:
+    with atomic_file(args.output / "dice.md") as partial:
         partial.write_text(as_markdown(table, args.trainings))

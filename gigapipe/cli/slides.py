@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.configuration import Archive, Phantom
@@ -30,7 +30,7 @@ def phantom(args: argparse.Namespace) -> None:
     if args.only in (None, "slides.tsv"):
         import pandas as pd
 
-        with written_aside(args.folder / "slides.tsv") as partial:
+        with atomic_file(args.folder / "slides.tsv") as partial:
             pd.DataFrame(map(sheet_row, slides)).to_csv(partial, sep="\t", index=False)
     if args.only:
         chosen = [slide for slide in slides if Path(slide.source).name == args.only]

@@ -22,11 +22,11 @@ SEED, FOLD = ONE_NETWORK = ["seed", "fold"]
 FILE = "network"
 """Of predictions that were read together, the number of each one's file; `NETWORK` is an architecture."""
 
-ALIKE = ["mpp", "arm", "canvas", "mesh", "memory", "network", "start"]
+ALIKE = ["mpp", "method", "canvas", "mesh", "memory", "network", "start"]
 """What networks that differ in seed and fold only have in common: µm per pixel, how it was computed, the side of the
 canvas in px, ranks as data × rows × columns, bytes that a rank was told to take (0: no limit), architecture, weights to
 begin with."""
-MPP, ARM, CANVAS, MESH, MEMORY, NETWORK, START = ALIKE
+MPP, METHOD, CANVAS, MESH, MEMORY, NETWORK, START = ALIKE
 
 SPLITS = {"site": "folds by site", "given": "given folds", "patient": "folds by patient"}
 """What folds do not share. The first that was run is what a row is about, the others stand beside it."""
@@ -154,7 +154,7 @@ def _name(name: str, heading: str) -> Column:
 
 _READ = {
     MPP: _number(MPP, "µm/px", "g"),
-    ARM: _name(ARM, "computed"),
+    METHOD: _name(METHOD, "computed"),
     START: _name(START, "begun with"),
     SLIDES: Column("slides (patients)", [SLIDES, PATIENTS], lambda row: f"{row[SLIDES]} ({row[PATIENTS]})"),
     SEEDS: Column("seeds × folds", [SEEDS, FOLDS], _networks),

@@ -5,13 +5,13 @@ from html import escape
 import pandas as pd
 
 from gigapipe.evaluation.columns import (
-    ARM,
     CANVAS,
     COSTS,
     DECISIONS_AND_PROBABILITIES,
     DELTA,
     MEMORY,
     MESH,
+    METHOD,
     MPP,
     PATIENT_AUC,
     RANKS,
@@ -74,7 +74,7 @@ def as_html(table: pd.DataFrame, title: str = "Comparison of resolutions") -> st
 
 def _tables(table: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
     """Of each table's title its columns: of each heading its cells."""
-    row_names = read(MPP, ARM, *([START] if table[START].nunique() > 1 else []))
+    row_names = read(MPP, METHOD, *([START] if table[START].nunique() > 1 else []))
     worth = [*read(SLIDES, SEEDS), *aucs(table, deviation=True), *read(PATIENT_AUC, DELTA)]
     costs = read(CANVAS, MESH, RANKS, MEMORY, *(cost for cost in COSTS if cost != SECONDS_PER_STEP))
     parts = {

@@ -11,12 +11,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.evaluation.columns import (
-    ARM,
     AUC,
     FILE,
     LABEL,
+    METHOD,
     MPP,
     SECONDS_PER_STEP,
     SPLIT,
@@ -66,7 +66,7 @@ styled = matplotlib.rc_context(STYLE)
 def save(figure: Figure, path: Path) -> None:
     """Write `path` with the endings .png and .svg."""
     for kind in ("png", "svg"):
-        with written_aside(path.with_suffix(f".{kind}")) as partial:
+        with atomic_file(path.with_suffix(f".{kind}")) as partial:
             write(figure, partial, kind)
 
 
@@ -262,11 +262,11 @@ def _name_rows(panels: Sequence[Axes], name: str) -> None:
 def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
     """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution.
 
-    Where a resolution was computed in several ways (`arm`, if the table has it) each way has its colour; AUCs of folds
-    that were made otherwise (`…_split_auc`) stand beside it, dashed.
+    Where a resolution was computed by several methods (`method`, if the table has it) each has its colour; AUCs of
+    folds that were made otherwise (`…_split_auc`) stand beside it, dashed.
     """
-    several = ARM in table and table[MPP].duplicated().any()
-    ways = table[ARM] if several else pd.Series("", table.index)
+    several = METHOD in table and table[MPP].duplicated().any()
+    ways = table[METHOD] if several else pd.Series("", table.index)
     others = other_splits(table)
     for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
         kinds = [("o-", AUC, SPLITS[rows[SPLIT].iloc[0]] if others else "")]

@@ -9,13 +9,13 @@ import pandas as pd
 from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import (
     ALIKE,
-    ARM,
     CANVAS,
     COSTS,
     FOLD,
     LABEL,
     MEMORY,
     MESH,
+    METHOD,
     MPP,
     NAMES,
     NETWORK,
@@ -64,7 +64,7 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     return together, costs
 
 
-def arm(mesh: list[int], streamed: bool) -> str:
+def method(mesh: list[int], streamed: bool) -> str:
     """How a network was computed: `whole`, or by what of `data-parallel`, `spatial` and `streamed` it was divided."""
     data, rows, columns = mesh
     used = {"data-parallel": data > 1, "spatial": rows * columns > 1, "streamed": streamed}
@@ -105,7 +105,7 @@ def _read_training(path: Path) -> dict:
             MPP: settings["mpp"],
             SEED: settings["seed"],
             FOLD: settings["fold"],
-            ARM: arm(mesh, record["streamed"]),
+            METHOD: method(mesh, record["streamed"]),
             CANVAS: settings["canvas"],
             MESH: " × ".join(map(str, mesh)),
             RANKS: int(np.prod(mesh)),

@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -20,12 +21,27 @@ from PIL import Image
 import gigapipe
 from gigapipe.errors import InputError
 from gigapipe.evaluation import figures
-from gigapipe.evaluation.answer import answer
-from gigapipe.evaluation.columns import CANVAS, FILE, FOLD, FOLDS, LABEL, MPP, PART, PEAK_MEMORY, SLIDE, SPLIT, TEST
+from gigapipe.evaluation.columns import (
+    CANVAS,
+    FILE,
+    FOLD,
+    FOLDS,
+    LABEL,
+    METHOD,
+    MPP,
+    PART,
+    PEAK_MEMORY,
+    SLIDE,
+    SPLIT,
+    TEST,
+)
 from gigapipe.evaluation.decisions import decided, rule
 from gigapipe.evaluation.predictions import classes_of, read_predictions
+from gigapipe.evaluation.recommendation import recommend
 from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
 from gigapipe.evaluation.targets import SCORE
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "openslide-bin", "mpi4py", "snakemake"]
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
@@ -52,6 +68,11 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         raise InputError(
             f"report: {results}/comparison.tsv cannot be read ({error}); make it with `gigapipe evaluate`"
         ) from None
+    if "arm" in table:  # as 0.1 called it
+        logger.warning(
+            f"{results}/comparison.tsv: its column arm is called {METHOD} now; `gigapipe evaluate` renames it"
+        )
+        table = table.rename(columns={"arm": METHOD})
     paths = found(results, "predictions.tsv")
     predictions = of_table(read_predictions(paths), table) if paths else None
     trainings = [json.loads(path.read_text()) for path in found(results, "training.json")]
@@ -61,12 +82,12 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         if figures_to:
             figures.save(figure, figures_to / name)
         drawn[name] = {"source": inline_figure(figure), "caption": caption}
-    answered = answer(table)
+    recommended = recommend(table)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.jinja").render(
-        answer=answered,
+        recommendation=recommended,
         table=table,
         worth=worth(table),
         decisions=decisions(table),
@@ -74,7 +95,7 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
         figures=drawn,
         cohort=cohort(results),
         contact_sheet=inline_picture(results / "slides.png"),
-        maps=list(maps(results, table, answered.mpp)),
+        maps=list(maps(results, table, recommended.mpp)),
         runtimes=runtimes(benchmarks),
         config=config.read_text() if config else "",
         made=made(),

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from gigapipe.evaluation.columns import (
-    ARM,
     CANVAS,
     COSTS,
     DECISIONS_AND_PROBABILITIES,
     DELTA,
     MESH,
+    METHOD,
     MPP,
     PATIENT_AUC,
     RANKS,
@@ -91,7 +91,7 @@ def blocks(markdown: str) -> list[dict]:
 
 def _table(table: pd.DataFrame, columns: list[Column]) -> Table:
     """After what tells rows apart, those of the columns that the comparison has."""
-    row_names = [MPP, *(name for name in (ARM, START) if name in table and table[name].nunique() > 1)]
+    row_names = [MPP, *(name for name in (METHOD, START) if name in table and table[name].nunique() > 1)]
     there = [column for column in read(*row_names) + columns if set(column.needs) <= set(table)]
     rows = [[column.text(row) for column in there] for row in table.to_dict("records")]
     return Table([column.heading for column in there], rows)

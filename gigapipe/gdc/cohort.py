@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 import gigapipe
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 from gigapipe.gdc.barcodes import parse_barcode
 from gigapipe.gdc.client import Client
@@ -154,7 +154,7 @@ def write_sheet(sheet: pd.DataFrame, path: Path, asked: str) -> None:
     """Write a sample sheet whose first line, a comment, says when and what was asked."""
     size = pd.to_numeric(sheet["size"], errors="coerce").sum() / 1e9
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
-    with written_aside(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(f"# gigapipe {gigapipe.__version__}, {when}: {asked}; {len(sheet)} slides, {size:.1f} GB\n")
         sheet.to_csv(file, sep="\t", index=False)
 

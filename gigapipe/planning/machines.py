@@ -35,7 +35,7 @@ class Machine(NamedTuple):
     measured: bool = False
 
     @property
-    def room(self) -> float:
+    def usable_memory(self) -> float:
         """Bytes for tensors."""
         return self.memory * (1 - self.reserve)
 

@@ -143,7 +143,7 @@ def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) 
         *job.canvas,
         batch,
         memory_gb=cost.memory / 1e9,
-        fits=cost.memory <= machine.room,
+        fits=cost.memory <= machine.usable_memory,
         halo_mb=cost.halo / 1e6,
         sent_mb=cost.sent / 1e6,
         compute_seconds=seconds.compute,
@@ -177,7 +177,7 @@ def shapes(ranks: int, canvas: tuple[int, int]) -> list[tuple[int, int]]:
 def surely_too_large(job: Job, machine: Machine, ranks: int, batch: int) -> bool:
     """Whether shards of so many ranks cannot fit: what the undivided step makes of an image, divided, does not."""
     undivided = cost_of(job, (1, 1, 1), 1)
-    return undivided.state + batch * (undivided.memory - undivided.state) / ranks > machine.room
+    return undivided.state + batch * (undivided.memory - undivided.state) / ranks > machine.usable_memory
 
 
 def meshes(job: Job, machine: Machine, ranks: int | None, batch: int, most: int = 3) -> list[Point]:

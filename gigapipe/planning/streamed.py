@@ -25,7 +25,8 @@ def streamed(job: Job, machine: Machine) -> list[str]:
     frozen = "; BatchNorm with frozen statistics, for in training each would need all before it once more"
     try:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            plan = plan_streaming(model, (1, job.channels, *job.canvas), machine.room, loss=job.loss, base=state)
+            shape = 1, job.channels, *job.canvas
+            plan = plan_streaming(model, shape, machine.usable_memory, loss=job.loss, base=state)
     except NotImplementedError as error:
         raise InputError(f"it cannot be streamed: {error}") from None
     except ValueError as error:

@@ -24,7 +24,7 @@ from PIL import Image, ImageCms
 from tqdm.dask import TqdmCallback
 
 import gigapipe
-from gigapipe.aside import resumable_folder_aside, written_aside
+from gigapipe.atomic import atomic_file, resumable_folder
 from gigapipe.configuration.configuration import PyramidPixels
 from gigapipe.configuration.values import Micrometres
 from gigapipe.errors import InputError
@@ -63,10 +63,10 @@ def build_pyramid(
 ) -> None:
     """Write the slide at each of `resolutions` (µm per pixel) into a new store in `folder`.
 
-    The store is written aside and renamed when whole; what was in `folder` before is replaced only then. A build that
-    was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's: `threads`,
-    `processes`, the address of a distributed one, or one of `QUEUES`, to which as many jobs are submitted as there are
-    `threads`.
+    The store is written under another name and renamed when whole; what was in `folder` before is replaced only then.
+    A build that was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's:
+    `threads`, `processes`, the address of a distributed one, or one of `QUEUES`, to which as many jobs are
+    submitted as there are `threads`.
 
     Raises InputError, naming the slide, if it cannot be read or is coarser than one of `resolutions`.
     """
@@ -76,7 +76,7 @@ def build_pyramid(
         status = slide_path.stat()
         made_of = [slide_path.name, status.st_size, status.st_mtime_ns, slide.quickhash]
         identity = json.dumps([made_of, resolutions, settings.model_dump(), gigapipe.__version__])
-        with resumable_folder_aside(folder, identity) as partial:
+        with resumable_folder(folder, identity) as partial:
             job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings, identity)
             passes = _passes(slide, resolutions, settings)
             if not (partial / BEGUN).exists():
@@ -272,9 +272,9 @@ def _make_overview(job: Job, key: str, _after: None) -> None:
         _feed(_read_as(open_level(slide, index), job.settings), [mean], job.settings)
         picture = np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
         tissue = find_tissue(picture, slide.shape, slide.mpp)
-    with written_aside(job.folder / store.OVERVIEW) as partial:
+    with atomic_file(job.folder / store.OVERVIEW) as partial:
         Image.fromarray(picture).save(partial, "PNG", compress_level=1)
-    with written_aside(job.folder / TISSUE) as partial, open(partial, "wb") as file:
+    with atomic_file(job.folder / TISSUE) as partial, open(partial, "wb") as file:
         np.savez(file, **asdict(tissue))
     _mark(job, key, [])
 
@@ -296,7 +296,7 @@ def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _aft
         if blocks.is_whole(i):
             store.write(arrays[i], *parts[i], mean.mean)
         else:
-            with written_aside(_piece(job, i, block)) as partial, open(partial, "wb") as file:
+            with atomic_file(_piece(job, i, block)) as partial, open(partial, "wb") as file:
                 np.save(file, mean.mean)
     d = level.slide.level_downsamples[blocks.level]
     _mark(job, key, [[d * row, d * column] for row, column in sorted(getattr(level, "damaged", []))])
@@ -321,7 +321,7 @@ def _piece(job: Job, i: int, block: tuple[int, int]) -> Path:
 
 
 def _mark(job: Job, key: str, damaged: list) -> None:
-    with written_aside(job.folder / DONE / key) as partial:
+    with atomic_file(job.folder / DONE / key) as partial:
         partial.write_text(json.dumps(damaged), encoding="utf-8")
 
 

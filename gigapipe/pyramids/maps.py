@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gigapipe.aside import folder_aside
+from gigapipe.atomic import atomic_folder
 from gigapipe.errors import InputError
 from gigapipe.pyramids import store
 from gigapipe.pyramids.canvas import corner
@@ -57,11 +57,11 @@ def on_slide(
 
 
 def write_map(folder: Path, found: ActivationMap, slide: str, slide_mpp: tuple[float, float]) -> None:
-    """Store a map, aside first; the folder above `folder` is made if it is missing."""
+    """Store a map; the folder above `folder` is made if it is missing."""
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
     attributes = {name: getattr(found, name) for name in NAMES}
     place = found.place_um, found.first_um
-    with folder_aside(folder) as partial:
+    with atomic_folder(folder) as partial:
         store.create_map(partial, slide, found.values, found.classes, *place, slide_mpp, attributes)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 from PIL import Image
 
-from gigapipe.aside import folder_aside
+from gigapipe.atomic import atomic_folder
 from gigapipe.errors import InputError
 from gigapipe.pyramids import store
 from gigapipe.pyramids.store import Pyramid
@@ -58,9 +58,9 @@ def _read(path: Path) -> np.ndarray:
 
 
 def write_mask(folder: Path, mask: np.ndarray, mpp: float, slide_mpp: tuple[float, float]) -> None:
-    """Store a mask (row, column) of a slide, aside first; the folder above `folder` is made if it is missing."""
+    """Store a mask (row, column) of a slide; the folder above `folder` is made if it is missing."""
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    with folder_aside(folder) as partial:
+    with atomic_folder(folder) as partial:
         store.add_label(partial, LABEL, mask, (mpp, mpp), slide_mpp)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 from gigapipe.pyramids.store import files_of_rectangle, folder_of, open_array
 
@@ -73,7 +73,7 @@ def staged(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], s
         if disk.free - file.stat().st_size < RESERVE * disk.total:
             _tell_once(f"{stage}: the disk of {socket.gethostname()} is full; the rest is read where it lies")
             return array
-        with written_aside(near) as partial:
+        with atomic_file(near) as partial:
             shutil.copyfile(file, partial)
     return copy
 
@@ -85,7 +85,7 @@ def _copy(folder: Path, stage: Path) -> zarr.Array:
     made = [(path.stat().st_mtime_ns, path.read_bytes()) for path in metadata]
     copy = stage / hashlib.sha256(repr((str(folder.resolve()), made)).encode()).hexdigest()[:16]
     for path in metadata:
-        with written_aside(copy / path.name) as partial:
+        with atomic_file(copy / path.name) as partial:
             shutil.copyfile(path, partial)
     return open_array(copy)
 

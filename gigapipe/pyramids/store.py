@@ -18,7 +18,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 import gigapipe
-from gigapipe.aside import folder_aside
+from gigapipe.atomic import atomic_folder
 from gigapipe.errors import InputError
 
 NAME = "image.zarr"
@@ -268,7 +268,7 @@ def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int],
 
 def leave_out(folder: Path, reason: str) -> None:
     """Write, in place of a store, why there is none."""
-    with folder_aside(folder) as partial:
+    with atomic_folder(folder) as partial:
         partial.mkdir(parents=True)
         (partial / LEFT_OUT).write_text(reason + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ import openslide
 import requests
 import urllib3
 
-from gigapipe.aside import resumable_file_aside
+from gigapipe.atomic import resumable_file
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 
@@ -101,7 +101,7 @@ def download(
                 logger.info(f"{path.name}: is here already, and whole")
                 return
     session = session or requests.Session()
-    with resumable_file_aside(path, keep=md5 is not None) as partial, open(partial, "r+b", buffering=0) as file:
+    with resumable_file(path, keep=md5 is not None) as partial, open(partial, "r+b", buffering=0) as file:
         arrived = Arrived(file, path.name, size, checked=md5 is not None)
         turn = failures = spoiled = 0
         absent = set()
@@ -147,7 +147,7 @@ def measure_rate(addresses: Sequence[str], path: Path, size: int | None, session
     """
     before = after = 0
     begin = time.monotonic()
-    with contextlib.suppress(Interrupted, InputError), resumable_file_aside(path, keep=True) as partial:
+    with contextlib.suppress(Interrupted, InputError), resumable_file(path, keep=True) as partial:
         with open(partial, "r+b", buffering=0) as file:
             arrived = Arrived(file, path.name, size, checked=False)
             before = arrived.bytes

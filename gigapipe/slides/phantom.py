@@ -23,7 +23,7 @@ import tifffile
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 
 MPP = 0.5
@@ -182,7 +182,7 @@ def write_slide(path: Path, rgb: np.ndarray, quality: int = 90, tile: int = 256)
     """Write uint8 RGB (rows, columns, 3) at `MPP` as an Aperio slide: tiled JPEG levels, each a quarter a side."""
     rows, columns = rgb.shape[:2]
     header = f"Aperio Image Library v12.0.0\r\n{columns}x{rows} [0,0 {columns}x{rows}] ({tile}x{tile})"
-    with written_aside(path) as partial, tifffile.TiffWriter(partial) as file:
+    with atomic_file(path) as partial, tifffile.TiffWriter(partial) as file:
         for level in range(3):
             description = f"{header} JPEG/RGB Q={quality}|AppMag = 20|MPP = {MPP}"
             if level:

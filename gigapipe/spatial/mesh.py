@@ -53,7 +53,7 @@ class Mesh:
         """Where this rank computes. Whoever starts the ranks says so; decomposed operators go by their tensors."""
         self._unlike: list[torch.Tensor] = []
         """What `agree` found and has not told yet."""
-        self.stage = "its beginning"
+        self.phase = "its beginning"
         """What the ranks are about, for whoever has to say where one failed."""
         self.remembered: dict[tuple, Any] = {}
         """What has been worked out for it; see `remembered_by_mesh`."""

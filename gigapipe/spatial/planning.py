@@ -28,7 +28,7 @@ from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.window import Interval
 
-ROOM = 0.95
+USABLE_SHARE = 0.95
 """The share of the memory for images that plans are made with: shapes do not tell all. What the process takes for
 itself is `base`, where it runs; for machines elsewhere it is assumed, as `Machine.reserve` (gigapipe/planning)."""
 
@@ -269,11 +269,11 @@ def plan_streaming(
         held = torch.zeros(mesh.size, dtype=torch.float64)
         held[mesh.rank] = base
         base = mesh.everyone.sum_(held.to(device)).max().item()
-    available = ROOM * (memory - base)
+    available = USABLE_SHARE * (memory - base)
     found = list(candidates(layers, available))
     fitting = [c for c in found if c.peak <= available]
     if not fitting:
-        least = base + min(c.peak for c in found) / ROOM
+        least = base + min(c.peak for c in found) / USABLE_SHARE
         raise ValueError(
             f"{memory / 1e9:.1f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.1f} GB "
             "are needed; give more, or share the image among more ranks"

@@ -12,7 +12,7 @@ from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.canvas import read_canvas
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Interval, Rectangle
-from gigapipe.training.augmentation import AS_IT_IS, Look
+from gigapipe.training.augmentation import UNCHANGED, Augmentation
 from gigapipe.training.streaming import Image, Streaming
 
 Read = Callable[[Rectangle], np.ndarray]
@@ -56,23 +56,23 @@ class Canvases:
         return [self.slides, self.labels.tolist(), [pyramid.source["md5"] for pyramid in self.pyramids]]
 
     def batch(
-        self, indices: list[int], looks: list[Look] | None = None, streaming: Streaming | None = None
+        self, indices: list[int], augmentations: list[Augmentation] | None = None, streaming: Streaming | None = None
     ) -> tuple[Image, torch.Tensor]:
         """Images (batch, 3, size, size), of which this rank reads only what it owns, and labels (batch,).
 
-        `looks` has one for each slide; without them they look as they are. Streamed images are read when they are used.
+        `augmentations` has one for each slide; without them slides are as they are. Streamed images are read when used.
         """
         size = self.size, self.size
-        looks = looks or [AS_IT_IS] * len(indices)
+        augmentations = augmentations or [UNCHANGED] * len(indices)
         readers = []
-        for i, look in zip(indices, looks, strict=True):
-            shift = tuple(round(part * self.size) for part in look.shift)
+        for i, augmentation in zip(indices, augmentations, strict=True):
+            shift = tuple(round(part * self.size) for part in augmentation.shift)
             read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, shift=shift, **self.reading)
-            readers.append(under_symmetry(read, size, look.symmetry)[0])
+            readers.append(under_symmetry(read, size, augmentation.symmetry)[0])
 
         def read(rectangle: Rectangle) -> torch.Tensor:
-            images = darkness(np.stack([reader(rectangle) for reader in readers]))
-            return in_colours(images, looks)
+            images = inverted(np.stack([reader(rectangle) for reader in readers]))
+            return in_colours(images, augmentations)
 
         streaming = streaming or Streaming(None, self.mesh)
         return streaming.image(read, (len(indices), 3, *size)), self.labels[indices]
@@ -82,7 +82,7 @@ def _read_canvas(pyramid: Pyramid, mpp: float, size: int, rectangle: Rectangle, 
     return read_canvas(pyramid, mpp, size, *rectangle, **reading)
 
 
-def darkness(pixels: np.ndarray) -> torch.Tensor:
+def inverted(pixels: np.ndarray) -> torch.Tensor:
     """uint8 images (batch, channel, row, column) as a network sees them: float32, 0 is white and 1 is black.
 
     What lies outside a slide, and the zeros that a convolution pads with, are then both white glass.
@@ -91,10 +91,10 @@ def darkness(pixels: np.ndarray) -> torch.Tensor:
     return (255 - torch.from_numpy(pixels)).contiguous(memory_format=torch.channels_last).div(255)
 
 
-def in_colours(images: torch.Tensor, looks: list[Look]) -> torch.Tensor:
-    """Images (batch, 3, rows, columns), float32 darkness, each in the colours of its look; in place."""
-    for image, look in zip(images.split(1), looks, strict=True):
-        if (coloured := look.colour(image)) is not image:
+def in_colours(images: torch.Tensor, augmentations: list[Augmentation]) -> torch.Tensor:
+    """Images (batch, 3, rows, columns), float32 inverted intensity, in the colours of their augmentations; in place."""
+    for image, augmentation in zip(images.split(1), augmentations, strict=True):
+        if (coloured := augmentation.colour(image)) is not image:
             image.copy_(coloured)
     return images
 

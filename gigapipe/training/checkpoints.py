@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 
 
@@ -43,7 +43,7 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, and remove what is older than the last few."""
-        with written_aside(self._path(step)) as partial:
+        with atomic_file(self._path(step)) as partial:
             torch.save(state, partial)
         for path in self._paths()[self.keep :]:
             path.unlink()

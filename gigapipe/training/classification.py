@@ -71,8 +71,8 @@ class Classification:
 
     def backward(self, indices: list[int], epoch: int) -> float:
         self._prepare(len(indices))
-        looks = [self.settings.look(epoch, self.training.slides[i]) for i in indices]
-        images, labels = self.training.batch(indices, looks, self.streaming)
+        augmentations = [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
+        images, labels = self.training.batch(indices, augmentations, self.streaming)
         with self.settings.autocast(self.mesh.device):
             logits = self.model(images)
         # Not divided by the weights of the batch, of which ranks have parts: a batch of one would be weighed by 1.
@@ -162,9 +162,9 @@ def load_coarser(model: nn.Module, path: Path, settings: ClassifierSettings) -> 
 def load_torchvision(model: nn.Module, path: Path) -> None:
     """Take the weights of a torchvision checkpoint, all but the last layer's, by their names.
 
-    Those were learnt of RGB normalised by ImageNet's mean and deviation; here a network sees darkness (see `darkness`).
-    The difference is linear, and goes into the first convolution and the statistics after it. Raises InputError if the
-    file cannot be read or is of another network.
+    Those were learnt of RGB normalised by ImageNet's mean and deviation; here a network sees inverted
+    intensity. The difference is linear, and goes into the first convolution and the statistics after it.
+    Raises InputError if the file cannot be read or is of another network.
     """
     try:
         saved = dict(torch.load(path, weights_only=True, map_location="cpu"))

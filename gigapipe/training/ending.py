@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 
 ANSWER = 10.0
@@ -29,24 +29,24 @@ LEADERS = 4
 _HERE = 7501  # a message's tag
 
 
-def end_all(world, error: BaseException, hosts: list[str], stage: str, last_words: Path | None) -> NoReturn:
+def end_all(world, error: BaseException, hosts: list[str], stage: str, failure_records: Path | None) -> NoReturn:
     """Say what happened to this rank of the MPI communicator `world` in `stage`, and end all of them with status 1.
 
     Of ranks that have waited in vain, the first that is still there says which are not; `hosts` are all ranks' hosts.
-    What a rank says also goes into a file of the folder `last_words`: a network that is gone carries no standard error.
+    What a rank says also goes into a file of the folder `failure_records`: a network that is gone carries no output.
     """
     me = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
     if isinstance(error, InputError):
         text, first = f"gigapipe: {error}", world.rank == 0
     else:
         text, first = f"{me} failed in {stage}:\n{''.join(traceback.format_exception(error))}", True
-    _leave(text, last_words, world.rank)
+    _leave(text, failure_records, world.rank)
     if isinstance(error, TimeoutError | ConnectionError):
         silent = _roll_call(world)
         first = not set(range(world.rank)) - set(silent)
         if silent and hosts:
             text += f"{me}: last in {stage}; no answer from {on_hosts(silent, hosts)}"
-            _leave(text, last_words, world.rank)
+            _leave(text, failure_records, world.rank)
             time.sleep(OTHERS)
     if not first:  # what is wrong for all is said once: the others leave the first a moment to end the job
         time.sleep(4)
@@ -60,10 +60,10 @@ def end_all(world, error: BaseException, hosts: list[str], stage: str, last_word
     os._exit(1)  # Abort may return before the launcher has ended this process
 
 
-def _leave(text: str, last_words: Path | None, rank: int) -> None:
+def _leave(text: str, failure_records: Path | None, rank: int) -> None:
     with contextlib.suppress(OSError):
-        if last_words:
-            with written_aside(last_words / f"rank-{rank:04}.txt") as partial:
+        if failure_records:
+            with atomic_file(failure_records / f"rank-{rank:04}.txt") as partial:
                 partial.write_text(text + "\n")
 
 

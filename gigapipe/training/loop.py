@@ -53,7 +53,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         model.train()
         saved_at = time.perf_counter()
         for slides in _left(task, state, steps):
-            mesh.stage = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"
+            mesh.phase = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"
             with recorder.step():
                 loss = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch)
             state.losses.append(loss)
@@ -66,7 +66,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
             if stopping:
                 raise _unfinished(f"after epoch {state.epoch} and {state.step} steps, for {stopping}", mesh)
 
-        mesh.stage = f"validation after epoch {state.epoch + 1}"
+        mesh.phase = f"validation after epoch {state.epoch + 1}"
         with recorder.validation():
             validation = task.validate(itertools.chain.from_iterable(batches(task, state.epoch)))
             _refuse_divergence(validation["loss"], state.epoch)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.checkpoints import Torn, read
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def write_model(path: Path, weights: dict[str, torch.Tensor], settings: Settings) -> None:
-    with written_aside(path) as partial:
+    with atomic_file(path) as partial:
         torch.save({"task": settings.task, "model": weights, "settings": settings.model_dump()}, partial)
 
 

@@ -20,8 +20,8 @@ from gigapipe.training.ending import end_all, on_hosts
 from gigapipe.training.stopping import Unfinished
 
 COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # by which launchers say how many they start
-SILENCE = timedelta(minutes=10)
-LONG_SILENCE = timedelta(hours=2)  # where shards are streamed: one on tissue takes long, and one on glass no time
+TIMEOUT = timedelta(minutes=10)
+STREAMING_TIMEOUT = timedelta(hours=2)  # where shards are streamed: one on tissue takes long, and one on glass no time
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # by which torch is told through which networks to go
 
 
@@ -32,15 +32,15 @@ def started(
     columns: int,
     threads: int | None = None,
     transport: str = "auto",
-    silence: timedelta = SILENCE,
-    last_words: Path | None = None,
+    timeout: timedelta = TIMEOUT,
+    failure_records: Path | None = None,
     device: str = "auto",
 ) -> Iterator[Mesh]:
     """The mesh of this run's ranks, each with `threads`, or its share of its machine's cores. A launcher started them.
 
     `device` is what `devices.choose` makes `mesh.device` of. The `transport` is mpi, torch, or auto: MPI between CPUs,
-    torch between other devices. A rank that waits for another for longer than `silence` gives up. An error on any
-    rank ends them all, and each says where it was, in `mesh.stage`; see `end_all`. Raises InputError if the launcher
+    torch between other devices. A rank that waits for another for longer than `timeout` gives up. An error on any
+    rank ends them all, and each says where it was, in `mesh.phase`; see `end_all`. Raises InputError if the launcher
     started another number of ranks than the mesh has: a launcher that does not match the MPI library starts as many
     single ranks, silently. One rank needs neither launcher nor MPI.
     """
@@ -65,11 +65,11 @@ def started(
                 f"mesh {data} × {rows} × {columns} needs {size} ranks, but MPI knows of {world.size}; start it with "
                 f"`mpiexec -n {size} gigapipe …`, and the mpiexec (or srun --mpi=…) of this MPI library"
             )
-        if last_words and world.rank == 0:
-            for former in last_words.glob("rank-*.txt"):
+        if failure_records and world.rank == 0:
+            for former in failure_records.glob("rank-*.txt"):
                 former.unlink()
             with contextlib.suppress(OSError):  # there was none, or it holds what is not ours
-                last_words.rmdir()
+                failure_records.rmdir()
         hosts = world.allgather(socket.gethostname())
         host = world.Split_type(MPI.COMM_TYPE_SHARED)
         choice = _chosen(device, world, host)
@@ -82,9 +82,9 @@ def started(
         if transport == "mpi" or (transport == "auto" and kind == "cpu"):
             from gigapipe.spatial.transports.mpi import MpiTransport
 
-            carrier = MpiTransport(world, silence.total_seconds())
+            carrier = MpiTransport(world, timeout.total_seconds())
         else:
-            carrier = torch_transport(world, silence, choice)
+            carrier = torch_transport(world, timeout, choice)
         mesh = Mesh(data, rows, columns, carrier)
         mesh.device = choice.device
         yield mesh
@@ -95,7 +95,7 @@ def started(
     except BaseException as error:
         if world.size == 1:
             raise
-        end_all(world, error, hosts, mesh.stage if mesh else "starting", last_words)
+        end_all(world, error, hosts, mesh.phase if mesh else "starting", failure_records)
 
 
 def _launched() -> int:
@@ -133,7 +133,7 @@ def _leave(mesh: Mesh) -> None:
 
 def torch_transport(
     world,
-    silence: timedelta = SILENCE,
+    timeout: timedelta = TIMEOUT,
     choice: Choice = Choice(torch.device("cpu")),  # noqa: B008  is immutable
 ) -> Transport:
     """torch.distributed between the ranks of an MPI communicator: NCCL if each has a GPU of its own, else gloo.
@@ -149,11 +149,11 @@ def torch_transport(
     host = "127.0.0.1" if on_one_host else world.bcast(address() or socket.gethostname())
     store = None
     if world.rank == 0:
-        store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=silence, wait_for_workers=False)
+        store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=timeout, wait_for_workers=False)
     port = world.bcast(store.port if store else None)
     if store is None:
-        store = dist.TCPStore(host, port, world.size, is_master=False, timeout=silence)
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=silence)
+        store = dist.TCPStore(host, port, world.size, is_master=False, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     return TorchTransport()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gigapipe.aside import written_aside
+from gigapipe.atomic import atomic_file
 from gigapipe.spatial import Mesh
 from gigapipe.training.batches import slides_per_step
 from gigapipe.training.cost import Meter
@@ -72,7 +72,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "started_from": task.started_from,
         "history": state.history,
     }
-    with written_aside(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -18,8 +18,8 @@ from gigapipe.pyramids.reading import read_pixels
 from gigapipe.spatial import Mesh, decompose, gather
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
-from gigapipe.training.augmentation import AS_IT_IS, Look
-from gigapipe.training.canvases import darkness, in_colours, under_symmetry
+from gigapipe.training.augmentation import UNCHANGED, Augmentation
+from gigapipe.training.canvases import in_colours, inverted, under_symmetry
 from gigapipe.training.losses import dice, dice_and_cross_entropy
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Image, Streaming
@@ -66,19 +66,20 @@ class Pairs:
     def size(self, index: int) -> tuple[int, int]:
         return self.masks[index].shape
 
-    def image(self, index: int, streaming: Streaming, look: Look = AS_IT_IS) -> Image:
-        """A slide (1, 3, rows, columns), float32 darkness; nothing of it is shifted."""
+    def image(self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED) -> Image:
+        """A slide (1, 3, rows, columns), float32 inverted intensity; nothing of it is shifted."""
         of_image = functools.partial(_of_image, self.images[index], self.stage)
-        read, size = under_symmetry(of_image, self.size(index), look.symmetry)
+        read, size = under_symmetry(of_image, self.size(index), augmentation.symmetry)
 
         def coloured(rectangle: Rectangle) -> torch.Tensor:
-            return in_colours(darkness(read(rectangle)[None]), [look])
+            return in_colours(inverted(read(rectangle)[None]), [augmentation])
 
         return streaming.image(coloured, (1, 3, *size))
 
-    def mask(self, index: int, streaming: Streaming, beside: Image, look: Look = AS_IT_IS) -> Image:
+    def mask(self, index: int, streaming: Streaming, beside: Image, augmentation: Augmentation = UNCHANGED) -> Image:
         """Its mask (1, 1, rows, columns), float32, turned alike."""
-        read, size = under_symmetry(functools.partial(_of_mask, self.masks[index]), self.size(index), look.symmetry)
+        of_mask = functools.partial(_of_mask, self.masks[index])
+        read, size = under_symmetry(of_mask, self.size(index), augmentation.symmetry)
 
         def as_floats(rectangle: Rectangle) -> torch.Tensor:
             return torch.from_numpy(read(rectangle)[None].astype(np.float32))
@@ -114,8 +115,8 @@ class Segmentation:
         self._prepare()
         total = 0.0
         for index in indices:  # of different sizes: one after another
-            look = self.settings.look(epoch, self.training.slides[index])
-            loss = self._compared(self.training, index, look, dice_and_cross_entropy)[0] / len(indices)
+            augmentation = self.settings.augmentation(epoch, self.training.slides[index])
+            loss = self._compared(self.training, index, augmentation, dice_and_cross_entropy)[0] / len(indices)
             loss.backward()
             self.streaming.done()
             total += loss.item()
@@ -127,7 +128,7 @@ class Segmentation:
         self._prepare()
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
-            both = self._compared(self.validation, index, AS_IT_IS, dice_and_cross_entropy, dice)
+            both = self._compared(self.validation, index, UNCHANGED, dice_and_cross_entropy, dice)
             found[index] = torch.stack(both) / self.mesh.image_ranks
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
@@ -140,11 +141,11 @@ class Segmentation:
         with self.settings.autocast(self.mesh.device):
             self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
 
-    def _compared(self, pairs: Pairs, index: int, look: Look, *measures) -> list[torch.Tensor]:
+    def _compared(self, pairs: Pairs, index: int, augmentation: Augmentation, *measures) -> list[torch.Tensor]:
         """Measures of the model's output and the mask of a slide."""
         with self.settings.autocast(self.mesh.device):
-            image = pairs.image(index, self.streaming, look)
-            mask = pairs.mask(index, self.streaming, image, look)
+            image = pairs.image(index, self.streaming, augmentation)
+            mask = pairs.mask(index, self.streaming, image, augmentation)
             logits = self.model(image)
             return [measure(logits, mask) for measure in measures]
 

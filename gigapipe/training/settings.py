@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gigapipe.configuration.configuration import Learning
-from gigapipe.training.augmentation import Augmentation, Look
+from gigapipe.training.augmentation import Augmentation, AugmentationRanges
 
 
 class Settings(Learning, ABC):
@@ -21,10 +21,10 @@ class Settings(Learning, ABC):
     seed: int
     shift: float = 0.0  # of a canvas; a slide that is taken whole lies where it lies
 
-    def look(self, epoch: int, slide: str) -> Look:
-        """How a slide looks in an epoch of training."""
-        looks = Augmentation(self.symmetries, self.shift, self.stain, self.brightness, self.contrast)
-        return looks.look(self.seed, epoch, slide)
+    def augmentation(self, epoch: int, slide: str) -> Augmentation:
+        """That of a slide in an epoch of training."""
+        ranges = AugmentationRanges(self.symmetries, self.shift, self.stain, self.brightness, self.contrast)
+        return ranges.draw(self.seed, epoch, slide)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

@@ -32,7 +32,7 @@ class Task(Protocol):
         """What says, in JSON, which slides there are to train on and to validate on."""
 
     def backward(self, indices: list[int], epoch: int) -> float:
-        """Add the gradient of the mean loss over this data rank's slides, as they look in this epoch; its value."""
+        """Add the gradient of the mean loss over this data rank's slides, augmented as in this epoch; its value."""
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         """`loss` on the slides to validate on, and other figures; `batches` are those of the epoch that has ended."""

@@ -26,7 +26,7 @@ from gigapipe.evaluation.design import check_design, check_resolutions
 from gigapipe.gdc.client import addresses_of
 from gigapipe.progress import watch
 from gigapipe.slides import phantom
-from gigapipe.slides.room import Wanted, announce
+from gigapipe.slides.disk_space import Wanted, announce
 from gigapipe.slides.sheet import read_sheet
 
 # Slides of one file; the others (MRXS, DICOM) are folders, and no URL fetches one whole.

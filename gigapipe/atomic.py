@@ -11,7 +11,7 @@ from gigapipe.errors import InputError
 
 
 @contextlib.contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """A name beside `path` to write to; it is renamed to `path` when the block ends well, and removed when not.
 
     The folder is made if it is missing. The name holds this process's number, so that two writers of one file
@@ -30,7 +30,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def resumable_file_aside(path: str | Path, keep: bool) -> Iterator[Path]:
+def resumable_file(path: str | Path, keep: bool) -> Iterator[Path]:
     """The same, but a run that is cut short leaves what it has, if it is to `keep` it, and the next finds it.
 
     Raises InputError if another process is writing it.
@@ -55,7 +55,7 @@ def resumable_file_aside(path: str | Path, keep: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_aside(folder: str | Path) -> Iterator[Path]:
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """The same for a folder, which replaces what was there; its parent must exist, and its name begin with no dot."""
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -69,7 +69,7 @@ def folder_aside(folder: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
+def resumable_folder(folder: str | Path, identity: str) -> Iterator[Path]:
     """The same, but a run that is cut short leaves what it has: the next with the same `identity` finds it and goes on.
 
     What ends with InputError would end so again: it leaves nothing.
@@ -79,7 +79,7 @@ def resumable_folder_aside(folder: str | Path, identity: str) -> Iterator[Path]:
     mark = partial / ".identity"
     if not (mark.exists() and mark.read_text(encoding="utf-8") == identity):
         shutil.rmtree(partial, ignore_errors=True)
-        with written_aside(mark) as new:
+        with atomic_file(mark) as new:
             new.write_text(identity, encoding="utf-8")
     for torn in partial.rglob("*.partial"):  # what was being written when that run was killed: ours, and zarr's
         torn.unlink(missing_ok=True)  # a worker of that run may live yet, and end with it

@@ -1,6 +1,6 @@
 """One resolution of a run, trained in several ways, with AUC and cost of each: whole, over ranks, by data, by tiles.
 
-    python benchmarks/arms.py results/lung --mpp 4 --memory 400MB
+    python benchmarks/methods.py results/lung --mpp 4 --memory 400MB
 
 Takes the slides, folds and settings of a run that is finished, of one seed and one kind of folds. Each way has two
 cores: two ranks, or two threads.
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import yaml
 
-ARMS = {  # mesh, ranks, threads, and whether memory is limited
+from gigapipe.configuration import Configuration
+from gigapipe.configuration.command_line import arguments as arguments_of
+from gigapipe.configuration.configuration import Learning, Network
+
+METHODS = {  # mesh, ranks, threads, and whether memory is limited
     "whole": ("1 1 1", 1, 2, False),
     "spatial": ("1 2 1", 2, 1, False),
     "data-parallel": ("2 1 1", 2, 1, False),
     "streamed": ("1 1 1", 1, 2, True),
 }
-NOT_OPTIONS = ("coarse_to_fine", "memory")  # of the config: where to begin, and what the arms differ in
 
 
 def main() -> None:
@@ -28,19 +31,18 @@ def main() -> None:
     arguments.add_argument("--mpp", type=float, required=True, help="one of the run's resolutions")
     arguments.add_argument("--memory", required=True, help="of the streamed one")
     arguments.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--output", type=Path, default=Path("results/arms"))
+    arguments.add_argument("--output", type=Path, default=Path("results/methods"))
     args = arguments.parse_args()
-    config = yaml.safe_load((args.run / "config.yaml").read_text())
-    canvas = next(found["canvas"] for found in config["resolutions"] if found["mpp"] == args.mpp)
-    training = config["training"] | {"seed": config["seeds"][0]}
-    training = {key: value for key, value in training.items() if value is not None and key not in NOT_OPTIONS}
-    options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in training.items())
+    config = Configuration.of(yaml.safe_load((args.run / "config.yaml").read_text()))
+    canvas = next(found.canvas for found in config.resolutions if found.mpp == args.mpp)
+    settings = f"{arguments_of(config.training, Network)} {arguments_of(config.training, Learning)}"
+    options = f"{settings} --seed {config.seeds[0]}"
     slides = f"--folds {args.run}/folds.tsv --pyramids {args.run}/pyramids"
     models = []
-    for arm, (mesh, ranks, threads, limited) in ARMS.items():
+    for method, (mesh, ranks, threads, limited) in METHODS.items():
         began = time.perf_counter()
         for fold in args.folds:
-            model = args.output / arm / f"fold-{fold}" / "model.pt"
+            model = args.output / method / f"fold-{fold}" / "model.pt"
             model.parent.mkdir(parents=True, exist_ok=True)
             launched = f"mpiexec -n {ranks} gigapipe"
             where = f"--mesh {mesh} --threads {threads}" + (f" --memory {args.memory}" if limited else "")
@@ -52,7 +54,7 @@ def main() -> None:
                 ):
                     subprocess.run(command.split(), check=True, stdout=log, stderr=subprocess.STDOUT)
             models.append(model.parent)
-        print(f"{arm}: {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{method}: {time.perf_counter() - began:.0f} s", flush=True)
     subprocess.run(
         ["gigapipe", "evaluate", "--predictions", *(m / "predictions.tsv" for m in models)]
         + ["--trainings", *(m / "training.json" for m in models), "--output", args.output],

@@ -26,7 +26,7 @@ LOW, HIGH = bounds(AUC)
 
 
 @dataclass(frozen=True)
-class Answer:
+class Recommendation:
     """What `headline` says in a few words, and `reason` with its figures; `mpp` is None where nothing is found."""
 
     mpp: float | None
@@ -34,7 +34,7 @@ class Answer:
     reason: str
 
 
-def answer(table: pd.DataFrame) -> Answer:
+def recommend(table: pd.DataFrame) -> Recommendation:
     """The coarsest resolution whose AUC does not differ from the best.
 
     Columns: `mpp`, `auc`, `auc_low`, `auc_high`, `ranks`, `seconds_per_step`. Whether two differ is told by a paired
@@ -43,10 +43,10 @@ def answer(table: pd.DataFrame) -> Answer:
     """
     rows = table.dropna(subset=[AUC]).reset_index(drop=True)
     if rows.empty:
-        return Answer(None, "There is no answer yet.", "No resolution has held-out slides of all classes.")
+        return Recommendation(None, "There is no answer yet.", "No resolution has held-out slides of all classes.")
     best = rows.loc[rows[AUC].idxmax()]
     if best[LOW] <= 0.5:
-        return Answer(
+        return Recommendation(
             None,
             "No resolution is told from chance.",
             f"The best AUC, {interval(best, AUC)} at {best[MPP]:g} µm per pixel, has an interval that holds 0.5, "
@@ -66,14 +66,14 @@ def answer(table: pd.DataFrame) -> Answer:
             )
         elif len(rows) > 1:
             reason += ", and no resolution is coarser"
-        return Answer(chosen[MPP], headline, reason + ".")
+        return Recommendation(chosen[MPP], headline, reason + ".")
     reason = (
         f"Its AUC of {interval(chosen, AUC)} is not told apart from the best, {interval(best, AUC)} at "
         f"{best[MPP]:g} µm per pixel ({how}), at {_ratio(chosen, best)} of the cost."
     )
     if PATIENTS in rows:
         reason += f" With more than these {chosen[PATIENTS]:.0f} patients a difference might be seen."
-    return Answer(chosen[MPP], headline, reason)
+    return Recommendation(chosen[MPP], headline, reason)
 
 
 def _differs(row: pd.Series, best: pd.Series) -> tuple[bool, str]:

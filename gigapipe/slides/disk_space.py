@@ -28,11 +28,11 @@ class Wanted:
 def announce(slides: Mapping[Path, Wanted], keep: bool) -> None:
     """Say how much is going to be fetched, and how long that takes at the rate of a first look.
 
-    Raises InputError as `check_room` does.
+    Raises InputError as `check_disk_space` does.
     """
     if not slides:
         return
-    logger.info(f"{check_room({path: slide.size for path, slide in slides.items()}, keep)}.")
+    logger.info(f"{check_disk_space({path: slide.size for path, slide in slides.items()}, keep)}.")
     # Not for what takes no time anyway; and what the first look brings must be of use.
     probe = next((path for path, slide in slides.items() if slide.resumable and slide.size > 1 << 26), None)
     if probe:
@@ -43,7 +43,7 @@ def announce(slides: Mapping[Path, Wanted], keep: bool) -> None:
             logger.info(f"The first bytes came at {amount(rate)} a second: {hours:.2g} hours at that rate.")
 
 
-def check_room(sizes: Mapping[Path, int], keep: bool) -> str:
+def check_disk_space(sizes: Mapping[Path, int], keep: bool) -> str:
     """What is going to be fetched, in a line; `sizes` are the slides' bytes, 0 where nobody knows them.
 
     Raises InputError if the disk cannot hold all of them, or, where they are not kept, the largest.
