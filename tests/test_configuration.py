@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from launching import ROOT
 
+from gigapipe.cli import parser
 from gigapipe.configuration import Configuration
 from gigapipe.configuration.command_line import add_options, arguments, values
 from gigapipe.configuration.configuration import Archive, Computing, Learning, Network, Phantom, PyramidPixels
@@ -73,10 +76,10 @@ def test_a_group_goes_through_the_command_line(group, given):
     shell = subprocess.run(
         ["sh", "-c", f"printf '%s\\n' {arguments(options, group)}"], capture_output=True, text=True, check=True
     )
-    parser = argparse.ArgumentParser()
-    add_options(parser, group)
-    assert group.of(values(group, parser.parse_args(shell.stdout.splitlines()))) == options
-    assert group.of(values(group, parser.parse_args([]))) == group()
+    line = argparse.ArgumentParser()
+    add_options(line, group)
+    assert group.of(values(group, line.parse_args(shell.stdout.splitlines()))) == options
+    assert group.of(values(group, line.parse_args([]))) == group()
 
 
 def test_an_option_that_is_added_in_one_place_reaches_all(tmp_path):
@@ -214,3 +217,37 @@ def test_settings_of_older_models_are_read_and_their_checkpoints_gone_on_from():
         assert json.dumps(kind.of(settings).model_dump(), sort_keys=True) == json.dumps(settings, sort_keys=True)
         with pytest.raises(InputError, match="model.pt: novelty: there is no such key"):
             kind.of(settings | {"novelty": 1}, "model.pt: ")
+
+
+def test_an_argument_s_old_name_is_taken_with_a_word(capsys):
+    given = ["--folds", "f", "--fold", "0", "--pyramids", "p", "--mpp", "2", "--output", "o", "--canvas", "9"]
+    assert parser().parse_args(["train", *given, "--silence", "45s"]).timeout == 0.75
+    assert (
+        capsys.readouterr().err
+        == "gigapipe: --silence is called --timeout now; the old name goes with the next release\n"
+    )
+    assert parser().parse_args(["train", *given, "--timeout", "45s"]).timeout == 0.75
+    assert parser().parse_args(["train", *given]).timeout is None and capsys.readouterr().err == ""
+
+
+def test_the_core_needs_none_of_the_workflow_s_packages():
+    """`pip install gigapipe` gives gigapipe.spatial, check and plan; other verbs say what is missing."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["workflow"]
+    names = {re.split(r"[^\w-]", package)[0].replace("-", "_").lower() for package in extra}
+    names |= {"sklearn", "openslide", "dask", "PIL"}
+    program = f"""if True:
+        import sys
+        class Without:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {names!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Without())
+        import gigapipe.spatial
+        import gigapipe.spatial.check
+        from gigapipe.cli import main
+        assert main(["plan", "unet", "64x64", "--machine", "summit", "--ranks", "2", "--scaling"]) == 0
+        assert main(["folds", "sheet.tsv", "folder"]) == 1
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "gigapipe: pandas is not installed; pip install 'gigapipe[workflow]' brings it\n"

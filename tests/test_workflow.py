@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+import yaml
 from projects import fresh_copy, plan, snakemake, start
 
 from gigapipe.pyramids import Pyramid
@@ -54,6 +55,22 @@ def test_a_finer_training_waits_for_the_coarser_one_that_it_begins_with(project)
     _, output = snakemake(project, "-n", "-p", finest, "--configfile", "mine.yaml")
     started = re.findall(r"--mpp (\d+) .* --start results/(\d+)um/fold-1/model.pt ", output)
     assert sorted(started) == [("2", "8"), ("8", "48")]
+
+
+def test_the_workflow_is_a_module_of_another_and_runs_from_another_folder(project, tmp_path):
+    mine = {
+        "phantom": {"patients": 12},
+        "folds": {"number": 3},
+        "resolutions": [{"mpp": 8, "canvas": 52, "mesh": [1, 1, 1]}],
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    jobs = plan(tmp_path, "--snakefile", project / "Snakefile", "--configfile", "mine.yaml")
+    assert jobs["train"] == 3 and jobs["page"] == 1
+    (tmp_path / "Snakefile").write_text(
+        'configfile: "mine.yaml"\n\nmodule gigapipe:\n'
+        f'    snakefile: "{project}/workflow/Snakefile"\n    config: config\n\nuse rule * from gigapipe\n'
+    )
+    assert plan(tmp_path) == jobs
 
 
 def test_the_workflow_is_lint_free(project):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.recording import Node, Ref
-from gigapipe.spatial.window import Bins, Interval, Rectangle, Taps, Window, split
+from gigapipe.spatial.window import Bins, Interpolation, Interval, Rectangle, Window, split
 
 
 @dataclass
@@ -70,7 +70,7 @@ def keeps_constants(nodes: list[Node]) -> bool:
     """Whether nodes make constant images of constant images, away from the image's borders."""
     return all(
         not node.drawn
-        and all(isinstance(access, Window | Bins | Taps) for access in node.accesses or ())
+        and all(isinstance(access, Window | Bins | Interpolation) for access in node.accesses or ())
         and (node.accesses is not None or not any(_varies(tensor, node) for tensor in node.tensors))
         for node in nodes
     )

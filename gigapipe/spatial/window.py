@@ -6,7 +6,7 @@ input does a given part of the output need. Indices are global: they count from 
 whole image, whoever owns it.
 
 Each kind of operator is a class that answers both (`Access`): `Window` for convolution and pooling, `Transposed` for
-transposed convolution, `Bins` for adaptive pooling, `Taps` for interpolation, `Shuffled` for pixel shuffling,
+transposed convolution, `Bins` for adaptive pooling, `Interpolation` for interpolation, `Shuffled` for pixel shuffling,
 `Padded` for padding that repeats the image, `Rolled` and `Flipped` for what their names say.
 """
 
@@ -195,7 +195,7 @@ class Bins(_InImage):
 
 
 @dataclass(frozen=True)
-class Taps(_InImage):
+class Interpolation(_InImage):
     """Interpolation: output i looks at inputs from `first[i]` to `last[i]`, both of which grow with i."""
 
     first: tuple[int, ...]

@@ -11,7 +11,17 @@ from gigapipe.spatial.operators.windowed import crop, images, pair, scaled, wind
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
 from gigapipe.spatial.torch_internals import memory_of, without_modes
-from gigapipe.spatial.window import Access, Flipped, Padded, Rectangle, Rolled, Shuffled, Taps, Window, output_size
+from gigapipe.spatial.window import (
+    Access,
+    Flipped,
+    Interpolation,
+    Padded,
+    Rectangle,
+    Rolled,
+    Shuffled,
+    Window,
+    output_size,
+)
 
 
 def _moved(x: SpatialTensor, accesses: Iterable[Access], fill: float = 0.0) -> SpatialTensor:
@@ -154,18 +164,18 @@ def _bicubic(x: SpatialTensor, sizes, scales, align_corners, recompute_scale_fac
             else:
                 step = n / out if o is not None or recompute_scale_factor else 1 / s
                 places = (places + 0.5) * step - 0.5
-            taps = places.floor().long()[:, None] + torch.arange(-1, 3)
-            weights = _cubic(places[:, None] - taps)
-            taps = taps.clamp(0, n - 1)
-            accesses.append(Taps(tuple(taps[:, 0].tolist()), tuple(taps[:, -1].tolist())))
-        tables.append((taps, weights))
+            points = places.floor().long()[:, None] + torch.arange(-1, 3)
+            weights = _cubic(places[:, None] - points)
+            points = points.clamp(0, n - 1)
+            accesses.append(Interpolation(tuple(points[:, 0].tolist()), tuple(points[:, -1].tolist())))
+        tables.append((points, weights))
 
     def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
-        for axis, ((taps, weights), n, o) in enumerate(zip(tables, needed, out, strict=True)):
+        for axis, ((points, weights), n, o) in enumerate(zip(tables, needed, out, strict=True)):
             mine = slice(o.start, o.stop)
             parts = [
                 shard.index_select(2 + axis, (t - n.start).to(x.device)) * w.to(shard).view(-1, *[1] * (1 - axis))
-                for t, w in zip(taps[mine].T, weights[mine].T, strict=True)
+                for t, w in zip(points[mine].T, weights[mine].T, strict=True)
             ]
             shard = sum(parts[1:], parts[0])
         return shard
@@ -201,7 +211,9 @@ def interpolate(
     ]
     with without_modes():
         lows, highs = [p.floor().long() for p in positions], [p.ceil().long() for p in positions]
-        rows, columns = (Taps(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True))
+        rows, columns = (
+            Interpolation(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True)
+        )
     factors = len(lows[0]) // x.image_size[0], len(lows[1]) // x.image_size[1]
 
     by_factors = (
