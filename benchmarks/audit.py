@@ -103,7 +103,7 @@ def audit(library: str, chosen: list[Case], python: str) -> Iterator[tuple[Case,
 def run(library: str, chosen: list[Case], python: str) -> Iterator[tuple[Case, Verdict]]:
     """Cases of as many ranks each, in the same processes, up to the first that fails."""
     ranks = chosen[0].ranks
-    with tempfile.TemporaryDirectory(prefix="audit-") as name, open(f"{name}/log", "w+") as log:
+    with tempfile.TemporaryDirectory(prefix="audit-") as name, open(f"{name}/log", "w+", encoding="utf-8") as log:
         folder = Path(name)
         (folder / "cases").write_bytes(pickle.dumps(chosen))
         program = [python, str(Path(__file__).with_name(PROGRAMS[library])), library, name]

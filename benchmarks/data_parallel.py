@@ -40,7 +40,7 @@ def worker(kind: str, size: int, steps: int, limit: int) -> None:
     model = decompose(resnet18(2).to(memory_format=torch.channels_last), mesh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     if limit:
-        fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        fields = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
         held = int(fields["VmData"].split()[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (held + limit * 10**6,) * 2)
     local = torch.rand(1, 3, *mesh.rectangle((size, size)).shape).contiguous(memory_format=torch.channels_last)

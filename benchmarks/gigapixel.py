@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
     import torch.nn.functional as F
     import zarr
 
+    from gigapipe.cli.messages import log_to_stderr
     from gigapipe.models import GigapixelUNet, resnet18
     from gigapipe.spatial import Mesh, decompose
     from gigapipe.training.canvases import inverted
@@ -85,6 +86,7 @@ def main(args: argparse.Namespace) -> None:
     decompose(model.to(memory_format=torch.channels_last), mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16")
+    log_to_stderr()
     streaming = Streaming(args.memory, mesh, model)
     print(f"{args.network}, {args.rows} × {args.columns} px, {args.precision}, {args.threads} threads", flush=True)
 

@@ -47,7 +47,7 @@ def main() -> None:
             launched = f"mpiexec -n {ranks} gigapipe"
             where = f"--mesh {mesh} --threads {threads}" + (f" --memory {args.memory}" if limited else "")
             what = f"--mpp {args.mpp:g} --canvas {canvas} --fold {fold} {options}"
-            with open(model.with_name("log"), "w") as log:
+            with open(model.with_name("log"), "w", encoding="utf-8") as log:
                 for command in (
                     f"{launched} train {slides} {what} {where} --output {model}",
                     f"{launched} predict {slides} --model {model} {where} --output {model.parent}/predictions.tsv",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gigapipe.allocator import return_freed_tensors
+from gigapipe.cli.messages import log_to_stderr
 
 SHARE = 0.4  # of what plain torch is predicted to take that a streamed step may
 
@@ -57,7 +58,7 @@ CONFIGURATIONS = [
 
 def memory(key: str) -> int:
     """Bytes: VmRSS, what this process has, or VmHWM, the most that it has had."""
-    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def maker(configuration: Configuration):
@@ -108,6 +109,7 @@ def worker(configuration: Configuration, limit: int, steps: int) -> None:
         loss.backward()
         optimizer.step()
 
+    log_to_stderr()
     with started(1, configuration.ranks, 1) as mesh:
         torch.manual_seed(0)
         step(*learner(tiny, mesh), part(64, mesh))

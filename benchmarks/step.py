@@ -106,7 +106,7 @@ def memory(pids: list[int]) -> int:
     own, files = 0, 0
     for pid in pids:
         try:
-            text = Path(f"/proc/{pid}/status").read_text()
+            text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         except OSError:
             continue
         if "RssAnon" in text:  # a process that is ending has none

@@ -24,7 +24,7 @@ from gigapipe.allocator import return_freed_tensors
 
 def memory(key: str) -> int:
     """Bytes: VmRSS, what this process has, or VmHWM, the most that it has had."""
-    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None:

@@ -121,7 +121,7 @@ def table(rows: list[dict]) -> str:
 def read(path: Path) -> dict[tuple[str, str], dict]:
     """The last line of each model, by library and name. A line that was cut off is none."""
     rows = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         if line.endswith("}"):
             row = json.loads(line)
             rows[row["library"], row["name"]] = row

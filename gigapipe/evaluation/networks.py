@@ -99,7 +99,7 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 
 def _read_training(path: Path) -> dict:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         settings, mesh = record["settings"], record["mesh"]
         cost = {name: record.get(name) for name in COSTS} | {
             MPP: settings["mpp"],

@@ -47,7 +47,7 @@ def overlaps(tables: list[Path]) -> pd.DataFrame:
 
 def as_markdown(table: pd.DataFrame, trainings: list[Path]) -> str:
     """The table for people: mean and standard deviation over slides, at each resolution, and what training cost."""
-    costs = pd.DataFrame([json.loads(Path(path).read_text()) for path in trainings])
+    costs = pd.DataFrame([json.loads(Path(path).read_text(encoding="utf-8")) for path in trainings])
     costs["mpp"] = [settings["mpp"] for settings in costs["settings"]]
     step, memory = (column.heading for column in read(SECONDS_PER_STEP, PEAK_MEMORY))
     lines = [

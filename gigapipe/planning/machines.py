@@ -98,7 +98,7 @@ def machine(name: str) -> Machine:
     if name in MACHINES:
         return MACHINES[name]
     try:
-        return Machine(**json.loads(Path(name).read_text()))
+        return Machine(**json.loads(Path(name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"machine {name}: none of {', '.join(MACHINES)}, and no file that `gigapipe plan --measure` wrote ({error})"

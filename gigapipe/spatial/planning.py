@@ -311,7 +311,7 @@ def _before(ends: list[Node | None], end: Node | None) -> Node | None:
 def resident_memory() -> int:
     """Bytes of memory that this process has."""
     try:
-        text = Path("/proc/self/status").read_text()
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return 1024 * int(re.search(r"VmRSS:\s+(\d+)", text)[1])

@@ -1,8 +1,8 @@
 """The training loop: whatever is learnt of whole slides, with one network, at one resolution, for one fold."""
 
 import itertools
+import logging
 import math
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +21,8 @@ from gigapipe.training.schedule import Schedule
 from gigapipe.training.state import Resumable, State
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.task import Task
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY = 300.0
 """Seconds after which the state is written within an epoch, too."""
@@ -76,7 +78,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         elif schedule.falls(state):
             _fall_back(state, task, optimizer)
         if speak:
-            print("  ".join(f"{k} {v:.4g}" for k, v in state.history[-1].items()), file=sys.stderr, flush=True)
+            logger.info("  ".join(f"{k} {v:.4g}" for k, v in state.history[-1].items()))
             resumable.save(state)
         if schedule.goes_on(state) and (stopping := _agreed(stop, recorder.longest_step, mesh)):
             raise _unfinished(f"after epoch {state.epoch}, for {stopping}", mesh)
@@ -120,7 +122,7 @@ def _fall_back(state: State, task: Task, optimizer: AdamW) -> None:
     task.model.load_state_dict(state.best["model"])
     optimizer.state.clear()
     if task.mesh.rank == 0:
-        print(f"back to epoch {state.best['epoch']}, at a lower learning rate", file=sys.stderr)
+        logger.info(f"back to epoch {state.best['epoch']}, at a lower learning rate")
 
 
 def _agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
@@ -132,7 +134,7 @@ def _agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
 
 def _unfinished(where: str, mesh: Mesh) -> Unfinished:
     if mesh.rank == 0:
-        print(f"stopped {where}; the same command goes on from there", file=sys.stderr, flush=True)
+        logger.info(f"stopped {where}; the same command goes on from there")
     return Unfinished(where)
 
 

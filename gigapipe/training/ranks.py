@@ -1,6 +1,7 @@
 """Starting the ranks: MPI says who they are, and carries what they exchange unless torch.distributed does."""
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -18,6 +19,8 @@ from gigapipe.spatial.transports.torch_distributed import TorchTransport
 from gigapipe.training.devices import Choice, choose, identity, settled, use
 from gigapipe.training.ending import end_all, on_hosts
 from gigapipe.training.stopping import Unfinished
+
+logger = logging.getLogger(__name__)
 
 COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # by which launchers say how many they start
 TIMEOUT = timedelta(minutes=10)
@@ -51,7 +54,7 @@ def started(
         torch.set_num_threads(threads or torch.get_num_threads())
         mesh = Mesh()
         choice = choose(device)
-        print(choice, file=sys.stderr, flush=True)
+        logger.info(choice)
         use(choice.device)
         mesh.device = choice.device
         yield mesh
@@ -112,7 +115,7 @@ def _chosen(wanted: str, world, host) -> Choice:
     if len(kinds) > 1:
         raise InputError(f"device {wanted}: would be {' on some hosts and '.join(kinds)} on others; give --device")
     if world.rank == 0:
-        print(choice, file=sys.stderr, flush=True)
+        logger.info(choice)
     return choice
 
 
@@ -122,7 +125,7 @@ def _say_where(world, host, hosts: list[str]) -> None:
     ranks = host.gather(world.rank)
     if processes:
         numbers = ", ".join(map(str, processes))
-        print(f"{on_hosts(ranks, hosts)}: processes {numbers}", file=sys.stderr, flush=True)
+        logger.info(f"{on_hosts(ranks, hosts)}: processes {numbers}")
 
 
 def _leave(mesh: Mesh) -> None:

@@ -1,9 +1,9 @@
 """What a training has reached: noted after each epoch, saved in checkpoints, and resumed from them on any mesh."""
 
 import json
+import logging
 import math
 import statistics
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Required, TypedDict
 
@@ -13,6 +13,8 @@ from torch import nn
 from gigapipe.errors import InputError
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.task import Task
+
+logger = logging.getLogger(__name__)
 
 
 class Best(TypedDict, total=False):
@@ -92,7 +94,7 @@ class Resumable:
         found = self._newest()
         if found is None:
             if mesh.rank == 0 and checkpoints.exist():
-                print(f"{checkpoints.folder}: torn, or of other settings or slides: starting afresh", file=sys.stderr)
+                logger.warning(f"{checkpoints.folder}: torn, or of other settings or slides: starting afresh")
                 checkpoints.remove()
             return beginning
         saved = checkpoints.load(found)
@@ -110,7 +112,7 @@ class Resumable:
             state = replace(state, **fresh)
         if mesh.rank == 0:
             within = f" and {state.step} steps" if state.step else ""
-            print(f"resumed after epoch {state.epoch} of {settings.epochs}{within}", file=sys.stderr)
+            logger.info(f"resumed after epoch {state.epoch} of {settings.epochs}{within}")
         return state
 
     def _newest(self) -> int | None:

@@ -1,7 +1,7 @@
 """Whether a model's images are held or streamed: what fits the memory that a rank may take decides."""
 
+import logging
 import math
-import sys
 from collections.abc import Callable
 
 import torch
@@ -14,6 +14,8 @@ from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.devices import allocated
+
+logger = logging.getLogger(__name__)
 
 Image = SpatialTensor | Recorded
 
@@ -61,7 +63,8 @@ class Streaming:
             self.plans[model.training] = plan
             if self.mesh.rank == 0:
                 what = "training" if model.training else "prediction"
-                print(f"{what}, {' × '.join(map(str, shape))}:", *str(plan).split("\n"), sep="\n  ", file=sys.stderr)
+                lines = f"{what}, {' × '.join(map(str, shape))}:", *str(plan).split("\n")
+                logger.info("\n  ".join(lines))
         self.plan = self.plans[model.training]
 
     def image(

@@ -100,6 +100,6 @@ def jsrun(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     name = Path(sys.argv[0]).name
-    with open(folder / "lines", "a") as lines:
+    with open(folder / "lines", "a", encoding="utf-8") as lines:
         lines.write(f"{name} {shlex.join(sys.argv[1:])}\n")
     globals()[name](sys.argv[1:])

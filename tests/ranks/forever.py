@@ -14,12 +14,14 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
+from gigapipe.cli.messages import log_to_stderr
 from gigapipe.spatial import SpatialTensor, decompose
 from gigapipe.training.ranks import TIMEOUT, started
 
 timeout = timedelta(seconds=5) if "hang" in sys.argv else TIMEOUT
 
 failure_records = Path(sys.argv[-1]) if "/" in sys.argv[-1] else None
+log_to_stderr()
 with started(1, MPI.COMM_WORLD.size, 1, 1, sys.argv[1], timeout, failure_records) as mesh:
     model = decompose(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)), mesh)
     rows, columns = mesh.rectangle((60, 20))
