@@ -487,6 +487,18 @@ class Pool(torch.autograd.Function):
         return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
 
 
+@refused("weights that FSDP shards", "FSDP (fully_shard) would shard weights")
+def _(side):
+    from torch.distributed.fsdp import fully_shard
+
+    if not torch.distributed.is_initialized():  # each rank by itself: what is refused needs no other
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    model = side.model(classifier())
+    fully_shard(model[3])
+    fully_shard(model)
+    model(side.image())
+
+
 @refused("a custom function from an image to a plain tensor", "made a plain tensor of an image")
 def _(side):
     Pool.apply(side.model(dense())(side.image())).square().mean().backward()

@@ -24,6 +24,7 @@ from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import NotDecomposed, name_of
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import (
+    OF_FULLY_SHARD,
     give_way_to_compiler,
     make_stand_in,
     memory_of,
@@ -308,6 +309,11 @@ def refuse_lost_gradient(x: torch.Tensor) -> None:
     """
     with without_torch_function():
         node = x.grad_fn
+    if node is not None and node.name() == OF_FULLY_SHARD:
+        raise NotDecomposed(
+            "FSDP (fully_shard) would shard weights of which all ranks of an image need the whole",
+            "give each rank all weights; for more images at a time, use Mesh(data=…) or DistributedDataParallel",
+        )
     if node is not None:
         raise NotDecomposed(
             f"{node.name()}, a custom autograd.Function or a reentrant checkpoint, would lose the gradient",

@@ -16,6 +16,9 @@ from torch.utils.hooks import RemovableHandle
 
 CHECKED = ("2.11", "2.13", "2.14")
 
+OF_FULLY_SHARD = "RegisterPostBackwardFunctionBackward"
+"""The name of the node through which FSDP2 hands on what enters a layer whose weights it shards."""
+
 without_torch_function = torch._C.DisableTorchFunctionSubclass
 """The context in which torch's functions take tensors of any class for ordinary ones."""
 
