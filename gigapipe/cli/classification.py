@@ -84,6 +84,7 @@ def predict(args: argparse.Namespace) -> None:
     return_freed_tensors()
     import pandas as pd
 
+    from gigapipe.evaluation.columns import FOLD, MPP, NAMES, PART, SEED, TEST, VALIDATION
     from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.targets import targets_of
     from gigapipe.training.classification import ClassifierSettings, predict
@@ -95,13 +96,11 @@ def predict(args: argparse.Namespace) -> None:
         model, settings = trained_model(args.model, ClassifierSettings, mesh)
         parts = roles(slides_of(args), settings.fold)
         # The fold that chose the epoch, too: a threshold may be fixed on it, and on no other slide.
-        table = pd.concat([parts[part].assign(part=part) for part in ("test", "validation")])
+        table = pd.concat([parts[part].assign(**{PART: part}) for part in (TEST, VALIDATION)])
         canvases = settings.canvases(table, args.pyramids, mesh, stage_of(args))
         probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
-            table = table[["slide", "patient", "site", "label", "part", "split"]].assign(
-                seed=settings.seed, fold=settings.fold, mpp=settings.mpp
-            )
+            table = table[NAMES].assign(**{SEED: settings.seed, FOLD: settings.fold, MPP: settings.mpp})
             for name, column in targets_of(settings.classes).items():
                 table[column] = probabilities[:, settings.classes.index(name)].tolist()
             with atomic_file(args.output) as partial:
