@@ -1,5 +1,8 @@
 # Where ranks run and how they are started: from the config's meshes, and from what the profile says of a node.
 
+import math
+import sys
+
 
 def of_profile(name, rule=None):
     """What the profile's `set-resources` for a rule, or its `default-resources`, say of a resource; None if nothing."""
@@ -54,6 +57,15 @@ NODES = {
     mpp: nodes_of_mesh(resolution.mesh, resolution.mpp)
     for mpp, resolution in RESOLUTIONS.items()
 }
+
+for resolution in CONFIG.resolutions if workflow.is_main_process else []:
+    cores = math.prod(resolution.mesh) * CORES_PER_RANK
+    if not RANKS_PER_NODE and cores > os.cpu_count():
+        print(
+            f"config: mesh {' × '.join(map(str, resolution.mesh))} at {resolution}: its ranks want {cores} cores, and this "
+            f"machine has {os.cpu_count()}: they take turns, which is slower than a smaller mesh",
+            file=sys.stderr,
+        )
 
 
 def mesh_of(wildcards):
