@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shlex
 from pathlib import Path
 from urllib.parse import urlparse
 

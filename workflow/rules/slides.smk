@@ -54,7 +54,9 @@ if REMOTE:
             # mirror, fetches nothing again that is here.
             release=release_of,
             archive=arguments(CONFIG.gdc.model_copy(update={"mirrors": []}), Archive),
-            mirrors=" ".join(f"--mirror {url}" for url in CONFIG.gdc.mirrors),
+            mirrors=" ".join(
+                f"--mirror {shlex.quote(url)}" for url in CONFIG.gdc.mirrors
+            ),
         params:
             file=file_at_source,
         shell:
