@@ -1,4 +1,4 @@
-"""The road in short: six patients' phantoms to a table."""
+"""The road in short: six patients' phantoms to a table, with a config that says no canvas and no mesh."""
 
 import pandas as pd
 import pytest
@@ -13,9 +13,11 @@ def test_six_phantoms_reach_a_table(tmp_path):
         project,
         phantom={"patients": 6},
         folds={"number": 3},
-        resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 1, 1]}],
+        resolutions=[{"mpp": 8}],
         training={"epochs": 1, "batch": 2, "network": "resnet10", "width": 8},
     )
     snakemake(project, "--cores", 2, *arguments, "--", "evaluated")
     (row,) = pd.read_csv(project / "results/comparison.tsv", sep="\t").itertuples()
-    assert row.mpp == 8 and 0 <= row.auc <= 1 and row.slides == len(list((project / "results/pyramids").iterdir()))
+    (chosen,) = pd.read_csv(project / "results/canvases.tsv", sep="\t").itertuples()
+    assert row.mpp == 8 and row.canvas == chosen.canvas and chosen.whole >= 0.95 * chosen.slides
+    assert 0 <= row.auc <= 1 and row.slides == len(list((project / "results/pyramids").iterdir()))

@@ -15,6 +15,7 @@ def add_verbs(verbs: Verbs) -> None:
     add_pyramid(verbs)
     add_verify(verbs)
     add_canvas(verbs)
+    add_canvases(verbs)
     add_survey(verbs)
 
 
@@ -94,6 +95,28 @@ def canvas(args: argparse.Namespace) -> None:
         f"canvas of {args.canvas} px at {args.mpp:g} µm/px, from row {row}, column {column} of the slide; "
         f"{lost_tissue(pyramid, args.mpp, args.canvas):.0%} of the tissue's box lies outside; see {args.output}"
     )
+
+
+def add_canvases(verbs: Verbs) -> None:
+    sub = verb(verbs, canvases, "Choose the canvas of each resolution: what holds the tissue of nearly all slides.")
+    sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders")
+    sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
+    sub.add_argument("--output", type=Path, required=True, help="the table to write: mpp, canvas, whole, slides")
+
+
+def canvases(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.canvas import suitable_canvases
+    from gigapipe.pyramids.store import left_out
+
+    table = suitable_canvases([Pyramid(folder) for folder in args.pyramids if not left_out(folder)], args.mpp)
+    with atomic_file(args.output) as partial:
+        table.to_csv(partial, sep="\t", index=False)
+    for row in table.itertuples():
+        print(
+            f"canvas of {row.canvas} px at {row.mpp:g} µm/px: it holds the whole tissue of {row.whole} of {row.slides} "
+            "slides"
+        )
 
 
 def add_survey(verbs: Verbs) -> None:

@@ -100,10 +100,12 @@ class Resolution(Options):
     """A network is trained at each resolution."""
 
     mpp: Micrometres = Field(description="the resolution")
-    canvas: Pixels | None = Field(
-        None, description="pixels a side that the network sees, centred on the tissue; task tissue needs none"
+    canvas: Pixels | Literal["auto"] = Field(
+        "auto",
+        description="pixels a side that the network sees, centred on the tissue; auto: what holds the tissue of nearly "
+        "all slides, known when their pyramids are made. Task tissue takes whole slides",
     )
-    mesh: tuple[Count, Count, Count] = Field(description="ranks: data, rows, columns")
+    mesh: tuple[Count, Count, Count] = Field((1, 1, 1), description="ranks: data, rows, columns")
 
     def __str__(self) -> str:
         return f"{self.mpp:g} µm/px"
@@ -338,14 +340,12 @@ class Configuration(Options):
             yield "task: tissue takes one seed and one kind of folds; give one of each"
         for number, resolution in enumerate(self.resolutions):
             key, (data, rows, columns) = f"resolutions[{number}]", resolution.mesh
-            if self.task == "classes" and not resolution.canvas:
-                yield f"{key}.canvas: is missing; give the pixels a side that the network sees at {resolution}"
             if self.training.batch % data:
                 yield (
                     f"training.batch: {self.training.batch} slides do not divide over the {data} data ranks at "
                     f"{resolution}; give a multiple"
                 )
-            if resolution.canvas and max(rows, columns) > resolution.canvas:
+            if resolution.canvas != "auto" and max(rows, columns) > resolution.canvas:
                 yield (
                     f"{key}.mesh: {rows} × {columns} ranks are more than a canvas of {resolution.canvas} px has rows "
                     "or columns; give a smaller mesh"

@@ -32,17 +32,21 @@ def check_design(sheet: pd.DataFrame, config: Configuration) -> None:
                     )
 
 
-def check_resolutions(files: dict[Path, float | None], config: Configuration) -> None:
-    """InputError names the first slide that is coarser than a resolution asked for.
+def check_resolutions(files: dict[Path, float | None], config: Configuration) -> float:
+    """The longest side of a slide, in µm. InputError names the first that is coarser than a resolution asked for.
 
     `files` are the slides' files that are here, each with the µm per pixel that the sample sheet gives, if it does.
-    What cannot be read, or does not say its µm per pixel, is left to the making of its pyramid, which names it.
+    What cannot be read, or does not say its µm per pixel, is left to the making of its pyramid, which names it. If
+    slides that cannot be used are left out, a coarser one is, too. Without a readable slide, 0.
     """
-    finest = min(resolution.mpp for resolution in config.resolutions)
+    finest, longest = min(resolution.mpp for resolution in config.resolutions), 0.0
     for file, mpp in files.items():
         try:
             slide = Slide(file, mpp, config.pyramids.assume_mpp)
         except InputError:
             continue
         with slide:
-            slide.refuse_finer(finest)
+            if config.pyramids.unusable == "stop":
+                slide.refuse_finer(finest)
+            longest = max(longest, *(n * m for n, m in zip(slide.shape, slide.mpp, strict=True)))
+    return longest

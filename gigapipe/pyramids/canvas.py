@@ -1,13 +1,19 @@
 """The canvas: the fixed-size square of a slide that the network sees, tissue centred, white outside. Never stored."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from gigapipe.errors import InputError
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.store import Pyramid
 
 WHITE = 255
+
+WHOLE = 0.95
+"""Share of the slides whose tissue a canvas that is chosen holds whole: one large slide costs all the others time."""
 
 
 def corner(pyramid: Pyramid, mpp: float, size: int) -> tuple[int, int]:
@@ -55,3 +61,30 @@ def lost_tissue(pyramid: Pyramid, mpp: float, size: int) -> float:
     top, left, bottom, right = pyramid.tissue["box_um"]
     kept = [min(1.0, size * mpp / length) for length in (bottom - top, right - left)]
     return 1 - kept[0] * kept[1]
+
+
+def suitable_canvases(pyramids: Sequence[Pyramid], mpps: Sequence[float]) -> pd.DataFrame:
+    """For each resolution a `canvas` (pixels a side) that holds the tissue's box of at least `WHOLE` of the slides.
+
+    It is rounded up to four steps between a power of two and the next, so that a slide more or less seldom changes it.
+    Columns `mpp`, `canvas`, and `whole`, the number of `slides` whose box lies within. Raises InputError if no slide
+    has tissue.
+    """
+    boxes = [pyramid.tissue["box_um"] for pyramid in pyramids if pyramid.tissue["fraction"] > 0]
+    if not boxes:
+        raise InputError("canvas: auto: none of the slides has tissue that was found; give the canvas in pixels")
+    sides = np.sort([max(bottom - top, right - left) for top, left, bottom, right in boxes])
+    needed = sides[int(np.ceil(WHOLE * len(sides))) - 1]
+    rows = []
+    for mpp in mpps:
+        canvas = coarsely(needed / mpp)
+        rows.append({"mpp": mpp, "canvas": canvas, "whole": int((sides <= canvas * mpp).sum()), "slides": len(sides)})
+    return pd.DataFrame(rows)
+
+
+def coarsely(side: float) -> int:
+    """The next whole number of at least 4 that is 4, 5, 6, 7 or 8 times a power of two."""
+    step = 1
+    while 8 * step < side:
+        step *= 2
+    return max(4, int(np.ceil(side / step))) * step

@@ -1,8 +1,10 @@
 # Config and sample sheet, checked before anything runs, and the helpers that rules share.
 
+import csv
 import functools
 import os
 import shlex
+import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -100,10 +102,16 @@ def suitable_sheet():
     }
     try:
         check_design(pandas.DataFrame(SHEET.values()), CONFIG)
-        if CONFIG.pyramids.unusable == "stop":
-            check_resolutions(here, CONFIG)
+        longest = check_resolutions(here, CONFIG)
     except InputError as error:
         refuse(str(error))
+    if not (Path(CONFIG.pathvars.results) / "canvases.tsv").exists():
+        for mpp in AUTO_CANVASES:
+            most = f", at most {longest / float(mpp):.0f} px a side" if longest else ""
+            print(
+                f"canvas at {mpp} µm/px: chosen when the pyramids are there{most}",
+                file=sys.stderr,
+            )
     return SHEET_FILE
 
 
@@ -116,6 +124,11 @@ LABELLED = CONFIG.task == "classes"
 SHEET = sample_sheet()
 SHEET_FILE = CONFIG.slides or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{resolution.mpp:g}": resolution for resolution in CONFIG.resolutions}
+# Of these the canvas is chosen when the pyramids are there.
+AUTO_CANVASES = [
+    mpp for mpp, r in RESOLUTIONS.items() if r.canvas == "auto" and LABELLED
+]
+CANVASES = "<results>/canvases.tsv"
 FOLDS = range(CONFIG.folds.number)
 SEEDS = CONFIG.seeds
 SPLITS = CONFIG.folds.splits
@@ -209,6 +222,17 @@ def training_limits():
     """Where and in what a training computes, and what it keeps: for another, nothing is trained again."""
     keep = f"--keep-checkpoints {CONFIG.training.keep_checkpoints}"
     return f"{arguments(CONFIG.training, Computing)} {keep}"
+
+
+def canvas_of(wildcards, input):
+    """Pixels a side of a resolution's canvas; until one that is chosen is known, a dry run shows <TBD>."""
+    if not input.canvases:
+        return RESOLUTIONS[wildcards.mpp].canvas
+    with open(input.canvases) as table:
+        chosen = {
+            row["mpp"]: row["canvas"] for row in csv.DictReader(table, delimiter="\t")
+        }
+    return next(c for mpp, c in chosen.items() if float(mpp) == float(wildcards.mpp))
 
 
 def coarser_model(wildcards):

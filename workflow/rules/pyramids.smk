@@ -62,6 +62,24 @@ rule survey:
         "gigapipe survey {input} --output {params.folder} > {log} 2>&1"
 
 
+if AUTO_CANVASES:
+
+    rule canvases:
+        input:
+            expand("<results>/pyramids/{slide}", slide=SHEET),
+        output:
+            CANVASES,
+        log:
+            "<logs>/canvases.log",
+        localrule: True
+        conda:
+            "../../envs/gigapipe.yaml"
+        params:
+            mpp=" ".join(AUTO_CANVASES),
+        shell:
+            "gigapipe canvases {input} --mpp {params.mpp} --output {output} > {log} 2>&1"
+
+
 rule pyramids:
     input:
         rules.survey.output,

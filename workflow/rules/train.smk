@@ -7,6 +7,7 @@ rule train:
         pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
         weights=CONFIG.training.weights or [],
         start=coarser_model,
+        canvases=lambda wildcards: CANVASES if wildcards.mpp in AUTO_CANVASES else [],
     output:
         # The folder checkpoints, from which a training goes on that ran out of time or was killed, lies beside these
         # and is no output: Snakemake deletes outputs before it tries again.
@@ -33,7 +34,7 @@ rule train:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,
         seed=seed_of,
-        canvas=lambda wildcards: RESOLUTIONS[wildcards.mpp].canvas,
+        canvas=canvas_of,
         settings=f"{arguments(CONFIG.training, Network)} {arguments(CONFIG.training, Learning)}",
         start=lambda wildcards, input: ["--start", input.start] if input.start else [],
     shell:
