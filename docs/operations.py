@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gigapipe.spatial.operators.max_pooling import with_indices
+from gigapipe.spatial.operators.unpooling import adaptive_max_pool2d_with_indices
 from gigapipe.spatial.refusals import name_of
 from gigapipe.spatial.tensor import DECOMPOSED
 
@@ -12,6 +12,7 @@ KINDS = {
     "convolution": "convolution",
     "pooling": "pooling",
     "max_pooling": "pooling by maxima",
+    "unpooling": "pooling by maxima",
     "normalisation": "normalisation",
     "resampling": "resampling",
     "pointwise": "pixel by pixel",
@@ -34,7 +35,7 @@ def table() -> str:
     for function, ours in DECOMPOSED.items():
         name = name_of(function).rpartition(".")[2]
         name = SYMBOLS.get(name, name)
-        if not name.startswith("_") and ours is not with_indices:
+        if not name.startswith("_") and ours is not adaptive_max_pool2d_with_indices:
             found[KINDS[ours.__module__.rpartition(".")[2]]].add(f"`{name}`")
     rows = [f"| {kind} | {', '.join(sorted(names))} |" for kind, names in found.items()]
     return "\n".join(["| kind | operations |", "|---|---|", *rows]) + "\n"

@@ -349,7 +349,8 @@ ALIKE = {
     ),
     "cross_entropy nll_loss": lambda f, x: f(x, (OTHER * 3).long().expand(2, -1, -1)),
     "dropout dropout2d alpha_dropout feature_alpha_dropout": lambda f, x: f(x, 0.5, False),
-    "avg_pool2d max_pool2d": lambda f, x: f(x, 3, 2, 1),
+    "avg_pool2d max_pool2d max_pool2d_with_indices": lambda f, x: f(x, 3, 2, 1),
+    "max_unpool2d": lambda f, x: f(*F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.shape[-2:]),
     "adaptive_avg_pool2d adaptive_max_pool2d": lambda f, x: f(x, (3, 2)),
     "addcmul addcdiv": lambda f, x: f(x, x.exp(), OTHER),
 }
@@ -390,6 +391,7 @@ CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} 
     "einsum": lambda f, x: (
         f("bchw,dc->bdhw", x, MATRIX), f("bchw, bdhw -> bcd", x, x.exp()), f("bchw,hw->bchw", x, OTHER),
         f("bihw,bihw->bhw", [x, x]), f("bchw,c", x, MATRIX[0]),
+        f("bc...,dc->bd...", x, MATRIX), f("bc...,c", x, MATRIX[0]),
     ),
     "normalize": lambda f, x: f(x, 2, 1),
     "pad": lambda f, x: (f(x, (1, 2, 3, -2), value=0.5), f(x, (0, 1, 0, 0, 2, -1, 1, 0))[1:]),
@@ -428,7 +430,7 @@ DIFFERENTIATION = {torch.autograd.grad, torch.autograd.backward, torch.Tensor.ba
 """What asks for gradients; its cases are in contract_cases.py."""
 RANDOM = {torch.rand_like, torch.randn_like, torch.bernoulli, torch.Tensor.bernoulli}
 """What torch draws otherwise: compared over meshes, as dropout is."""
-REFUSED = {F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices}
+REFUSED = {F.adaptive_max_pool2d_with_indices}
 """What is registered to say what to use instead."""
 
 

@@ -208,7 +208,7 @@ class Swish(torch.autograd.Function):
     "operation, message",
     [
         (nn.Fold((4, 4), 1), "fold"),
-        (nn.MaxPool2d(2, return_indices=True), "return_indices"),
+        (nn.AdaptiveMaxPool2d(3, return_indices=True), "return_indices"),
         (Apply(lambda x: F.mse_loss(x, x, weight=torch.ones(1, 4, 16, 16))), "with weight"),
         (Apply(lambda x: torch.rand(1, 4, 16, 16).add_(x)), "into a plain tensor"),
         (Apply(lambda x: x[:, :, 1:].mul_(0)), "of a part of an image"),

@@ -10,6 +10,7 @@ from gigapipe.cli.arguments import Verbs, positive, verb
 from gigapipe.cli.distributed import (
     launching,
     learning_arguments,
+    mesh_of,
     ranks_arguments,
     slides_of,
     stage_of,
@@ -46,7 +47,7 @@ def train(args: argparse.Namespace) -> None:
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
 
-    with started(*args.mesh, **launching(args)) as mesh:
+    with started(*mesh_of(args), **launching(args)) as mesh:
         table = slides_of(args)
         parts = roles(table, args.fold)
         classes = sorted(table["label"].unique())
@@ -92,7 +93,7 @@ def predict(args: argparse.Namespace) -> None:
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
 
-    with started(*args.mesh, **launching(args)) as mesh:
+    with started(*mesh_of(args), **launching(args)) as mesh:
         model, settings = trained_model(args.model, ClassifierSettings, mesh)
         parts = roles(slides_of(args), settings.fold)
         # The fold that chose the epoch, too: a threshold may be fixed on it, and on no other slide.

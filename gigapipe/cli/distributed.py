@@ -1,6 +1,7 @@
 """What the verbs that are started with mpiexec share: their arguments, and how they are read."""
 
 import argparse
+import math
 import os
 import socket
 from datetime import timedelta
@@ -20,11 +21,11 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
     sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
     sub.add_argument(
         "--mesh",
-        type=positive,
-        nargs=3,
-        default=[1, 1, 1],
-        metavar=("DATA", "ROWS", "COLUMNS"),
-        help="how the ranks are arranged; start it with `mpiexec -n` their product",
+        nargs="+",
+        default=["1", "1", "1"],
+        metavar="RANKS",
+        help="how the ranks are arranged: DATA ROWS COLUMNS, started with `mpiexec -n` their product; or auto: all "
+        "that were started share each image",
     )
     sub.add_argument(
         "--threads",
@@ -55,6 +56,21 @@ def slides_of(args: argparse.Namespace):
 
     table = read_folds(args.folds)
     return table[[left_out(args.pyramids / slide) is None for slide in table["slide"]]]
+
+
+def mesh_of(args: argparse.Namespace) -> tuple[int, int, int]:
+    """Data, rows and columns of the ranks."""
+    if args.mesh == ["auto"]:
+        from gigapipe.training.ranks import launched
+
+        ranks = max(1, launched())
+        rows = next(n for n in range(math.isqrt(ranks), 0, -1) if ranks % n == 0)
+        return 1, ranks // rows, rows
+    try:
+        data, rows, columns = map(positive, args.mesh)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise InputError(f"mesh: found {' '.join(args.mesh)}; give DATA ROWS COLUMNS, as 1 2 2, or auto") from None
+    return data, rows, columns
 
 
 def stage_of(args: argparse.Namespace) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file, atomic_folder
 from gigapipe.cli.arguments import Verbs, verb
-from gigapipe.cli.distributed import launching, ranks_arguments, stage_of
+from gigapipe.cli.distributed import launching, mesh_of, ranks_arguments, stage_of
 from gigapipe.configuration import Configuration
 from gigapipe.configuration.command_line import add_options
 from gigapipe.errors import InputError
@@ -49,7 +49,7 @@ def map(args: argparse.Namespace) -> None:
             f"{len(args.models)} models and {len(args.predictions)} predictions: give those of each model, in one order"
         )
     chosen = chosen_slides(args.predictions, args.maps, args.slides)
-    data, rows, columns = args.mesh
+    data, rows, columns = mesh_of(args)
     with started(1, data * rows, columns, **launching(args)) as mesh:
 
         def maps():

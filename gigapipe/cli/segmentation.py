@@ -10,6 +10,7 @@ from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.cli.distributed import (
     launching,
     learning_arguments,
+    mesh_of,
     ranks_arguments,
     slides_of,
     stage_of,
@@ -66,7 +67,7 @@ def train_tissue(args: argparse.Namespace) -> None:
     from gigapipe.training.ranks import started
     from gigapipe.training.segmentation import Pairs, Segmentation, SegmenterSettings
 
-    with started(*args.mesh, **launching(args)) as mesh:
+    with started(*mesh_of(args), **launching(args)) as mesh:
         parts = roles(slides_of(args), args.fold)
         settings = SegmenterSettings.of(training_settings(args))
         training, validation = (
@@ -97,7 +98,7 @@ def segment(args: argparse.Namespace) -> None:
     from gigapipe.training.segmentation import Pairs, SegmenterSettings, segment
     from gigapipe.training.streaming import Streaming
 
-    data, rows, columns = args.mesh
+    data, rows, columns = mesh_of(args)
     with started(1, data * rows, columns, **launching(args)) as mesh:
         model, settings = trained_model(args.model, SegmenterSettings, mesh)
         table = roles(slides_of(args), settings.fold)["test"]

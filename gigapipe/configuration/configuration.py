@@ -105,7 +105,11 @@ class Resolution(Options):
         description="pixels a side that the network sees, centred on the tissue; auto: what holds the tissue of nearly "
         "all slides, known when their pyramids are made. Task tissue takes whole slides",
     )
-    mesh: tuple[Count, Count, Count] = Field((1, 1, 1), description="ranks: data, rows, columns")
+    mesh: tuple[Count, Count, Count] | Literal["auto"] = Field(
+        "auto",
+        description="ranks: data, rows, columns; auto: as many for an image as hold a step in the memory that they "
+        "have, or one that streams it",
+    )
 
     def __str__(self) -> str:
         return f"{self.mpp:g} µm/px"
@@ -339,6 +343,8 @@ class Configuration(Options):
         if self.task == "tissue" and len(self.folds.splits) * len(self.seeds) > 1:
             yield "task: tissue takes one seed and one kind of folds; give one of each"
         for number, resolution in enumerate(self.resolutions):
+            if resolution.mesh == "auto":
+                continue
             key, (data, rows, columns) = f"resolutions[{number}]", resolution.mesh
             if self.training.batch % data:
                 yield (

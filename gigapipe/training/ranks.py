@@ -49,8 +49,8 @@ def started(
     """
     size = data * rows * columns
     if size == 1:
-        if (launched := _launched()) > 1:
-            raise InputError(f"mesh 1 × 1 × 1 is one rank, but {launched} were started; give the mesh, or start one")
+        if (count := launched()) > 1:
+            raise InputError(f"mesh 1 × 1 × 1 is one rank, but {count} were started; give the mesh, or start one")
         torch.set_num_threads(threads or torch.get_num_threads())
         mesh = Mesh()
         choice = choose(device)
@@ -101,7 +101,7 @@ def started(
         end_all(world, error, hosts, mesh.phase if mesh else "starting", failure_records)
 
 
-def _launched() -> int:
+def launched() -> int:
     """How many processes a launcher has started beside this one, and with it."""
     return max(int(os.environ.get(name, 1)) for name in COUNTS)
 

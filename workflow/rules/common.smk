@@ -218,12 +218,6 @@ def announce_work():
     watch("pyramids", lambda: len(with_pyramid()), len(SHEET))
 
 
-def training_limits():
-    """Where and in what a training computes, and what it keeps: for another, nothing is trained again."""
-    keep = f"--keep-checkpoints {CONFIG.training.keep_checkpoints}"
-    return f"{arguments(CONFIG.training, Computing)} {keep}"
-
-
 def canvas_of(wildcards, input):
     """Pixels a side of a resolution's canvas; until one that is chosen is known, a dry run shows <TBD>."""
     if not input.canvases:

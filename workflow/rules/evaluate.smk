@@ -22,7 +22,7 @@ rule predict:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=arguments(CONFIG.training, Computing),
+        limits=limits_of,
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         mesh=mesh_of,

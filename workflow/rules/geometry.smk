@@ -29,11 +29,34 @@ def refuse_unset_variables():
                     )
 
 
-def nodes_of_mesh(mesh, mpp):
+def choice_for(resolution):
+    """How many ranks share an image, and the memory that each may take, where the config leaves the mesh open.
+
+    Jobs, which read this file too, must find the same: on one machine they do not, and on a cluster the profile decides.
+    """
+    from gigapipe.planning.choice import choose, cluster, one_machine
+
+    if RANKS_PER_NODE:
+        place = cluster(of_profile("machine"), RANKS_PER_NODE)
+    else:
+        cores = workflow.resource_settings.cores or os.cpu_count()
+        side_by_side = max(1, cores // CORES_PER_RANK)
+        place = one_machine(CONFIG.training.device, side_by_side)
+    side = resolution.canvas if resolution.canvas != "auto" and LABELLED else None
+    try:
+        choice = choose(resolution, side, CONFIG, place)
+    except InputError as error:
+        refuse(str(error))
+    if workflow.is_main_process:
+        print(f"mesh at {resolution}: {choice.why}", file=sys.stderr)
+    return choice
+
+
+def nodes_of_mesh(ranks, mesh, mpp):
     """On how many nodes the ranks of a mesh run, as many on each."""
-    ranks = mesh[0] * mesh[1] * mesh[2]
     nodes = -(-ranks // RANKS_PER_NODE) if RANKS_PER_NODE else 1
-    where = f"config: mesh {' × '.join(map(str, mesh))} at {mpp:g} µm/px"
+    mesh = mesh if mesh == "auto" else " × ".join(map(str, mesh))
+    where = f"config: mesh {mesh} at {mpp:g} µm/px"
     if ranks % nodes:
         refuse(
             f"{where}: {ranks} ranks do not spread evenly over {nodes} nodes of {RANKS_PER_NODE}; "
@@ -53,14 +76,23 @@ ALONE = of_profile("alone") or ""  # what starts a single process
 RANKS_PER_NODE = of_profile("ranks_per_node")
 CORES_PER_RANK = of_profile("cores_per_rank") or 1
 MOST_NODES = of_profile("most_nodes")
+CHOICES = {
+    mpp: choice_for(resolution)
+    for mpp, resolution in RESOLUTIONS.items()
+    if resolution.mesh == "auto"
+}
+RANKS = {
+    mpp: CHOICES[mpp].ranks if mpp in CHOICES else math.prod(resolution.mesh)
+    for mpp, resolution in RESOLUTIONS.items()
+}
 NODES = {
-    mpp: nodes_of_mesh(resolution.mesh, resolution.mpp)
+    mpp: nodes_of_mesh(RANKS[mpp], resolution.mesh, resolution.mpp)
     for mpp, resolution in RESOLUTIONS.items()
 }
 
-for resolution in CONFIG.resolutions if workflow.is_main_process else []:
-    cores = math.prod(resolution.mesh) * CORES_PER_RANK
-    if not RANKS_PER_NODE and cores > os.cpu_count():
+for mpp, resolution in RESOLUTIONS.items() if workflow.is_main_process else []:
+    cores = RANKS[mpp] * CORES_PER_RANK
+    if not RANKS_PER_NODE and mpp not in CHOICES and cores > os.cpu_count():
         print(
             f"config: mesh {' × '.join(map(str, resolution.mesh))} at {resolution}: its ranks want {cores} cores, and this "
             f"machine has {os.cpu_count()}: they take turns, which is slower than a smaller mesh",
@@ -69,13 +101,12 @@ for resolution in CONFIG.resolutions if workflow.is_main_process else []:
 
 
 def mesh_of(wildcards):
-    """Data, rows, columns of the ranks at a resolution."""
+    """Data, rows, columns of the ranks at a resolution, or `auto`: its ranks share each image."""
     return RESOLUTIONS[wildcards.mpp].mesh
 
 
 def ranks_of(wildcards):
-    data, rows, columns = mesh_of(wildcards)
-    return data * rows * columns
+    return RANKS[wildcards.mpp]
 
 
 def cores_of(wildcards):
@@ -96,6 +127,22 @@ def launcher_of(wildcards):
         nodes=nodes,
         ranks_per_node=ranks // nodes,
         cores_per_rank=CORES_PER_RANK,
+    )
+
+
+def limits_of(wildcards):
+    """Where and in what the ranks of a resolution compute: for another, nothing is done again."""
+    chosen = CHOICES.get(wildcards.mpp)
+    limits = arguments(CONFIG.training, Computing)
+    if chosen and chosen.memory and not CONFIG.training.memory:
+        limits += f" --memory {chosen.memory}"
+    return limits
+
+
+def training_limits_of(wildcards):
+    """The same, and how many states a training keeps."""
+    return (
+        f"{limits_of(wildcards)} --keep-checkpoints {CONFIG.training.keep_checkpoints}"
     )
 
 

@@ -49,7 +49,7 @@ rule train:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=training_limits(),
+        limits=training_limits_of,
         time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
@@ -92,7 +92,7 @@ rule segment:
         tasks=ranks_of,
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=arguments(CONFIG.training, Computing),
+        limits=limits_of,
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
         masks=lambda wildcards, input: Path(input.masks[0]).parent,

@@ -28,7 +28,7 @@ rule train:
         cores_per_rank=CORES_PER_RANK,
         cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
         # Resources, for another changes no weight and repeats no training.
-        limits=training_limits(),
+        limits=training_limits_of,
         time_limit=time_limit_of("train"),
     params:
         pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,

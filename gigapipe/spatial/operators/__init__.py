@@ -19,4 +19,5 @@ from gigapipe.spatial.operators import (  # noqa: F401
     resampling,
     reshaping,
     shaping,
+    unpooling,
 )

@@ -1,5 +1,7 @@
 """Sums of products along dimensions that are not divided: linear layers, matrices, Einstein's notation."""
 
+import string
+
 import torch
 import torch.nn.functional as F
 
@@ -25,18 +27,32 @@ def matmul(x, other):
     return x.with_local(x.local @ other)
 
 
+def _spelled_out(equation: str, dims: list[int]) -> tuple[str, str]:
+    """Inputs and output of an equation for operands of so many dimensions, with letters for each ellipsis."""
+    inputs, arrow, output = equation.partition("->")
+    if not arrow:
+        output = "..." * ("..." in inputs) + "".join(
+            sorted(c for c in set(inputs) - {",", "."} if inputs.count(c) == 1)
+        )
+    if "..." in inputs:
+        terms = inputs.split(",")
+        covered = [d - len(term) + 3 if "..." in term else 0 for term, d in zip(terms, dims, strict=True)]
+        free = "".join(c for c in string.ascii_letters if c not in equation)[: max(covered)]
+        terms = [term.replace("...", free[len(free) - n :]) for term, n in zip(terms, covered, strict=True)]
+        inputs, output = ",".join(terms), output.replace("...", free)
+    return inputs, output
+
+
 @decomposes(torch.einsum)
 def einsum(equation, *operands):
     """With rows and columns in the result, an image; with both summed over, a plain tensor."""
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     first = next(x for x in operands if isinstance(x, SpatialTensor))
-    if not isinstance(equation, str) or "." in equation:
-        raise NotDecomposed("einsum with an ellipsis or a list", "name each dimension by a letter")
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    if not isinstance(equation, str):
+        raise NotDecomposed("einsum of lists of numbers", "name each dimension by a letter")
+    inputs, output = _spelled_out(equation.replace(" ", ""), [x.dim() for x in operands])
     terms = inputs.split(",")
-    if not arrow:
-        output = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
     letters = [terms[[x is first for x in operands].index(True)][axis] for axis in first.axes]
     kept = [letter in output for letter in letters]
     owned = dict(zip(letters, zip(first.image_size, first.rectangle, strict=True), strict=True))

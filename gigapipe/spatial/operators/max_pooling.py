@@ -13,7 +13,7 @@ from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, windowed
 from gigapipe.spatial.refusals import once_differentiable
-from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.window import Interval, Rectangle, Window, output_size
 
@@ -157,11 +157,6 @@ class _MaxPool(torch.autograd.Function):
         for there, part in for_local:
             grad_local[there] += part
         return add_returned_to(grad_local), None, None
-
-
-@decomposes(F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices)
-def with_indices(x, *args, **kwargs):
-    raise NotDecomposed("max pooling with return_indices", "upsample by interpolation or a transposed convolution")
 
 
 @decomposes(torch.max_pool2d, F.max_pool2d)

@@ -1,0 +1,73 @@
+"""How many ranks share an image, and whether it is streamed, where nobody has said so: what a step takes decides."""
+
+import functools
+import os
+from typing import NamedTuple
+
+from gigapipe.configuration.configuration import Configuration, Resolution
+from gigapipe.models import RESNETS, GigapixelUNet
+from gigapipe.planning.machines import Machine, machine
+from gigapipe.planning.scaling import Job, cost_of, shapes
+
+
+class Place(NamedTuple):
+    """Where the ranks of one job are."""
+
+    name: str
+    ranks: int  # at most
+    memory: float | None  # bytes that one may take; None: nobody knows
+    on_gpu: bool
+
+
+class Choice(NamedTuple):
+    ranks: int
+    memory: int | None  # bytes that a rank is told to take at most; None: no limit
+    why: str
+
+
+def one_machine(device: str, side_by_side: int) -> Place:
+    """This machine: its GPUs, of which a job may take all, or one rank of each of so many jobs `side_by_side`."""
+    import torch
+
+    count = torch.cuda.device_count() if device.startswith(("auto", "cuda")) else 0
+    if count:
+        most = 1 if ":" in device else count
+        return Place(f"a GPU of {count}", most, 0.9 * torch.cuda.get_device_properties(0).total_memory, True)
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Place(f"one of {side_by_side} jobs side by side", 1, 0.8 * available / side_by_side, False)
+
+
+def cluster(name: str | None, ranks_per_node: int) -> Place:
+    """A node as a profile tells of it: by the `name` of a machine that `gigapipe plan` knows, or a file for it."""
+    if name is None:
+        return Place("a node of which the profile does not say the `machine`", 1, None, True)
+    known: Machine = machine(name)
+    return Place(f"a rank of {known.name}", ranks_per_node, known.usable_memory, not known.measured)
+
+
+def choose(resolution: Resolution, side: int | None, config: Configuration, place: Place) -> Choice:
+    """The fewest ranks that hold a step, or else one that streams it, each in the memory that it has.
+
+    `side` is that of the canvas, or of the largest slide, in px; None while nobody knows it.
+    """
+    training = config.training
+    if place.memory is None:
+        return Choice(1, None, f"one rank, on {place.name}")
+    limit = int(place.memory)
+    if side is None:
+        return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: how large its images are is not known yet")
+    make = functools.partial(RESNETS[training.network], 2, training.norm, training.pool, training.width)
+    batch = training.batch if config.task == "classes" else 1
+    network = make if config.task == "classes" else GigapixelUNet
+    job = Job(network, (side, side), training.precision, on_gpu=place.on_gpu)
+    for ranks in (n for n in range(1, place.ranks + 1) if place.ranks % n == 0):
+        if found := shapes(ranks, job.canvas):
+            taken = cost_of(job, (1, *found[0]), batch).memory
+            if taken <= limit:
+                of = "one rank" if ranks == 1 else f"{ranks} ranks an image"
+                why = f"{of}: a step takes {taken / 1e9:.2g} GB of the {limit / 1e9:.1f} of {place.name}"
+                return Choice(ranks, None, why)
+    each = f"in the {limit / 1e9:.1f} GB of {place.name}"
+    if place.ranks == 1:
+        return Choice(1, limit, f"one rank, streamed: a step does not fit {each}")
+    return Choice(1, limit, f"one rank, streamed: up to {place.ranks} ranks do not hold a step {each}")

@@ -1,0 +1,58 @@
+"""What a mesh of `auto` becomes: the fewest ranks that hold a step, or one that streams it."""
+
+import argparse
+import functools
+
+import pytest
+
+from gigapipe.cli.distributed import mesh_of
+from gigapipe.configuration import Configuration
+from gigapipe.errors import InputError
+from gigapipe.models import RESNETS
+from gigapipe.planning.choice import Place, choose, cluster, one_machine
+from gigapipe.planning.machines import MACHINES
+from gigapipe.planning.scaling import Job, cost_of
+
+CONFIG = Configuration.of({"resolutions": [{"mpp": 8}], "training": {"network": "resnet10", "width": 8, "batch": 2}})
+(RESOLUTION,) = CONFIG.resolutions
+
+
+def taken(rows: int, columns: int) -> float:
+    return cost_of(
+        Job(functools.partial(RESNETS["resnet10"], 2, "batch", "average", 8), (256, 256)), (1, rows, columns), 2
+    ).memory
+
+
+@pytest.mark.parametrize(
+    "memory, ranks, limited, why",
+    [
+        (taken(1, 1), 1, False, "one rank: a step takes"),
+        (taken(1, 2), 2, False, "2 ranks an image: a step takes"),
+        (taken(2, 2), 4, False, "4 ranks an image"),
+        (0.9 * taken(2, 2), 1, True, "one rank, streamed: up to 4 ranks do not hold a step"),
+    ],
+)
+def test_the_fewest_ranks_that_hold_a_step_are_taken(memory, ranks, limited, why):
+    choice = choose(RESOLUTION, 256, CONFIG, Place("a card", 4, memory, True))
+    assert (choice.ranks, choice.memory) == (ranks, int(memory) if limited else None) and why in choice.why
+
+
+def test_what_nobody_knows_is_streamed_if_need_be_or_left_alone():
+    assert choose(RESOLUTION, None, CONFIG, Place("a card", 4, 2e9, True))[:2] == (1, 2_000_000_000)
+    assert choose(RESOLUTION, 256, CONFIG, cluster(None, 4))[:2] == (1, None)
+    summit = cluster("summit", 6)
+    assert (summit.ranks, summit.memory, summit.on_gpu) == (6, MACHINES["summit"].usable_memory, True)
+    here = one_machine("cpu", 2)
+    assert here.ranks == 1 and not here.on_gpu and 1e8 < here.memory < 1e13
+
+
+def test_ranks_that_a_launcher_has_started_share_each_image(monkeypatch):
+    def shape(*words: str) -> tuple[int, int, int]:
+        return mesh_of(argparse.Namespace(mesh=list(words)))
+
+    assert shape("1", "2", "3") == (1, 2, 3) and shape("auto") == (1, 1, 1)
+    monkeypatch.setenv("PMI_SIZE", "6")
+    assert shape("auto") == (1, 3, 2)
+    for words in (("1", "2"), ("1", "2", "0"), ("auto", "1", "1")):
+        with pytest.raises(InputError, match=f"mesh: found {' '.join(words)}; give DATA ROWS COLUMNS"):
+            shape(*words)
