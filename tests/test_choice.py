@@ -24,17 +24,18 @@ def taken(rows: int, columns: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "memory, ranks, limited, why",
+    "holds, share, ranks, why",
     [
-        (taken(1, 1), 1, False, "one rank: a step takes"),
-        (taken(1, 2), 2, False, "2 ranks an image: a step takes"),
-        (taken(2, 2), 4, False, "4 ranks an image"),
-        (0.9 * taken(2, 2), 1, True, "one rank, streamed: up to 4 ranks do not hold a step"),
+        ((1, 1), 1.0, 1, "one rank: a step takes"),
+        ((1, 2), 1.0, 2, "2 ranks an image: a step takes"),
+        ((2, 2), 1.0, 4, "4 ranks an image"),
+        ((2, 2), 0.9, None, "one rank, streamed: up to 4 ranks do not hold a step"),
     ],
 )
-def test_the_fewest_ranks_that_hold_a_step_are_taken(memory, ranks, limited, why):
+def test_the_fewest_ranks_that_hold_a_step_are_taken(holds, share, ranks, why):
+    memory = share * taken(*holds)
     choice = choose(RESOLUTION, 256, CONFIG, Place("a card", 4, memory, True))
-    assert (choice.ranks, choice.memory) == (ranks, int(memory) if limited else None) and why in choice.why
+    assert (choice.ranks, choice.memory) == ((ranks, None) if ranks else (1, int(memory))) and why in choice.why
 
 
 def test_what_nobody_knows_is_streamed_if_need_be_or_left_alone():
