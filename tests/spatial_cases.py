@@ -391,7 +391,7 @@ CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} 
     "einsum": lambda f, x: (
         f("bchw,dc->bdhw", x, MATRIX), f("bchw, bdhw -> bcd", x, x.exp()), f("bchw,hw->bchw", x, OTHER),
         f("bihw,bihw->bhw", [x, x]), f("bchw,c", x, MATRIX[0]),
-        f("bc...,dc->bd...", x, MATRIX), f("bc...,c", x, MATRIX[0]),
+        f("bc...,dc->bd...", x, MATRIX), f("bc...,c->b...", x, MATRIX[0]),
     ),
     "normalize": lambda f, x: f(x, 2, 1),
     "pad": lambda f, x: (f(x, (1, 2, 3, -2), value=0.5), f(x, (0, 1, 0, 0, 2, -1, 1, 0))[1:]),
