@@ -46,7 +46,12 @@ def renamed(sub: argparse.ArgumentParser, old: str, new: str) -> None:
             setattr(namespace, self.dest, value)
 
     sub.add_argument(
-        old, dest=action.dest, type=action.type, action=Renamed, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        old,
+        dest=action.dest,
+        type=action.type or str,
+        action=Renamed,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,7 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     from gigapipe.training.losses import dice_and_cross_entropy
 
     loss = default_loss
+    make: Callable[[], nn.Module]
     if args.model in RESNETS:
         make = functools.partial(RESNETS[args.model], 2, args.norm)
     elif args.model == "unet":

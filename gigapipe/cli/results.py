@@ -37,6 +37,7 @@ def add_map(verbs: Verbs) -> None:
 def map(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.evaluation.maps import chosen_slides, draw_map
+    from gigapipe.models.resnet import ResNet
     from gigapipe.pyramids.maps import on_slide, write_map
     from gigapipe.training.activation import STRIDE, activations
     from gigapipe.training.classification import ClassifierSettings
@@ -55,6 +56,7 @@ def map(args: argparse.Namespace) -> None:
         def maps():
             for network, slides in chosen.groupby("network"):
                 model, settings = trained_model(args.models[network], ClassifierSettings, mesh)
+                assert isinstance(model, ResNet)  # as every classifier's is
                 canvases = settings.canvases(slides, args.pyramids, mesh, stage_of(args))
                 found = activations(model, settings, canvases, Streaming(args.memory, mesh))
                 for slide, pyramid, values in zip(slides.itertuples(), canvases.pyramids, found, strict=True):

@@ -90,6 +90,8 @@ def add_segment(verbs: Verbs) -> None:
 
 def segment(args: argparse.Namespace) -> None:
     return_freed_tensors()
+    import numpy as np
+
     from gigapipe.evaluation.folds import roles
     from gigapipe.evaluation.overlap import dice, draw_overlay
     from gigapipe.pyramids.masks import write_mask
@@ -113,7 +115,7 @@ def segment(args: argparse.Namespace) -> None:
             partial.mkdir(parents=True)
             for i, tissue in enumerate(found):
                 write_mask(partial / pairs.slides[i], tissue, settings.mpp, tuple(pairs.pyramids[i].source["mpp"]))
-                mask = pairs.masks[i][:]
+                mask = np.asarray(pairs.masks[i][:])
                 draw_overlay(partial / f"{pairs.slides[i]}.png", pairs.images[i], tissue, mask)
                 scores.append(dice(tissue, mask))
                 print(f"slide {pairs.slides[i]}: Dice {scores[-1]:.4f}", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ def add_option(parser: argparse.ArgumentParser, options: type[Options], name: st
         flag,
         dest=name,
         action="append" if entries else "store",
-        type=None if choices else converter(entries or field.rebuild_annotation()),
+        type=str if choices else converter(entries or field.rebuild_annotation()),
         choices=choices,
         default=field.default,
         metavar=None if choices else flag.strip("-").replace("-", "_").upper(),

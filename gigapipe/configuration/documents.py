@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gigapipe.configuration.messages import allowed_in, group_in
@@ -76,7 +77,7 @@ def tables(options: type[Options]) -> dict[str, str]:
     return found
 
 
-def _table(options: type[Options]) -> str:
+def _table(options: type[BaseModel]) -> str:
     lines = ["| key | allowed | default | what it is |", "|---|---|---|---|"]
     for name, field in options.model_fields.items():
         group = group_in(field.annotation)

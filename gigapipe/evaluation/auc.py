@@ -125,7 +125,7 @@ def bootstrapped(scores: pd.DataFrame, targets: Targets, resamples: int = 1000, 
         weights[:, those] = rng.multinomial(len(those), np.full(len(those), 1 / len(those)), resamples)
     networks = []
     for _, held_out in scores.groupby(ONE_NETWORK):
-        weight = weights[:, label_of.index.get_indexer(held_out[PATIENT])]
+        weight = weights[:, label_of.index.get_indexer(pd.Index(held_out[PATIENT]))]
         networks.append(
             np.mean(
                 [_weighted(held_out[LABEL] == c, held_out[column], weight) for c, column in targets.items()], axis=0
@@ -178,9 +178,9 @@ def separated_bound(positives: int, negatives: int, z: float) -> float:
 
 def _weighted(positive: pd.Series, score: pd.Series, weight: np.ndarray) -> np.ndarray:
     """AUC with each of many weights (resamples, slides); NaN where a class has none."""
-    positive, score = positive.to_numpy(), score.to_numpy()
-    ones, others = score[positive][:, None], score[~positive]
+    truth, scores = positive.to_numpy(), score.to_numpy()
+    ones, others = scores[truth][:, None], scores[~truth]
     right = (ones > others) + 0.5 * (ones == others)
-    ones, others = weight[:, positive], weight[:, ~positive]
+    ones, others = weight[:, truth], weight[:, ~truth]
     with np.errstate(invalid="ignore"):
         return ((ones @ right) * others).sum(axis=1) / (ones.sum(axis=1) * others.sum(axis=1))

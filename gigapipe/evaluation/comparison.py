@@ -1,5 +1,7 @@
 """The comparison: one row a resolution, and a way to compute it, with what it was worth and what it cost."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -47,7 +49,7 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for alike, of_row in scores.groupby(ALIKE):
         cost = costs[(costs[ALIKE] == list(alike)).all(axis=1)]
-        row = dict(zip(ALIKE, alike, strict=True))
+        row: dict[str, Any] = dict(zip(ALIKE, alike, strict=True))
         row |= {PIXELS: row[CANVAS] ** 2, RANKS: cost[RANKS].iloc[0]}
         for split in [split for split in SPLITS if (of_row[SPLIT] == split).any()]:
             networks = of_row[of_row[SPLIT] == split]
@@ -104,4 +106,5 @@ def difference(networks: pd.DataFrame, other: pd.DataFrame, classes: list[str]) 
     tested = [set(zip(table[SEED], table[FOLD], table[SLIDE], strict=True)) for table in pair]
     if tested[0] != tested[1] or not common:
         return (np.nan,) * 4
-    return paired_test(*(mean_auc(table, targets_of(classes)) for table in pair))
+    ours, theirs = (mean_auc(table, targets_of(classes)) for table in pair)
+    return paired_test(ours, theirs)

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,7 +31,7 @@ from gigapipe.evaluation.decisions import DECIDED
 from gigapipe.evaluation.decisions import confusion as confusion_counts
 from gigapipe.evaluation.predictions import score_columns
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -148,7 +149,7 @@ def confusion(decisions: pd.DataFrame) -> Figure:
         axes.imshow(shares, cmap="Purples", vmin=0, vmax=1)
         for (i, j), share in np.ndenumerate(shares):
             colour = "white" if share > 0.6 else "#222"
-            axes.text(j, i, counts.iloc[i, j], ha="center", va="center", color=colour, fontsize=11)
+            axes.text(j, i, str(counts.iloc[i, j]), ha="center", va="center", color=colour, fontsize=11)
         axes.set(title=f"{mpp:g} µm/px", xlabel="taken for")
         axes.set_xticks(range(len(labels)), labels)
         axes.set_yticks(range(len(labels)), labels, rotation=90, va="center")
@@ -178,7 +179,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         best = rows[rows["epoch"] == rows["best_epoch"]]
         axes.plot(best["epoch"], best["validation_loss"], "o", color=INK, markersize=3, label="weights taken")
         axes.set(title=f"{mpp:g} µm/px", xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     _name_rows(panels, "loss (cross-entropy)")
     panels[-1].legend(fontsize=8)
     return figure
@@ -275,7 +276,7 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = 
             low, high = bounds(auc)
             error = [rows[auc] - rows[low], rows[high] - rows[auc]]
             label = ", ".join(filter(None, (way, folds)))
-            faint = {"alpha": 0.6, "linewidth": 1} if form == "s--" else {}
+            faint: dict[str, Any] = {"alpha": 0.6, "linewidth": 1} if form == "s--" else {}
             axes.errorbar(places[rows.index], rows[auc], error, fmt=form, capsize=4, color=colour, label=label, **faint)
     if others or several:
         axes.legend(fontsize=8, loc="lower right")

@@ -46,7 +46,7 @@ def fold_report(table: pd.DataFrame) -> str:
         as_table(folds),
     ]
     alone, across = site_reader(table, "patient"), site_reader(table, "fold")
-    if alone is not None:
+    if alone is not None and across is not None:  # they are known both, or neither
         text.append(
             f"{single} of {len(sites)} sites have slides of one label only. Who knew nothing but the site would reach "
             f"an AUC of {alone:.2f} where a site's other patients are trained on, and of {across:.2f} with these folds."

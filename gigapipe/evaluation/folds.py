@@ -39,10 +39,10 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
         from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and trainings only read folds
 
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        sheet = sheet.assign(fold=-1, split="patient")
+        held_out = np.full(len(sheet), -1)
         for fold, (_, rows) in enumerate(splitter.split(sheet, sheet["label"], sheet["patient"])):
-            sheet.iloc[rows, sheet.columns.get_loc("fold")] = fold
-        return sheet
+            held_out[rows] = fold
+        return sheet.assign(fold=held_out, split="patient")
     whole = kept_whole(sheet)
     if whole.nunique() < folds:
         raise InputError(

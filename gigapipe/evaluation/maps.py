@@ -48,7 +48,9 @@ def extremes(held_out: pd.DataFrame, number: int) -> dict[str, str]:
     """
     of_class = probabilities(held_out).groupby(held_out["slide"]).mean()
     label = held_out.groupby("slide")["label"].first()
-    own = pd.Series(of_class.to_numpy()[np.arange(len(label)), of_class.columns.get_indexer(label)], label.index)
+    own = pd.Series(
+        of_class.to_numpy()[np.arange(len(label)), of_class.columns.get_indexer(pd.Index(label))], label.index
+    )
     wrong = own[of_class.idxmax(axis=1) != label].nsmallest(number).index
     score = of_class.iloc[:, -1].drop(wrong)
     highest = score.nlargest(number).index

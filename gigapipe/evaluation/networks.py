@@ -43,15 +43,15 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
         raise InputError(
             f"{len(predictions)} tables of predictions, but {len(trainings)} trainings: give those of the same networks"
         )
-    scores, costs = [], []
+    scores, records = [], []
     for table, training in zip(predictions, trainings, strict=True):
         scored, cost = _read_predictions(Path(table)), _read_training(Path(training))
         for key in (MPP, *ONE_NETWORK):
             if set(scored[key]) != {cost[key]}:
                 raise InputError(f"{table}, {training}: of different {key}; give the same networks, in the same order")
         scores.append(scored.assign(**{key: cost[key] for key in ALIKE}))
-        costs.append(cost | {SPLIT: scored[SPLIT].iloc[0]})
-    together, costs = pd.concat(scores, ignore_index=True), pd.DataFrame(costs)
+        records.append(cost | {SPLIT: scored[SPLIT].iloc[0]})
+    together, costs = pd.concat(scores, ignore_index=True), pd.DataFrame(records)
     twice = costs.duplicated([*ALIKE, SPLIT, *ONE_NETWORK])
     if twice.any():
         raise InputError(f"predictions {predictions[int(twice.argmax())]}: a network like it is given twice; give one")

@@ -25,7 +25,7 @@ def dice(found: np.ndarray, mask: np.ndarray) -> float:
 def draw_overlay(path: Path, image: zarr.Array, found: np.ndarray, mask: np.ndarray) -> None:
     """A PNG of a slide (channel, row, column): the outline of `found`, and what it misses of `mask` or adds, tinted."""
     step = max(1, -(-max(found.shape) // LONGEST))
-    picture = image[:, ::step, ::step].transpose(1, 2, 0).astype(np.float32)
+    picture = np.asarray(image[:, ::step, ::step]).transpose(1, 2, 0).astype(np.float32)
     found, mask = found[::step, ::step].astype(bool), mask[::step, ::step].astype(bool)
     for colour, where in ((MISSED, mask & ~found), (EXTRA, found & ~mask)):
         picture[where] = (picture[where] + np.array(colour)) / 2
@@ -55,7 +55,7 @@ def as_markdown(table: pd.DataFrame, trainings: list[Path]) -> str:
         "|---:|---:|:---:|:---|---:|---:|",
     ]
     for mpp, rows in sorted(table.groupby("mpp"), reverse=True):
-        worst, cost = rows.loc[rows["dice"].idxmin()], costs[costs["mpp"] == mpp]
+        worst, cost = rows.iloc[int(rows["dice"].argmin())], costs[costs["mpp"] == mpp]
         lines.append(
             f"| {mpp:g} | {len(rows)} | {rows['dice'].mean():.4f} ± {rows['dice'].std(ddof=0):.4f} "
             f"| {worst['dice']:.4f} ({worst['slide']}) | {cost[SECONDS_PER_STEP].mean():.2f} "

@@ -30,7 +30,7 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
 
 def classes_of(predictions: pd.DataFrame) -> list[str]:
     """In alphabetical order. By the columns: of three classes some slides may have two labels only."""
-    return sorted(several(list(predictions)) or predictions[LABEL].unique())
+    return sorted(several(list(predictions.columns)) or predictions[LABEL].unique())
 
 
 def score_columns(predictions: pd.DataFrame) -> Targets:

@@ -44,7 +44,7 @@ def recommend(table: pd.DataFrame) -> Recommendation:
     rows = table.dropna(subset=[AUC]).reset_index(drop=True)
     if rows.empty:
         return Recommendation(None, "There is no answer yet.", "No resolution has held-out slides of all classes.")
-    best = rows.loc[rows[AUC].idxmax()]
+    best = rows.iloc[int(rows[AUC].argmax())]
     if best[LOW] <= 0.5:
         return Recommendation(
             None,

@@ -109,7 +109,7 @@ def found(results: Path, name: str) -> list[Path]:
 
 def cohort(results: Path) -> dict[str, list[dict]]:
     """What `gigapipe folds` says of each way to divide the cohort, by its name; of several seeds the first."""
-    divisions = {}
+    divisions: dict[str, list[dict]] = {}
     for path in sorted([*results.glob("folds.md"), *results.glob("folds/*/folds.md")]):
         split = "" if path.parent == results else path.parent.name.rpartition("-")[0]
         divisions.setdefault(split, blocks(path.read_text()))
@@ -199,8 +199,8 @@ def maps(results: Path, table: pd.DataFrame, first: float | None) -> Iterator[di
                     "slide": row[SLIDE],
                     "label": row[LABEL],
                     "said": {
-                        name.removeprefix("probability of "): value
-                        for name, value in row.items()
+                        name.removeprefix("probability of "): row[name]
+                        for name in rows.columns
                         if name.startswith("probability of ")
                     },
                     "source": inline_picture(path.parent / f"{row[SLIDE]}.png"),

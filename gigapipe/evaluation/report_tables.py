@@ -62,7 +62,7 @@ def runtimes(benchmarks: Path) -> Table | None:
     )
     rows = [
         [
-            rule,
+            str(rule),
             f"{of.jobs:.0f}",
             _duration(of.total),
             _duration(of.longest),
@@ -75,7 +75,7 @@ def runtimes(benchmarks: Path) -> Table | None:
 
 def blocks(markdown: str) -> list[dict]:
     """The paragraphs (`strong`, `text`) and tables (`table`) of Markdown as `gigapipe folds` writes it."""
-    found = []
+    found: list[dict] = []
     for block in markdown.strip().split("\n\n"):
         if block.startswith("|"):
             headings, _, *rows = [

@@ -117,6 +117,7 @@ def run() -> None:
     import torch
     from mpi4py import MPI
 
+    from gigapipe.models.layout import in_channels_last
     from gigapipe.planning.cost import default_loss
     from gigapipe.spatial import Mesh, decompose, shard
     from gigapipe.spatial.planning import resident_memory
@@ -126,7 +127,7 @@ def run() -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // world.size))
     base, steps = resident_memory(), []
     for network, size, precision in STEPS:
-        model = decompose(maker(network)().to(memory_format=torch.channels_last), Mesh())
+        model = decompose(in_channels_last(maker(network)()), Mesh())
         image = shard(torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last), Mesh())
         dtype = getattr(torch, precision)
         taken = []

@@ -179,7 +179,7 @@ def step_cost(
         counter = _Counter()
         for tensor in (*model.parameters(), *model.buffers()):
             counter.hold(tensor)
-        size = tuple(shape[-2:])
+        size = shape[-2], shape[-1]
         with counter:
             local = torch.empty(*shape[:2], *ranks.rectangle(size).shape).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", precision, enabled=precision != torch.float32):

@@ -106,19 +106,26 @@ def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
     compute = compute_seconds(cost.operations, flops, bandwidth, machine.operation)
     node = cost.rank // machine.ranks_per_node
     exchange = 0.0
-    for one in cost.exchanges:
-        for rank, size in one.to.items():
+    for sent in cost.exchanges:
+        for rank, size in sent.to.items():
             near = rank // machine.ranks_per_node == node
-            link = machine.near if near else machine.far / machine.ranks_per_node
+            link = _link(machine, True) if near else _link(machine, False) / machine.ranks_per_node
             exchange += (machine.near_latency if near else machine.far_latency) + size / (machine.link_share * link)
     reduce = 0.0
-    for one in cost.reductions:
-        n = len(one.ranks)
-        near = max(one.ranks) // machine.ranks_per_node == min(one.ranks) // machine.ranks_per_node
-        link = machine.near if near else min(machine.far, machine.near or math.inf)
+    for summed in cost.reductions:
+        n = len(summed.ranks)
+        near = max(summed.ranks) // machine.ranks_per_node == min(summed.ranks) // machine.ranks_per_node
+        link = _link(machine, True) if near else min(_link(machine, False), machine.near or math.inf)
         latency = machine.near_latency if near else machine.far_latency
-        reduce += 2 * math.ceil(math.log2(n)) * latency + 2 * (n - 1) / n * one.bytes / (machine.link_share * link)
+        reduce += 2 * math.ceil(math.log2(n)) * latency + 2 * (n - 1) / n * summed.bytes / (machine.link_share * link)
     return Seconds(compute, exchange, reduce)
+
+
+def _link(machine: Machine, near: bool) -> float:
+    """Bytes a second to a rank of the node, or from it to others; `check` refuses ranks that would lack it."""
+    link = machine.near if near else machine.far
+    assert link
+    return link
 
 
 def undivided_seconds(job: Job, machine: Machine, batch: int) -> float:
@@ -247,25 +254,30 @@ def measured(trainings: list[Path]) -> list[Point]:
     points = []
     for path in trainings:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        ranks = math.prod(record["mesh"])
+        data, rows, columns = record["mesh"]
+        ranks = data * rows * columns
         seconds, batch = record["seconds_per_step"], record["slides_per_step"]
         canvas = record["settings"].get("canvas", math.nan)
-        unknown = dict.fromkeys(("halo_mb", "compute_seconds", "exchange_seconds", "reduce_seconds"), math.nan)
         points.append(
             Point(
                 "measured",
-                *record["mesh"],
+                data,
+                rows,
+                columns,
                 ranks,
                 canvas,
                 canvas,
                 batch,
                 memory_gb=record["peak_memory_per_rank_mb"] / 1e3,
                 fits=True,
+                halo_mb=math.nan,
                 sent_mb=record["sent_bytes_per_step"] / ranks / 1e6,
+                compute_seconds=math.nan,
+                exchange_seconds=math.nan,
+                reduce_seconds=math.nan,
                 seconds=seconds,
                 images_per_second=batch / seconds,
                 efficiency=math.nan,
-                **unknown,
             )
         )
     alone = {point.canvas_rows: point.images_per_second for point in reversed(points) if point.ranks == 1}

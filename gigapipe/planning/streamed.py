@@ -13,10 +13,11 @@ def streamed(job: Job, machine: Machine) -> list[str]:
     import torch
     from torch import nn
 
+    from gigapipe.models.layout import in_channels_last
     from gigapipe.spatial import Mesh, decompose, plan_streaming
     from gigapipe.spatial.costs import trained_bytes, training_state
 
-    model = decompose(job.make().to(memory_format=torch.channels_last), Mesh())  # which names the layers
+    model = decompose(in_channels_last(job.make()), Mesh())  # which names the layers
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
         norm.eval()
@@ -31,6 +32,7 @@ def streamed(job: Job, machine: Machine) -> list[str]:
         raise InputError(f"it cannot be streamed: {error}") from None
     except ValueError as error:
         return [f"streamed on one rank (docs/streaming.md): {error}"]
+    assert plan.peak is not None and plan.time is not None  # as of what was planned
     seconds = plan.time * undivided_seconds(job, machine, 1)
     return [
         f"streamed on one rank (docs/streaming.md): at most {plan.peak / 1e9:.1f} GB, {seconds:.4g} s an image, "

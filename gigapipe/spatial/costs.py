@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from gigapipe.spatial.fusing import convolved_and_normalised
 from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
 from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import counts_of_arithmetic, memory_of
 from gigapipe.spatial.window import Interval
 
@@ -110,7 +111,9 @@ class Keeping(NamedTuple):
 
 def keeping(made: Node, node: Node) -> Keeping:
     """Of `node`, by which the results of `made` are made; found out by running it without pixels."""
-    operands, tensors, kept = {}, {}, []
+    operands: dict[Ref, SpatialTensor] = {}
+    tensors: dict[int, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []
     for ref in node.operands:
         image = ref.image
         with without_pixels():
@@ -124,10 +127,15 @@ def keeping(made: Node, node: Node) -> Keeping:
             return tensors.setdefault(id(a), torch.empty_like(a, requires_grad=a.requires_grad))
         return a
 
+    def noted(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t)
+        return t
+
     tile = node.operands[0].image.mesh
+    assert isinstance(tile, Tile)  # as of all that is recorded
     tile.replay(None, node.drawn)
     kind = node.results[0].device.type
-    with without_pixels(), torch.enable_grad(), saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with without_pixels(), torch.enable_grad(), saved_tensors_hooks(noted, lambda t: t):
         args, kwargs = map_arguments(given, (node.args, node.kwargs))
         with torch.autocast(kind, node.autocast, enabled=node.autocast is not None):
             result = node.function(*args, **kwargs)

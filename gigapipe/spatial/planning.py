@@ -12,7 +12,7 @@ import math
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +117,7 @@ class Layers:
         for cut in found:
             follower = next((c for c in found if c.index == cut.index + 1), None)
             cheap = follower and not (follower.tensors and follower.function in (torch.conv2d, torch.conv_transpose2d))
-            if not cheap or self.held(follower) > self.held(cut):
+            if follower is None or not cheap or self.held(follower) > self.held(cut):
                 yield cut
 
     @staticmethod
@@ -146,11 +146,14 @@ class Layers:
     def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
         """The nodes between two cuts, each axis in `grid` tiles."""
         held = {Ref(first)} if first else set()
-        tiles, forward, backward, times = {}, 0.0, 0.0, {}
+        tiles: dict[int, tuple[int, int]] = {}
+        times: dict[int, float] = {}
+        forward = backward = 0.0
         for output in self.outputs(first, last):
             nodes, inputs = needed_nodes(output, held)
             owned = self.owned(output)
-            tile = tiles[output.index] = tuple(min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
+            high, wide = (min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
+            tile = tiles[output.index] = high, wide
             segment = Segment(self.mesh, nodes, inputs, Ref(output), tile)
             count = [math.ceil(n / t) for n, t in zip(owned, tile, strict=True)]
             middle = [
@@ -176,11 +179,11 @@ class Layers:
         return Share({}, forward, backward, {0: time})
 
     @staticmethod
-    def _at_a_time(operations: list[Operation], areas: dict[Node, float], tiled: bool) -> tuple[float, float]:
+    def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], tiled: bool) -> tuple[float, float]:
         """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
         last = {ref: operation.node for operation in operations for ref in operation.operands}
         made = {operation.node: operation.made * areas[operation.node] for operation in operations}
-        ends = {}
+        ends: dict[Node, list[Ref]] = {}
         for ref, node in last.items():
             ends.setdefault(node, []).append(ref)
         live = forward = kept = backward = 0.0
@@ -314,4 +317,6 @@ def resident_memory() -> int:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", text)[1])
+    found = re.search(r"VmRSS:\s+(\d+)", text)
+    assert found  # Linux says it of every process
+    return 1024 * int(found[1])

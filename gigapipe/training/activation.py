@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gigapipe.models.resnet import ResNet
 from gigapipe.spatial import gather
 from gigapipe.spatial.recording import Recorded
 from gigapipe.training.canvases import Canvases
@@ -27,7 +28,7 @@ class Activation(nn.Module):
     global average, the mean over all places plus the bias is the logit. The layers are those of `model`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: ResNet):
         super().__init__()
         self.features = nn.Sequential(
             model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4
@@ -40,7 +41,7 @@ class Activation(nn.Module):
 
 @torch.no_grad()
 def activations(
-    model: nn.Module, settings: ClassifierSettings, canvases: Canvases, streaming: Streaming
+    model: ResNet, settings: ClassifierSettings, canvases: Canvases, streaming: Streaming
 ) -> Iterator[np.ndarray]:
     """The activation of each canvas (class, row, column), float32, one after another; on all ranks alike.
 

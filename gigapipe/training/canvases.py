@@ -46,7 +46,7 @@ class Canvases:
             if background == "white":
                 pyramid.outline  # noqa: B018  is there
         self.mpp, self.size, self.mesh = mpp, size, mesh
-        self.reading = {"masked": background == "white", "stage": stage}
+        self.masked, self.stage = background == "white", stage
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -66,9 +66,9 @@ class Canvases:
         augmentations = augmentations or [UNCHANGED] * len(indices)
         readers = []
         for i, augmentation in zip(indices, augmentations, strict=True):
-            shift = tuple(round(part * self.size) for part in augmentation.shift)
-            read = functools.partial(_read_canvas, self.pyramids[i], self.mpp, self.size, shift=shift, **self.reading)
-            readers.append(under_symmetry(read, size, augmentation.symmetry)[0])
+            down, right = (round(part * self.size) for part in augmentation.shift)
+            of_slide = functools.partial(self._read, self.pyramids[i], (down, right))
+            readers.append(under_symmetry(of_slide, size, augmentation.symmetry)[0])
 
         def read(rectangle: Rectangle) -> torch.Tensor:
             images = inverted(np.stack([reader(rectangle) for reader in readers]))
@@ -77,9 +77,8 @@ class Canvases:
         streaming = streaming or Streaming(None, self.mesh)
         return streaming.image(read, (len(indices), 3, *size)), self.labels[indices]
 
-
-def _read_canvas(pyramid: Pyramid, mpp: float, size: int, rectangle: Rectangle, **reading) -> np.ndarray:
-    return read_canvas(pyramid, mpp, size, *rectangle, **reading)
+    def _read(self, pyramid: Pyramid, shift: tuple[int, int], rectangle: Rectangle) -> np.ndarray:
+        return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage)
 
 
 def inverted(pixels: np.ndarray) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from gigapipe.configuration.configuration import Network
 from gigapipe.errors import InputError
 from gigapipe.models import RESNETS
+from gigapipe.models.layout import in_channels_last
 from gigapipe.spatial import Mesh, decompose
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.model_files import read_model
@@ -30,8 +31,7 @@ class ClassifierSettings(Network, Settings):
     start: str | None = None  # the model of a coarser resolution to begin with
 
     def model(self) -> nn.Module:
-        network = RESNETS[self.network](len(self.classes), self.norm, self.pool, self.width)
-        return network.to(memory_format=torch.channels_last)
+        return in_channels_last(RESNETS[self.network](len(self.classes), self.norm, self.pool, self.width))
 
     def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
         return Canvases(table, pyramids, self.mpp, self.canvas, self.classes, mesh, self.background, stage)
@@ -125,7 +125,7 @@ def predict(model: nn.Module, settings: ClassifierSettings, canvases: Canvases, 
     model.eval()
     with settings.autocast(mesh.device):
         streaming.prepare(model, (1, 3, settings.canvas, settings.canvas))
-    found = torch.zeros(len(canvases), model.fc.out_features, dtype=torch.float64)
+    found = torch.zeros(len(canvases), len(settings.classes), dtype=torch.float64)
     for index in range(mesh.data_index, len(canvases), mesh.data):
         images, _ = canvases.batch([index], streaming=streaming)
         with settings.autocast(mesh.device):

@@ -1,6 +1,12 @@
 """The optimiser: torch's AdamW, started without torch's compiler."""
 
+from typing import Any
+
 import torch
+
+
+def _unwrapped(method: Any) -> Any:
+    return method.__wrapped__
 
 
 class AdamW(torch.optim.AdamW):
@@ -10,8 +16,8 @@ class AdamW(torch.optim.AdamW):
     taken without what torch wraps around them for compiled code, of which there is none here.
     """
 
-    step = torch.no_grad()(torch.optim.AdamW.step.__wrapped__)
-    add_param_group = torch.optim.AdamW.add_param_group.__wrapped__
-    zero_grad = torch.optim.AdamW.zero_grad.__wrapped__
-    state_dict = torch.optim.AdamW.state_dict.__wrapped__
-    load_state_dict = torch.optim.AdamW.load_state_dict.__wrapped__
+    step = torch.no_grad()(_unwrapped(torch.optim.AdamW.step))
+    add_param_group = _unwrapped(torch.optim.AdamW.add_param_group)
+    zero_grad = _unwrapped(torch.optim.AdamW.zero_grad)
+    state_dict = _unwrapped(torch.optim.AdamW.state_dict)
+    load_state_dict = _unwrapped(torch.optim.AdamW.load_state_dict)

@@ -52,16 +52,18 @@ def started(
         if (count := launched()) > 1:
             raise InputError(f"mesh 1 × 1 × 1 is one rank, but {count} were started; give the mesh, or start one")
         torch.set_num_threads(threads or torch.get_num_threads())
-        mesh = Mesh()
+        alone = Mesh()
         choice = choose(device)
         logger.info(choice)
         use(choice.device)
-        mesh.device = choice.device
-        yield mesh
+        alone.device = choice.device
+        yield alone
         return
     from mpi4py import MPI  # initialises MPI, which only a process that a launcher has started may do
 
-    world, hosts, mesh = MPI.COMM_WORLD, [], None
+    world = MPI.COMM_WORLD
+    hosts: list[str] = []
+    mesh: Mesh | None = None
     try:
         if world.size != size:
             raise InputError(
@@ -85,7 +87,7 @@ def started(
         if transport == "mpi" or (transport == "auto" and kind == "cpu"):
             from gigapipe.spatial.transports.mpi import MpiTransport
 
-            carrier = MpiTransport(world, timeout.total_seconds())
+            carrier: Transport = MpiTransport(world, timeout.total_seconds())
         else:
             carrier = torch_transport(world, timeout, choice)
         mesh = Mesh(data, rows, columns, carrier)
@@ -93,6 +95,7 @@ def started(
         yield mesh
         _leave(mesh)
     except Unfinished:  # all ranks have agreed to stop
+        assert mesh is not None  # who trains raises it
         _leave(mesh)
         raise
     except BaseException as error:
@@ -172,11 +175,11 @@ def address() -> str | None:
     if variable is None:
         return None
     told = os.environ[variable]
-    here = {
+    of_each = {
         name: [a.address for a in addresses if a.family == socket.AF_INET]
         for name, addresses in psutil.net_if_addrs().items()
     }
-    here = {name: found[0] for name, found in here.items() if found}
+    here = {name: found[0] for name, found in of_each.items() if found}
     names = told.removeprefix("^").removeprefix("=").split(",")
     whole = variable == INTERFACES[0] or told.removeprefix("^").startswith("=")
 
