@@ -12,7 +12,7 @@ READY := .venv/ready
 SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 1 : 8))
 PYTEST_HERE = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE)
 
-.PHONY: demo check test lint
+.PHONY: demo check test lint types
 
 demo: $(READY)
 	@echo "Phantom slides to the report: about 6 minutes on 2 cores. Logs are in results/logs."
@@ -23,13 +23,16 @@ demo: $(READY)
 check: lint
 	$(PYTEST_HERE) -m "not slow" --quiet $(PYTEST)
 
-test: lint
+test: lint types
 	$(PYTEST_HERE) $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/snakefmt --check Snakefile workflow
+
+types: $(READY)
+	$(BIN)/mypy --no-error-summary
 
 # `ready` is written last: a set-up that was interrupted is done again.
 $(READY): pyproject.toml envs/constraints.txt

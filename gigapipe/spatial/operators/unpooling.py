@@ -61,9 +61,10 @@ def max_unpool2d(x, indices, kernel_size, stride=None, padding=0, output_size=No
     spread = F.interpolate(x, scale_factor=stride, mode="nearest")
     # In float64, which holds any place: torch interpolates no whole numbers.
     places = F.interpolate(indices.double(), scale_factor=stride, mode="nearest")
-    right, below = (max(0, n - m) for n, m in zip(size[::-1], spread.image_size[::-1], strict=True))
+    right, below = (max(0, n - m) for n, m in zip(size[::-1], spread.shape[:-3:-1], strict=True))
     spread, places = F.pad(spread, (0, right, 0, below)), F.pad(places, (0, right, 0, below), value=-1)
     spread, places = (image[:, :, : size[0], : size[1]] for image in (spread, places))
+    assert isinstance(spread, SpatialTensor) and isinstance(places, SpatialTensor)  # torch's stubs know no subclass
     rows, columns = (torch.arange(i.start, i.stop, dtype=places.dtype, device=places.device) for i in spread.rectangle)
     mine = places.local == rows[:, None] * size[1] + columns
     return spread.with_local(torch.where(mine, spread.local, 0.0))
