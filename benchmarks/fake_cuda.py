@@ -52,7 +52,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gigapipe.spatial import Mesh, planning, recording
+from gigapipe.spatial import Mesh, costs, recording
 from gigapipe.spatial.recording import without_pixels
 
 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # only compared
@@ -258,7 +258,7 @@ def pretended(rank: int, ranks: int):
         setattr(torch.Tensor, method, _to_host(method, watch))
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     dist.get_backend, dist.get_backend_config = lambda group=None: "nccl", lambda group=None: "cuda:nccl"
-    recording.without_pixels = planning.without_pixels = watch.not_looking
+    recording.without_pixels = costs.without_pixels = watch.not_looking
     with without_pixels(), watch:
         yield watch
 
