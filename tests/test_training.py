@@ -133,8 +133,8 @@ class Interrupted(Classification):
 def in_process(cohort: Path, stop_at: int = 1_000, **more) -> Interrupted:
     """A training of a small network, in this process, with every augmentation."""
     table = read_folds(cohort / "folds.tsv")
-    settings = ClassifierSettings(
-        **{
+    settings = ClassifierSettings.of(
+        {
             "mpp": 8.0, "fold": 0, "epochs": 1, "batch": 2, "learning_rate": 1e-4, "weight_decay": 0.0, "seed": 0,
             "canvas": 52, "classes": sorted(table["label"].unique()), "network": "resnet10", "width": 8,
             "shift": 0.1, "stain": 0.2, "brightness": 0.1, "contrast": 0.1,
@@ -185,7 +185,7 @@ def test_a_plateau_returns_to_the_best_and_is_gone_on_with_after_a_kill(small_co
 
 
 def test_a_training_ends_when_validation_gets_no_better(small_cohort, tmp_path):
-    still = {"learning_rate": 0.0, "norm": "none", "epochs": 30, "patience": 2}  # nothing is learnt: never better
+    still = {"learning_rate": 1e-30, "norm": "none", "epochs": 30, "patience": 2}  # nothing is learnt: never better
     train(in_process(small_cohort, **still), tmp_path / "cosine/model.pt")
     train(in_process(small_cohort, schedule="plateau", **still), tmp_path / "plateau/model.pt")
     assert len(record(tmp_path / "cosine")["history"]) == 1 + 2
@@ -228,7 +228,7 @@ def test_slides_look_alike_on_every_mesh(small_cohort, tmp_path):
 def test_a_training_begins_with_a_coarser_model_of_its_fold(small_cohort, tmp_path):
     train(in_process(small_cohort), tmp_path / "coarse/model.pt")
     coarse = str(tmp_path / "coarse/model.pt")
-    train(in_process(small_cohort, start=coarse, learning_rate=0.0, canvas=60), tmp_path / "fine/model.pt")
+    train(in_process(small_cohort, start=coarse, learning_rate=1e-30, canvas=60), tmp_path / "fine/model.pt")
     assert record(tmp_path / "coarse")["started_from"] is None
     assert record(tmp_path / "fine")["started_from"] == {"mpp": 8.0, "fold": 0}
     before, after = weights(tmp_path / "coarse/model.pt"), weights(tmp_path / "fine/model.pt")
