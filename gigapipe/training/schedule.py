@@ -2,7 +2,6 @@
 
 import math
 
-from gigapipe.errors import InputError
 from gigapipe.training.settings import Settings
 from gigapipe.training.state import State
 
@@ -12,11 +11,9 @@ FALLS_TO = 0.3
 
 
 class Schedule:
-    """What `settings` say of it, for so many `steps` an epoch. Raises InputError for `plateau` without patience."""
+    """What `settings` say of it, for so many `steps` an epoch."""
 
     def __init__(self, settings: Settings, steps: int):
-        if settings.schedule == "plateau" and not settings.patience:
-            raise InputError("schedule plateau: needs patience, the epochs after which the learning rate falls")
         self.settings, self.steps = settings, steps
 
     def learning_rate(self, state: State) -> float:
