@@ -101,15 +101,15 @@ def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, 
         more = ("--norm", "none", "--background", "white", *more)
         network = ("--network", "resnet10")
         output = tmp_path / folder / "model.pt"
-        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1000, network=network, more=more)
+        arguments = training(small_cohort, output, (1, 2, 1), 1, canvas=1400, network=network, more=more)
         return gigapipe(*arguments, ranks=2, check=check).stdout
 
     run("whole")
     refused = run("refused", "--memory", "1MB", check=False)
-    least = re.search(r"memory: 0.0 GB do not hold a step of 2 × 3 × 1000 × 1000: at least (.*) GB are needed", refused)
+    least = re.search(r"memory: 0.0 GB do not hold a step of 2 × 3 × 1400 × 1400: at least (.*) GB are needed", refused)
     assert least and "Traceback" not in refused, refused
     taken = json.loads((tmp_path / "whole/training.json").read_text())["peak_memory_per_rank_mb"]
-    log = run("streamed", "--memory", f"{0.8 * taken:.0f}MB")
+    log = run("streamed", "--memory", f"{0.82 * taken:.0f}MB")  # nearer to what a process has anyway, plans are overrun
     assert "tiles of" in log and "expected: at most" in log and "px of its output" in log
     whole, streamed = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "streamed"))
     print(whole["peak_memory_per_rank_mb"], streamed["peak_memory_per_rank_mb"], least[1])
