@@ -1,6 +1,7 @@
 """Options are stated once: what is derived from them is as they are, and a wrong value is said in a sentence."""
 
 import argparse
+import inspect
 import json
 import re
 import shutil
@@ -19,10 +20,24 @@ from launching import ROOT
 from gigapipe.cli import parser
 from gigapipe.configuration import Configuration
 from gigapipe.configuration.command_line import add_options, arguments, values
-from gigapipe.configuration.configuration import Archive, Computing, Learning, Network, Phantom, PyramidPixels
+from gigapipe.configuration.configuration import (
+    Archive,
+    Computing,
+    Learning,
+    Network,
+    Phantom,
+    PyramidPixels,
+    Pyramids,
+    Training,
+)
 from gigapipe.errors import InputError
 from gigapipe.evaluation.design import check_design, check_resolutions
+from gigapipe.gdc.client import Client
+from gigapipe.models import NORMS, POOLS, RESNETS
+from gigapipe.pyramids.build import build_pyramid
+from gigapipe.slides.download import download
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+from gigapipe.training.checkpoints import Checkpoints
 
 GROUPS = [Archive, Computing, Learning, Network, Phantom, PyramidPixels]  # what rules hand on as arguments
 OTHERWISE = {
@@ -112,11 +127,28 @@ def test_an_option_that_is_added_in_one_place_reaches_all(tmp_path):
 
 def test_words_that_are_said_twice_are_the_same():
     """Those of the lower rooms, which know no options."""
-    from gigapipe.models import NORMS, POOLS, RESNETS
-
     assert get_args(Network.model_fields["network"].annotation) == tuple(RESNETS)
     assert set(get_args(Network.model_fields["norm"].annotation)) == set(NORMS)
     assert set(get_args(Network.model_fields["pool"].annotation)) == set(POOLS)
+
+
+@pytest.mark.parametrize(
+    "function, options",
+    [
+        (cohort, Phantom),
+        (build_pyramid, Pyramids),
+        (RESNETS["resnet18"], Network),
+        (download, Archive),
+        (Client, Archive),
+        (Checkpoints, Training),
+    ],
+)
+def test_defaults_of_functions_are_those_of_the_options(function, options):
+    """Where the library is called without the workflow: an option of the same name has the same default."""
+    renamed = {"keep": "keep_checkpoints"}
+    found = {renamed.get(n, n): p.default for n, p in inspect.signature(function).parameters.items()}
+    named = [n for n in found if n in options.model_fields and found[n] is not inspect.Parameter.empty]
+    assert named and {n: found[n] for n in named} == {n: options.model_fields[n].default for n in named}
 
 
 WRONG = {
@@ -178,6 +210,14 @@ def test_a_design_that_cannot_come_to_its_end_is_refused(setting, message):
     check_design(sheet, Configuration())
     with pytest.raises(InputError, match=message):
         check_design(sheet, Configuration.of(setting))
+
+
+def test_labels_that_are_not_needed_need_no_patients():
+    sheet = pd.DataFrame(map(sheet_row, cohort(0, 8, 4, 0.0, folder="f")))
+    folds = {"folds": {"number": 5, "by": "patient"}, "training": {"batch": 1}}
+    check_design(sheet, Configuration.of(folds | {"task": "tissue"}))
+    with pytest.raises(InputError, match="4 patients are too few for 5 folds"):
+        check_design(sheet, Configuration.of(folds))
 
 
 def test_published_folds_of_another_number_are_refused(tmp_path):

@@ -24,9 +24,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
     log_to_stderr()
     try:
+        args = parser().parse_args(arguments)
         args.run(args)
     except InputError as error:
         print(f"gigapipe: {error}", file=sys.stderr)

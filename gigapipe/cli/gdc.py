@@ -3,10 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.configuration.command_line import add_options
-from gigapipe.configuration.configuration import Archive, Cohort
+from gigapipe.configuration.configuration import Archive, Cohort, Label
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -51,7 +52,10 @@ def add_sheet(verbs: Verbs) -> None:
     given.add_argument("--manifest", action="append", metavar="LABEL=FILE", type=named, help="may be repeated")
     given.add_argument("--portal-sheet", action="append", metavar="FILE", type=Path, help="may be repeated")
     sub.add_argument(
-        "--label", choices=["project", "sample_type"], default="project", help="with --portal-sheet: what the class is"
+        "--label",
+        choices=get_args(Label)[:2],
+        default=get_args(Label)[0],
+        help="with --portal-sheet: what the class is",
     )
     sub.add_argument("--sites", type=Path, help="table of institutions, with columns site, and code or patient")
 

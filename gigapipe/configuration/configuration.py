@@ -33,7 +33,7 @@ from gigapipe.configuration.values import (
 
 Split = Literal["site", "patient"]
 Strategy = Literal["Diagnostic Slide", "Tissue Slide"]  # as the archive calls paraffin sections, and frozen ones
-Label = Literal["project", "sample_type", "primary_diagnosis"]
+Label = Literal["project", "sample_type", "primary_diagnosis"]  # of which the portal's own sheets know the first two
 
 
 class Places(Options):

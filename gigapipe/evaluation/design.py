@@ -6,13 +6,15 @@ import pandas as pd
 
 from gigapipe.configuration.configuration import Configuration
 from gigapipe.errors import InputError
-from gigapipe.evaluation.folds import given_folds, make_folds, roles
+from gigapipe.evaluation.folds import UNKNOWN, given_folds, make_folds, roles
 from gigapipe.slides.reader import Slide
 
 
 def check_design(sheet: pd.DataFrame, config: Configuration) -> None:
     """Make the folds, and count the slides that each network is to learn from. InputError says what does not suit."""
     folds, training = config.folds, config.training
+    if config.task != "classes":
+        sheet = sheet.assign(label=UNKNOWN)  # as `gigapipe folds --unlabelled` takes it
     together = training.batch * training.accumulate
     for split in folds.splits:
         for seed in config.seeds:

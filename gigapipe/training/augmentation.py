@@ -50,8 +50,9 @@ class AugmentationRanges:
 
     `symmetries` all: flips and quarter turns; none. `shift`: up to this share of the canvas's side, along each axis.
     `stain`: the strength of each stain is multiplied by 1 ± `stain` ("HED-light" without its offset, which would tint
-    the glass: Tellez et al., Med. Image Anal. 58, 101544, 2019). `brightness`: its inverse by 1 ± `brightness`.
-    `contrast`: its exponent is between 1 / (1 + `contrast`) and 1 + `contrast`.
+    the glass: Tellez et al., Med. Image Anal. 58, 101544, 2019). `brightness`: the inverted
+    intensity is multiplied by 1 ± `brightness`. `contrast`: its exponent is between 1 / (1 + `contrast`) and
+    1 + `contrast`.
     """
 
     symmetries: str = "all"

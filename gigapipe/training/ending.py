@@ -40,13 +40,13 @@ def end_all(world, error: BaseException, hosts: list[str], stage: str, failure_r
         text, first = f"gigapipe: {error}", world.rank == 0
     else:
         text, first = f"{me} failed in {stage}:\n{''.join(traceback.format_exception(error))}", True
-    _leave(text, failure_records, world.rank)
+    _write_record(text, failure_records, world.rank)
     if isinstance(error, TimeoutError | ConnectionError):
         silent = _roll_call(world)
         first = not set(range(world.rank)) - set(silent)
         if silent and hosts:
             text += f"{me}: last in {stage}; no answer from {on_hosts(silent, hosts)}"
-            _leave(text, failure_records, world.rank)
+            _write_record(text, failure_records, world.rank)
             time.sleep(OTHERS)
     if not first:  # what is wrong for all is said once: the others leave the first a moment to end the job
         time.sleep(4)
@@ -60,7 +60,7 @@ def end_all(world, error: BaseException, hosts: list[str], stage: str, failure_r
     os._exit(1)  # Abort may return before the launcher has ended this process
 
 
-def _leave(text: str, failure_records: Path | None, rank: int) -> None:
+def _write_record(text: str, failure_records: Path | None, rank: int) -> None:
     with contextlib.suppress(OSError):
         if failure_records:
             with atomic_file(failure_records / f"rank-{rank:04}.txt") as partial:

@@ -10,6 +10,7 @@ from torch import nn
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
+from gigapipe.spatial.costs import trained_bytes, training_state
 from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
 from gigapipe.spatial.window import Rectangle
@@ -37,7 +38,7 @@ class Streaming:
             without_pixels()  # loads what planning needs
             # Now: later the process has memory that it would use again.
             held = allocated(mesh.device)
-            self.base = (resident_memory() if held is None else held) + (_training_state(trained) if trained else 0)
+            self.base = (resident_memory() if held is None else held) + (_state_of(trained) if trained else 0)
 
     @property
     def tiled(self) -> bool:
@@ -90,9 +91,9 @@ class Streaming:
         self.progress = None
 
 
-def _training_state(model: nn.Module) -> int:
-    """Bytes of gradients, AdamW's two moments, and the weights of the best epoch."""
-    return 4 * sum(p.numel() * p.dtype.itemsize for p in model.parameters() if p.requires_grad)
+def _state_of(model: nn.Module) -> int:
+    """Bytes of gradients, AdamW's moments, and the weights of the best epoch."""
+    return training_state(model) + trained_bytes(model)
 
 
 class StepProgress:

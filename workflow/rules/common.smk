@@ -50,7 +50,7 @@ def configuration():
 
 
 def check_row(row, validator, where):
-    """Raise a one-line WorkflowError for the first thing in a sheet's row that is not as its schema says."""
+    """Refuse the first thing in a sheet's row that is not as its schema says."""
     error = jsonschema.exceptions.best_match(validator.iter_errors(row))
     if error:
         place = error.json_path.removeprefix("$").lstrip(".")
@@ -105,7 +105,7 @@ def suitable_sheet():
         longest = check_resolutions(here, CONFIG)
     except InputError as error:
         refuse(str(error))
-    if not (Path(CONFIG.pathvars.results) / "canvases.tsv").exists():
+    if not Path(CANVASES.replace("<results>", CONFIG.pathvars.results)).exists():
         for mpp in AUTO_CANVASES:
             most = f", at most {longest / float(mpp):.0f} px a side" if longest else ""
             print(

@@ -34,16 +34,16 @@ def choice_for(resolution):
 
     Jobs, which read this file too, must find the same: on one machine they do not, and on a cluster the profile decides.
     """
-    from gigapipe.planning.choice import choose, cluster, one_machine
+    from gigapipe.planning.automatic_mesh import choose, cluster, one_machine
 
-    if RANKS_PER_NODE:
-        place = cluster(of_profile("machine"), RANKS_PER_NODE)
-    else:
-        cores = workflow.resource_settings.cores or os.cpu_count()
-        side_by_side = max(1, cores // CORES_PER_RANK)
-        place = one_machine(CONFIG.training.device, side_by_side)
     side = resolution.canvas if resolution.canvas != "auto" and LABELLED else None
     try:
+        if RANKS_PER_NODE:
+            place = cluster(of_profile("machine"), RANKS_PER_NODE)
+        else:
+            cores = workflow.resource_settings.cores or os.cpu_count()
+            side_by_side = max(1, cores // CORES_PER_RANK)
+            place = one_machine(CONFIG.training.device, side_by_side)
         choice = choose(resolution, side, CONFIG, place)
     except InputError as error:
         refuse(str(error))

@@ -1,13 +1,18 @@
 """How many ranks share an image, and whether it is streamed, where nobody has said so: what a step takes decides."""
 
 import functools
-import os
 from typing import NamedTuple
 
 from gigapipe.configuration.configuration import Configuration, Resolution
 from gigapipe.models import RESNETS, GigapixelUNet
 from gigapipe.planning.machines import Machine, machine
 from gigapipe.planning.scaling import Job, cost_of, shapes
+
+RESERVE = Machine._field_defaults["reserve"]
+"""Share of a GPU's memory that tensors do not get, as of the machines that are known."""
+
+OF_OTHERS = 0.2
+"""Share of the memory that is free now and is left to other programs."""
 
 
 class Place(NamedTuple):
@@ -27,14 +32,15 @@ class Choice(NamedTuple):
 
 def one_machine(device: str, side_by_side: int) -> Place:
     """This machine: its GPUs, of which a job may take all, or one rank of each of so many jobs `side_by_side`."""
+    import psutil
     import torch
 
     count = torch.cuda.device_count() if device.startswith(("auto", "cuda")) else 0
     if count:
         most = 1 if ":" in device else count
-        return Place(f"a GPU of {count}", most, 0.9 * torch.cuda.get_device_properties(0).total_memory, True)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Place(f"one of {side_by_side} jobs side by side", 1, 0.8 * available / side_by_side, False)
+        return Place(f"a GPU of {count}", most, (1 - RESERVE) * torch.cuda.get_device_properties(0).total_memory, True)
+    memory = (1 - OF_OTHERS) * psutil.virtual_memory().available / side_by_side
+    return Place(f"one of {side_by_side} jobs side by side", 1, memory, False)
 
 
 def cluster(name: str | None, ranks_per_node: int) -> Place:

@@ -9,7 +9,7 @@ from gigapipe.cli.distributed import mesh_of
 from gigapipe.configuration import Configuration
 from gigapipe.errors import InputError
 from gigapipe.models import RESNETS
-from gigapipe.planning.choice import Place, choose, cluster, one_machine
+from gigapipe.planning.automatic_mesh import Place, choose, cluster, one_machine
 from gigapipe.planning.machines import MACHINES
 from gigapipe.planning.scaling import Job, cost_of
 
