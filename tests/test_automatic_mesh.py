@@ -53,7 +53,7 @@ def test_ranks_that_a_launcher_has_started_share_each_image(monkeypatch):
 
     assert shape("1", "2", "3") == (1, 2, 3) and shape("auto") == (1, 1, 1)
     monkeypatch.setenv("PMI_SIZE", "6")
-    assert shape("auto") == (1, 3, 2)
+    assert shape("auto") == (1, 2, 3)
     for words in (("1", "2"), ("1", "2", "0"), ("auto", "1", "1")):
         with pytest.raises(InputError, match=f"mesh: found {' '.join(words)}; give DATA ROWS COLUMNS"):
             shape(*words)

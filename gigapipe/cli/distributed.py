@@ -1,7 +1,6 @@
 """What the verbs that are started with mpiexec share: their arguments, and how they are read."""
 
 import argparse
-import math
 import os
 import socket
 from datetime import timedelta
@@ -61,11 +60,12 @@ def slides_of(args: argparse.Namespace):
 def mesh_of(args: argparse.Namespace) -> tuple[int, int, int]:
     """Data, rows and columns of the ranks."""
     if args.mesh == ["auto"]:
+        from gigapipe.planning.scaling import shapes
         from gigapipe.training.ranks import launched
 
-        ranks = max(1, launched())
-        rows = next(n for n in range(math.isqrt(ranks), 0, -1) if ranks % n == 0)
-        return 1, ranks // rows, rows
+        ranks = launched()
+        rows, columns = shapes(ranks, (ranks, ranks))[0]
+        return 1, rows, columns
     try:
         data, rows, columns = map(positive, args.mesh)
     except (ValueError, argparse.ArgumentTypeError):

@@ -51,12 +51,8 @@ def add_sheet(verbs: Verbs) -> None:
     given = sub.add_mutually_exclusive_group(required=True)
     given.add_argument("--manifest", action="append", metavar="LABEL=FILE", type=named, help="may be repeated")
     given.add_argument("--portal-sheet", action="append", metavar="FILE", type=Path, help="may be repeated")
-    sub.add_argument(
-        "--label",
-        choices=get_args(Label)[:2],
-        default=get_args(Label)[0],
-        help="with --portal-sheet: what the class is",
-    )
+    known = get_args(Label)[:2]
+    sub.add_argument("--label", choices=known, default=known[0], help="with --portal-sheet: what the class is")
     sub.add_argument("--sites", type=Path, help="table of institutions, with columns site, and code or patient")
 
 
