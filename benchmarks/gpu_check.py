@@ -247,7 +247,7 @@ def streamed() -> None:
 def train() -> None:
     from made_slides import Slides
 
-    from gigapipe.training.activation import activations
+    from gigapipe.training.activation import Mapper
     from gigapipe.training.checkpoints import Checkpoints
     from gigapipe.training.classification import Classification, ClassifierSettings, predict
     from gigapipe.training.streaming import Streaming
@@ -266,7 +266,8 @@ def train() -> None:
             "validate": lambda task=task: task.validate(iter([[0], [1]])),
             "predict": lambda t=task, m=limit: predict(t.model, t.settings, t.validation, Streaming(m, mesh)).tolist(),
             "map": lambda t=task, m=limit: [
-                found.shape for found in activations(t.model, t.settings, t.validation, Streaming(m, mesh))
+                found.values.shape
+                for found in Mapper(t.model, t.settings).activations(t.validation, Streaming(m, mesh))
             ],
         }
         for name, run in runs.items():

@@ -15,7 +15,7 @@ class Slides:
 
     def __init__(self, number: int, side: int, mesh: Mesh):
         self.slides = [f"slide {i}" for i in range(number)]
-        self.labels = torch.arange(number) % 2
+        self.truth = torch.arange(number) % 2
         self.side, self.mesh = side, mesh
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Slides:
             return in_colours(inverted(pixels), augmentations or [UNCHANGED] * len(indices))
 
         streaming = streaming or Streaming(None, self.mesh)
-        return streaming.image(read, (len(indices), 3, self.side, self.side)), self.labels[indices]
+        return streaming.image(read, (len(indices), 3, self.side, self.side)), self.truth[indices]
 
     def image(self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED) -> Image:
         return self.batch([index], [augmentation], streaming)[0]

@@ -309,7 +309,8 @@ def error(slide: Path, out: Path, name: str) -> float | None:
         return None
     import zarr
 
-    from gigapipe.pyramids.build import Settings, output_of
+    from gigapipe.pyramids.build import output_of
+    from gigapipe.pyramids.settings import Settings
     from gigapipe.slides.reader import Slide
 
     if name == "pyvips":

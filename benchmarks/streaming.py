@@ -1,12 +1,15 @@
 """A training step of ResNet-18, batch 1, in one process: plain torch against streamed.
 
     python benchmarks/streaming.py [--sizes 2048 4096] [--precisions float32 bfloat16] [--norm frozen] [--rounds 2]
+                                   [--before FOLDER]
 
 Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py). Ours may hold, beside
 what the process has before the first step, a share of what plain held, a quarter unless told by --share. They take
 turns, each in new processes; medians of the steps' seconds, and the peak of memory above what the process had before
-the first step. Plain torch runs in the memory format that it is faster in: contiguous for float32 from 3000 px on,
-where its channels_last stem has no fast gradient, and channels_last elsewhere.
+the first step. Processor seconds, of all threads, say more than seconds where other programs run. With --before, a
+checkout of another state of gigapipe, what that takes streamed stands in a line of its own. Plain torch runs in the
+memory format that it is faster in: contiguous for float32 from 3000 px on, where its channels_last stem has no fast
+gradient, and channels_last elsewhere.
 """
 
 import argparse
@@ -51,9 +54,9 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None
         decompose(model, Mesh())
         with autocast:
             plan = plan_streaming(model, image.shape, before + limit)
-    seconds = []
+    seconds, of_processors = [], []
     for _ in range(steps):
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         with autocast:
             logits = model(stream(shard(image, Mesh()), plan) if plan else image)
         loss = F.cross_entropy(logits.float(), label)
@@ -61,16 +64,41 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None
         loss.backward()
         optimizer.step()
         seconds.append(time.perf_counter() - begun)
-    found = {"seconds": seconds[1:], "peak": memory("VmHWM") - before, "loss": loss.item()}
+        of_processors.append(time.process_time() - worked)
+    found = {
+        "seconds": seconds[1:],
+        "of processors": of_processors[1:],
+        "peak": memory("VmHWM") - before,
+        "loss": loss.item(),
+    }
     print(json.dumps({**found, "expected": plan.peak - before if plan else None, "plan": str(plan)}))
 
 
-def measure(size: int, precision: str, norm: str, limit: int, steps: int) -> dict:
+def measure(size: int, precision: str, norm: str, limit: int, steps: int, folder: Path | None = None) -> dict:
+    """What a worker prints that runs the gigapipe of a `folder`, by default this one."""
     command = [sys.executable, __file__, "--worker", str(limit), "--sizes", str(size), "--precisions", precision]
+    environment = {**os.environ, "PYTHONPATH": str(folder or Path(__file__).parent.parent)}
     done = subprocess.run(
-        [*command, "--norm", norm, "--steps", str(steps)], stdout=subprocess.PIPE, text=True, check=True
+        [*command, "--norm", norm, "--steps", str(steps)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment,
     )
     return json.loads(done.stdout)
+
+
+def compared(runs: list[dict], plain: list[dict]) -> str:
+    """Medians of rounds, and of their ratios to plain torch's of the same round, with their least and largest."""
+    texts = []
+    for key in ("seconds", "of processors"):
+        here, there = ([statistics.median(run[key]) for run in kind] for kind in (runs, plain))
+        ratios = sorted(a / b for a, b in zip(here, there, strict=True))
+        spread = f" ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+        texts.append(f"{statistics.median(here):8.2f} {statistics.median(ratios):7.2f}{spread}")
+    peak, of_plain = (max(run["peak"] for run in kind) / 1e6 for kind in (runs, plain))
+    expected = runs[-1]["expected"]
+    return f"{' '.join(texts)} {peak:9.0f} {peak / of_plain:7.2f} " + (f"{expected / 1e6:9.0f}" if expected else "")
 
 
 if __name__ == "__main__":
@@ -81,27 +109,24 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--before", type=Path)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
         worker(args.sizes[0], args.precisions[0], args.norm, args.worker, args.steps)
         sys.exit()
     print(f"ResNet-18, batch 1, norm {args.norm}; {len(os.sched_getaffinity(0))} cores\n")
-    print("  size  precision   plain, s  streamed, s   ratio   plain, MB  streamed, MB   ratio   expected, MB")
+    print(
+        "  size  precision  kind            s    ratio (spread)   processor s   ratio        MB   ratio  expected, MB"
+    )
+    folders = {"plain": None, "streamed": None, **({"before": args.before} if args.before else {})}
     for size in args.sizes:
         for precision in args.precisions:
-            found = {"plain": [], "streamed": []}
+            found = {kind: [] for kind in folders}
             for _ in range(args.rounds):
-                found["plain"].append(measure(size, precision, args.norm, 0, args.steps))
-                limit = args.share * max(run["peak"] for run in found["plain"])
-                found["streamed"].append(measure(size, precision, args.norm, int(limit), args.steps))
-            seconds = {kind: statistics.median(s for r in runs for s in r["seconds"]) for kind, runs in found.items()}
-            peak = {kind: max(run["peak"] for run in runs) / 1e6 for kind, runs in found.items()}
-            expected = found["streamed"][-1]["expected"] / 1e6
-            print(
-                f"{size:6}  {precision:9}  {seconds['plain']:9.2f} {seconds['streamed']:12.2f} "
-                f"{seconds['streamed'] / seconds['plain']:7.2f} {peak['plain']:11.0f} {peak['streamed']:13.0f} "
-                f"{peak['streamed'] / peak['plain']:7.2f} {expected:14.0f}",
-                flush=True,
-            )
+                for kind, folder in folders.items():
+                    limit = int(args.share * max(run["peak"] for run in found["plain"])) if kind != "plain" else 0
+                    found[kind].append(measure(size, precision, args.norm, limit, args.steps, folder))
+            for kind, runs in found.items():
+                print(f"{size:6}  {precision:9}  {kind:8} {compared(runs, found['plain'])}", flush=True)
             print("       ", found["streamed"][-1]["plan"], flush=True)

@@ -31,7 +31,7 @@ from gigapipe.planning.cost import step_cost
 from gigapipe.spatial import SpatialTensor, decompose, plan_streaming, stream
 from gigapipe.spatial.pooled import averaging
 from gigapipe.training import loop
-from gigapipe.training.activation import activations
+from gigapipe.training.activation import Mapper
 from gigapipe.training.classification import Classification, ClassifierSettings, predict
 from gigapipe.training.segmentation import Segmentation, SegmenterSettings, segment
 from gigapipe.training.streaming import Streaming
@@ -138,8 +138,8 @@ def trainer(class_weights="balanced", pool="average", norm="batch", size=2048):
             backward=lambda: task.backward([0], 0),
             validate=lambda: task.validate(iter([[0], [1]])),
             predict=lambda: predict(task.model, settings, task.validation, Streaming(None, mesh)),
-            map=lambda: list(activations(task.model, settings, task.validation, Streaming(None, mesh))),
             train=lambda: loop.train(task, Path(folder) / "model.pt"),
+            map=lambda: list(Mapper(task.model, settings).activations(task.validation, Streaming(None, mesh))),
         )
 
 

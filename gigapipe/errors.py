@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 
 class InputError(Exception):
@@ -6,3 +6,10 @@ class InputError(Exception):
 
     The command line prints it without a traceback; everything else is a defect of gigapipe and keeps its own.
     """
+
+
+class Unavailable(InputError):
+    """Nothing that was given is wrong, but something is not there now, or not on this host: another try may find it."""
+
+    of_use = True
+    """Whether what has been made until then is of use to that try."""

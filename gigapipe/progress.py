@@ -1,14 +1,9 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
-import logging
 import sys
-import threading
 import time
-from collections.abc import Callable
 
 from tqdm import tqdm
-
-logger = logging.getLogger(__name__)
 
 
 class Progress(tqdm):
@@ -45,23 +40,3 @@ class Progress(tqdm):
                 self.display()
             self.disable = True
         super().close()
-
-
-def watch(what: str, done: Callable[[], int], total: int, every: float = 30) -> None:
-    """Say from now on, while this process lives, how much of work that others do is done, and how long the rest takes.
-
-    `done` counts it; it is asked every so many seconds, and what it says is logged when it has changed.
-    """
-
-    def look() -> None:
-        first = said = done()
-        begin = time.monotonic()
-        while said < total:
-            time.sleep(every)
-            now = done()
-            if now > said:
-                left = (total - now) * (time.monotonic() - begin) / (now - first)
-                logger.info(f"{what}: {now} of {total}, about {tqdm.format_interval(left)} left")
-                said = now
-
-    threading.Thread(target=look, daemon=True).start()

@@ -12,7 +12,8 @@ import torch
 from launching import gigapipe
 
 from gigapipe.pyramids.build import build_pyramid
-from gigapipe.slides.phantom import Phantom, cohort, render, sheet_row, write_slide
+from gigapipe.slides.phantom import REGIONS as CLASSES
+from gigapipe.slides.phantom import Phantom, cohort, region_labels, render, sheet_row, write_labels, write_slide
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -47,6 +48,20 @@ def make_small_cohort(folder: Path) -> None:
     """Twelve patients' pyramids at 8 µm/px, and their folds."""
     make_slides(folder, [8.0], seed=5, patients=12)
     gigapipe("folds", folder / "slides.tsv", folder, "--folds", 3, "--by", "patient")
+
+
+REGIONS = {"seed": 2, "patients": 12, "regions": True}
+
+
+def make_regions(folder: Path) -> None:
+    """Phantoms `REGIONS`: pyramids at 4 and 8 µm/px, label images at 4, and folds by the share of tumour."""
+    names = [word for name in CLASSES for word in ("--class", name)]
+    for slide in make_slides(folder, [4.0, 8.0], **REGIONS):
+        write_labels(Path(slide.mask), region_labels(slide))
+        pyramid, mask = folder / "pyramids" / slide.slide, folder / "masks" / slide.slide
+        gigapipe("mask", pyramid, mask, "--mpp", 4, "--drawn", slide.mask, "--labels", *names)
+    common = [folder / "slides.tsv", folder, "--folds", 3, "--by", "patient"]
+    gigapipe("folds", *common, "--target", "tumour_share")
 
 
 SMALL_NETWORK = ("--network", "resnet10", "--width", 8)

@@ -1,10 +1,14 @@
 """Fixtures that many tests share: real material, ranks, and what is dear to make and made once a run."""
 
+import gc
 import os
+import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cohorts import made_once, make_small_cohort
+from cohorts import made_once, make_regions, make_small_cohort
 from launching import ROOT, Ranks
 from projects import fresh_copy
 from xdist.scheduler import LoadScopeScheduling
@@ -13,19 +17,21 @@ from xdist.scheduler import LoadScopeScheduling
 SHARED = Path(os.environ.get("GIGAPIPE_SHARED", ROOT.parent / "shared"))
 
 TOGETHER = {
+    "test_slurm_road.py": "road",
     "test_slurm.py": "slurm",
     "test_demo.py": "demo",
-    "test_exactness.py": "ranks",
     "test_spatial.py": "ranks",
+    "test_exactness.py": "ranks",
+    "test_operations.py": "ranks",
+    "test_contract.py": "ranks",
     "test_zoo.py": "ranks",
     "test_simulation.py": "simulation",
-    "test_contract.py": "contract",
     "test_watch.py": "watch",
     "test_docs.py": "docs",
     "test_phantom.py": "phantom",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
-SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "slurm", "small_cohort", "trained"}
+SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "regions", "slurm", "small_cohort", "trained"}
 """Fixtures whose tests start ranks, Snakemake or trainings: `make check` has none of them but those marked `check`."""
 
 
@@ -52,9 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def order(item: pytest.Item) -> tuple[int, bool]:
         place = files.index(item.path.name) if item.path.name in TOGETHER else len(files)
-        return place, not item.get_closest_marker("slow")
+        return place, not (item.get_closest_marker("slow") or item.get_closest_marker("check"))
 
     items.sort(key=order)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage, and need not be searched again and again for some."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +91,41 @@ def small_cohort(tmp_path_factory) -> Path:
     return made_once(tmp_path_factory, "small-cohort", make_small_cohort)
 
 
+@pytest.fixture(scope="session")
+def regions(tmp_path_factory) -> Path:
+    """Twelve patients' phantoms with regions, their pyramids, label images and folds."""
+    return made_once(tmp_path_factory, "regions", make_regions)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A fresh copy of the project, for dry runs."""
     return fresh_copy(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> Callable[..., str]:
+    """What a command prints that is run where this Slurm is.
+
+    `slurm.before` starts any command there, and `slurm.set` sets what slurm.conf says.
+    """
+    folder = tmp_path_factory.mktemp("slurm")
+    environment = os.environ | {"KILL_WAIT": "5"}  # seconds from SIGTERM to SIGKILL
+    up = subprocess.run([ROOT / "tests/slurm/up.sh", folder], stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        if up.returncode:
+            pytest.skip(f"no Slurm: {up.stderr.strip()}")
+        before = [str(ROOT / "tests/slurm/enter.sh"), str(folder)]
+
+        def run(*command: str, check: bool = True) -> str:
+            return subprocess.run([*before, *command], stdout=subprocess.PIPE, text=True, check=check).stdout
+
+        def set_option(name: str, value: object) -> None:
+            file = folder / "etc/slurm.conf"
+            file.write_text(re.sub(rf"^{name}=.*$", f"{name}={value}", file.read_text(), flags=re.MULTILINE))
+            run("scontrol", "reconfigure")
+
+        run.before, run.set = before, set_option
+        yield run
+    finally:
+        subprocess.run([ROOT / "tests/slurm/down.sh", folder], check=True)

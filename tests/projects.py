@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import psutil
 import yaml
 from launching import ROOT, gigapipe
 
+from gigapipe.configuration.command_line import arguments
+from gigapipe.configuration.sources import Phantom
 from gigapipe.pyramids.build import build_pyramid
 
 
@@ -33,7 +36,7 @@ def fresh_copy(folder: Path) -> Path:
 
 def make_results(project: Path, mpps: Sequence[float], leave: int = 2, results: str = "results", **phantom) -> None:
     """Make a project's phantoms and their pyramids in this process; the last `leave` slides are left to Snakemake."""
-    options = [word for key, value in phantom.items() for word in (f"--{key}", value)]
+    options = shlex.split(arguments(Phantom(**phantom), Phantom))
     gigapipe("phantom", f"{results}/phantom", *options, cwd=project)
     slides = sorted((project / results / "phantom").glob("*.svs"))
     for slide in slides[-leave:]:

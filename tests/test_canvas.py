@@ -9,7 +9,9 @@ from gigapipe.pyramids.canvas import coarsely, suitable_canvases
 
 
 def slide(side: float, fraction: float = 0.3) -> SimpleNamespace:
-    return SimpleNamespace(tissue={"box_um": [100.0, 50.0, 100 + side, 50 + side / 2], "fraction": fraction})
+    """A pyramid, as far as its tissue is asked for."""
+    box = [100.0, 50.0, 100 + side, 50 + side / 2]
+    return SimpleNamespace(tissue={"box_um": box, "fraction": fraction, "verdict": "fine"})
 
 
 def test_steps_are_coarse():

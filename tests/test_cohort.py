@@ -104,7 +104,7 @@ def test_slides_that_are_not_kept_are_fetched_once(shared, tmp_path):
         logs = [path.read_text() for path in (project / "results/logs/pyramid").iterdir()]
         assert len(logs) == 2 and all("rectangles made again, every pixel the same" in log for log in logs)
         requests = len(archive.requests)
-        _, output = snakemake(project, *arguments, "survey", "--forcerun", "survey")
+        _, output = snakemake(project, *arguments, "survey", "--forcerun", "survey", "--printshellcmds")
         assert "rule survey" in output and "rule download" not in output and len(archive.requests) == requests
 
 

@@ -18,18 +18,16 @@ import yaml
 from launching import ROOT
 
 from gigapipe.cli import parser
-from gigapipe.configuration import Configuration
+from gigapipe.configuration import Configuration, configuration
 from gigapipe.configuration.command_line import add_options, arguments, values
 from gigapipe.configuration.configuration import (
-    Archive,
     Computing,
     Learning,
     Network,
-    Phantom,
-    PyramidPixels,
-    Pyramids,
     Training,
 )
+from gigapipe.configuration.pyramids import PyramidPixels, Pyramids
+from gigapipe.configuration.sources import Archive, Phantom
 from gigapipe.errors import InputError
 from gigapipe.evaluation.design import check_design, check_resolutions
 from gigapipe.gdc.client import Client
@@ -37,14 +35,20 @@ from gigapipe.models import NORMS, POOLS, RESNETS
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.slides.download import download
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+from gigapipe.slides.reader import Slide
 from gigapipe.training.checkpoints import Checkpoints
 
 GROUPS = [Archive, Computing, Learning, Network, Phantom, PyramidPixels]  # what rules hand on as arguments
 OTHERWISE = {
-    Archive: {"api": "http://a/$(b)", "mirrors": ["https://c/'d'", "https://e"], "token": "a file", "timeout": 5},
+    Archive: {"api": "https://a/$(b)", "mirrors": ["https://c/'d'", "https://e"], "token": "-a file", "timeout": 5},
     Computing: {"device": "cuda:1", "memory": "6GiB", "stage": "$TMPDIR/a b"},
     Learning: {"epochs": 3, "learning_rate": 1e-5, "patience": 2, "symmetries": "none", "stain": 0.25},
-    Network: {"network": "resnet50", "weights": "it's; here & there", "shift": 0.0},
+    Network: {
+        "network": "my nets/mine.py:net",
+        "network_options": {"a": [1, {"b": None}], "it's": 'a "b" $(c)'},
+        "weights": "it's; here & there",
+        "shift": 0.0,
+    },
     Phantom: {"confounder": 0.5, "seed": 7},
     PyramidPixels: {"assume_mpp": True, "clean_background": True, "chunk": 64, "shard": 128, "ome_zarr": "0.5"},
 }
@@ -127,9 +131,8 @@ def test_an_option_that_is_added_in_one_place_reaches_all(tmp_path):
 
 def test_words_that_are_said_twice_are_the_same():
     """Those of the lower rooms, which know no options."""
-    assert get_args(Network.model_fields["network"].annotation) == tuple(RESNETS)
+    assert get_args(configuration.RESNETS) == tuple(RESNETS) and get_args(configuration.POOLS) == tuple(POOLS)
     assert set(get_args(Network.model_fields["norm"].annotation)) == set(NORMS)
-    assert set(get_args(Network.model_fields["pool"].annotation)) == set(POOLS)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,7 @@ def test_words_that_are_said_twice_are_the_same():
         (download, Archive),
         (Client, Archive),
         (Checkpoints, Training),
+        (Slide, PyramidPixels),
     ],
 )
 def test_defaults_of_functions_are_those_of_the_options(function, options):
@@ -175,8 +179,15 @@ WRONG = {
     "folds: {number: 2}": "folds.number: found 2; allowed is a whole number of 3 or more",
     "cohort: {projects: [TCGA-LUAD]}": "cohort: needs `slides`",
     "{slides: s, cohort: {label: project}}": "cohort.projects: give either projects or manifests",
+    "{slides: s, cohort: {manifests: {a=b: m}}}": 'cohort.manifests: found "a=b"',
+    "gdc: {token: t, api: 'http://a/b'}": "gdc.api: http://a/b is asked without encryption, and the token would be",
+    "{gdc: {token: t, api: 'http://a/b', plain_http: [c]}, maps: -1}": "allow it by plain_http: [a]",
     "pyramids: {shard: 100}": "pyramids.shard: 100 px must be a multiple of chunk, 512 px",
     "training: 7": "training: found 7; allowed is the keys",
+    "training: {network: resnet19}": 'training.network: found "resnet19"; allowed is resnet10, resnet18, resnet34 or',
+    "training: {network_options: {depth: 3}}": "training.network_options: resnet18 takes width, norm and pool; these",
+    "training: {network: 'mine:net', width: 8}": "training.width: is of ResNets; give what mine:net takes",
+    "training: {network: 'mine:net', network_options: 3}": "training.network_options: found 3; allowed is keywords",
     "{training: {epochs: 0, batch: 0, width: 0}}": "(2 more after this)",
 }
 
@@ -270,6 +281,7 @@ def test_an_argument_s_old_name_is_taken_with_a_word(capsys):
     assert parser().parse_args(["train", *given]).timeout is None and capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_core_needs_none_of_the_workflow_s_packages():
     """`pip install gigapipe` gives gigapipe.spatial, check and plan; other verbs say what is missing."""
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["workflow"]

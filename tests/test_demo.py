@@ -26,7 +26,7 @@ def demo(tmp_path_factory) -> dict:
     project = fresh_copy(tmp_path_factory.mktemp("demo"))
     config = yaml.safe_load((project / "config/config.yaml").read_text())
     config["resolutions"] = [config["resolutions"][0], config["resolutions"][-1]]
-    config["training"] |= {"width": 32, "learning_rate": 0.001}
+    config["training"] |= {"width": 32, "learning_rate": 0.001, "epochs": 4}
     config["folds"]["number"] = 3
     (project / "config/config.yaml").write_text(yaml.safe_dump(config))
     make_results(project, [2.0, 48.0], **config["phantom"])
@@ -73,15 +73,18 @@ def test_the_killed_training_went_on_and_nothing_done_was_done_again(demo):
     assert plan(project) == {}
 
 
-def test_touching_a_slide_remakes_what_follows_from_it_and_nothing_else(demo):
+def test_another_slide_remakes_what_follows_from_it_and_a_touched_one_nothing(demo):
     project = demo["project"]
     slide = sorted(project.glob("results/phantom/*.svs"))[3]
-    before = slide.stat()
+    before, text = slide.stat(), slide.read_bytes()
     slide.touch()
     try:
+        assert plan(project) == {}
+        slide.write_bytes(text[:-1] + bytes([text[-1] ^ 1]))
         jobs = {"train": 6, "predict": 6, "evaluate": 1, "map": 2, "page": 1, "all": 1}
         assert plan(project) == {"pyramid": 1, "survey": 1, **jobs}
     finally:
+        slide.write_bytes(text)
         os.utime(slide, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert plan(project, "-R", "train") == jobs
 

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gigapipe.errors import InputError
+from gigapipe.exit_status import AGAIN
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
 from gigapipe.training import devices, ranks
 from gigapipe.training.checkpoints import Checkpoints
@@ -83,6 +84,7 @@ def _read_in_little_memory(folder: Path, said) -> None:
         said.send(str(error))
 
 
+@pytest.mark.slow
 def test_a_state_for_which_there_is_no_memory_is_not_taken_for_torn(checkpoints):
     checkpoints.save(7, {"identity": "it", "model": {"weight": torch.zeros(50_000_000)}})
     listening, said = multiprocessing.Pipe(duplex=False)
@@ -180,7 +182,7 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     arguments = ["--folds", "f", "--pyramids", "p", "--model", "m", "--output", "o", "--device", "cuda"]
     done = gigapipe("predict", *arguments, check=False)
-    assert done.returncode == 1 and len(done.stdout.splitlines()) == 1, done.stdout
+    assert done.returncode == AGAIN and len(done.stdout.splitlines()) == 1, done.stdout  # another host may have one
     assert done.stdout.startswith("gigapipe: device cuda: torch") and "give --device cpu" in done.stdout
     assert gigapipe("predict", *arguments[:-1], "gpu", check=False).returncode == 2
 

@@ -63,7 +63,6 @@ def spoil(column, value, row=3):
         (spoil("slide", "../x"), "'../x' names files"),
         (spoil("slide", "PH-000-A"), "PH-000-A is listed twice"),
         (spoil("source", "PH-000-A.svs"), "file PH-000-A.svs is listed twice"),
-        (spoil("label", "solid", row=0), "patient PH-000 has labels acinar and solid"),
         (lambda sheet: sheet.drop(columns="label"), "no column label"),
         (lambda sheet: sheet[sheet["label"] == "solid"], "needs two labels or more, but has 1 \\(solid\\)"),
         (lambda sheet: sheet.iloc[:0], "needs two labels or more, but has 0 \\(no slides\\)"),
@@ -108,6 +107,18 @@ def test_folds_share_no_patient_and_keep_the_balance(sheet):
         assert (parts["test"]["fold"] == fold).all()
     pd.testing.assert_frame_equal(table, make_folds(sheet, folds=4, seed=0, by="patient"))
     assert (table["fold"] != make_folds(sheet, folds=4, seed=1, by="patient")["fold"]).any()
+
+
+@pytest.mark.parametrize("by", ["site", "patient"])
+def test_labels_belong_to_slides_and_patients_stay_together(sheet, by, tmp_path):
+    """As in a public cohort, of whose 16 patients 5 have several grades."""
+    several = sheet.index[sheet["patient"].duplicated()][:5]
+    sheet.loc[several, "label"] = sheet.loc[several, "label"].map({"acinar": "solid", "solid": "acinar"})
+    table = make_folds(read_sheet(written(sheet, tmp_path)), folds=4, seed=0, by=by)
+    assert (table.groupby("patient")["label"].nunique() == 2).sum() == 5
+    assert (table.groupby("patient")["fold"].nunique() == 1).all()
+    share = table.groupby("fold")["label"].apply(lambda labels: (labels == "solid").mean())
+    assert len(share) == 4 and abs(share - (sheet["label"] == "solid").mean()).max() < 0.15
 
 
 def test_given_folds_that_part_a_patient_are_refused(sheet, tmp_path):
@@ -165,7 +176,7 @@ def network(folder: Path, mpp: float, signal: float, seed=0, fold=0, split="site
 
 def compared(folders) -> pd.DataFrame:
     files = ([folder / name for folder in folders] for name in ("predictions.tsv", "training.json"))
-    return compare(*read_networks(*files))
+    return compare(*read_networks(*files), margin=0.02)
 
 
 def test_the_comparison_has_a_row_a_resolution(tmp_path):
@@ -186,10 +197,12 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
     assert np.isnan(table["delta"].iloc[0]) and table["joules_per_step"].isna().all()
     assert table["coarser"].iloc[1] == 8 and table["p"].iloc[1] < 0.001
     assert table["delta"].iloc[1] == pytest.approx(table["auc"].iloc[1] - table["auc"].iloc[0], abs=1e-12)
-    assert table["p_best"].iloc[0] == pytest.approx(table["p"].iloc[1])  # the finer one is the best
-    # Not known: energy, the best against itself, a spread over one seed, and what drawing patients says where all are
-    # told apart.
-    unknown = {"joules_per_step", "p_best", "auc_sd_seeds", "patient_auc_bootstrap_low", "patient_auc_bootstrap_high"}
+    assert list(table["to_best"]) == pytest.approx([-table["delta"].iloc[1], table["delta"].iloc[1]])
+    assert table["to_best_low"].iloc[1] > 0 > table["to_best_high"].iloc[0] and list(table["rival"]) == [2, 8]
+    # Not known: energy, a spread over one seed, what drawing patients says where all are told apart, and how many would
+    # tell what these do.
+    unknown = {"joules_per_step", "auc_sd_seeds", "patient_auc_bootstrap_low", "patient_auc_bootstrap_high"}
+    unknown |= {"patients_needed"}
     assert table["patient_auc"].iloc[1] == 1 and 0.8 < table["patient_auc_low"].iloc[1] < 1
     assert set(table.columns[table.iloc[1].isna()]) == unknown
     text, page = as_markdown(table), as_html(table)
@@ -200,7 +213,7 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
         "1 × 2 × 2",
     ):
         assert shown in text and escape(shown) in page
-    assert "unknown" in text  # the energy
+    assert "not measured" in text and "unknown" not in text  # the energy
     assert re.findall("(?:src|href)=", page) == []  # nothing beside it is needed
 
 
@@ -280,4 +293,4 @@ def test_resolutions_tested_on_different_slides_have_no_difference(tmp_path):
     table = pd.read_csv(fine / "predictions.tsv", sep="\t", dtype={"patient": str})
     table.iloc[1:].to_csv(fine / "predictions.tsv", sep="\t", index=False)
     compared_ = compared([coarse, fine])
-    assert np.isnan(compared_["p"].iloc[1]) and "unknown" in as_markdown(compared_)
+    assert np.isnan(compared_["p"].iloc[1]) and "not tested on the same slides" in as_markdown(compared_)

@@ -15,9 +15,9 @@ from gigapipe.evaluation.auc import (
     by_patient,
     mean_auc,
     paired_test,
-    separated_bound,
 )
 from gigapipe.evaluation.decisions import confusion, decided, decision_figures, threshold
+from gigapipe.evaluation.intervals import separated_bound
 from gigapipe.evaluation.metrics import average_precision, brier, calibration_error, reliability, summary
 from gigapipe.evaluation.targets import targets_of
 
@@ -176,13 +176,44 @@ def test_the_bootstrap_draws_patients_of_each_label_and_all_their_slides():
     assert not np.isnan(bootstrapped(few, TARGETS)).any()  # no cohort without one of the labels
 
 
+def matched(rng, patients=60) -> pd.DataFrame:
+    """The same, but every patient has a slide of either class, as of tumour and of normal tissue."""
+    both = simulated(rng, patients, signal=0.0)
+    positive = np.arange(len(both)) % 2
+    return both.assign(score=both["score"] + positive, label=[CLASSES[p] for p in positive])
+
+
+def test_patients_with_slides_of_both_classes_make_an_auc_more_certain_not_less():
+    """Deviation and bootstrap are as large as the spread over cohorts, in which what is the patient's own falls out."""
+    rng = np.random.default_rng(0)
+    found = [mean_auc(matched(rng), TARGETS) for _ in range(300)]
+    spread = np.std([one.value for one in found])
+    assert np.mean([one.deviation for one in found]) == pytest.approx(spread, rel=0.1)
+    assert found[0].held_out == [(60, 60)]
+    drawn = [bootstrapped(matched(rng), TARGETS, resamples=200).std() for _ in range(20)]
+    assert np.mean(drawn) == pytest.approx(spread, rel=0.15)
+    apart = [mean_auc(simulated(rng, 120, slides=1), TARGETS).deviation for _ in range(20)]
+    assert spread < 0.8 * np.mean(apart)
+
+
+def test_figures_of_patients_are_left_out_where_they_have_no_one_label():
+    rng = np.random.default_rng(1)
+    one_label, mixed = simulated(rng, 40), simulated(rng, 40)
+    mixed.loc[[0, 4], "label"] = CLASSES[1]
+    for scores, number in ((one_label, 0), (mixed, 2)):
+        figures = summary(scores, CLASSES)
+        of_patients = [figures[name] for name in figures if name.startswith("patient_auc")]
+        assert figures["patients_of_several_labels"] == number and len(of_patients) == 5
+        assert np.isnan(of_patients).all() == bool(number) and not np.isnan(figures["auc_low"])
+
+
 def test_an_auc_of_one_still_has_an_interval():
     table = simulated(np.random.default_rng(7), patients=40, signal=60.0)
     low, high = mean_auc(table, TARGETS).interval()
     # Newcombe: the lower bound is the AUC for which 1 is 1.96 standard deviations away.
     spread = 1 + 19 * ((1 - low) / (2 - low) + low / (1 + low))
     assert high == 1 and 1 - low == pytest.approx(1.96 * np.sqrt(low * (1 - low) * spread / 400), rel=1e-3)
-    assert 0.8 < low < 0.95 and separated_bound(200, 200, 1.96) > low
+    assert 0.8 < low < 0.95 and separated_bound([(200, 200)], 1, 1.96) > low
     assert mean_auc(table.assign(score=-table["score"]), TARGETS).interval() == (0, pytest.approx(1 - low))
 
 
@@ -247,4 +278,5 @@ def test_a_summary_of_several_seeds_and_folds():
         # Three seeds on the same patients do not make three times the patients.
         assert found[f"{name}_high"] - found[f"{name}_low"] > 0.15
     assert found["average_precision"] == average_precision(test, TARGETS)
+    assert found.pop("auc_interval_method") == "DeLong"
     assert not any(np.isnan(value) for value in found.values())

@@ -48,6 +48,7 @@ def test_a_torchvision_checkpoint_is_taken_by_name_but_for_the_last_layer(tmp_pa
         load_torchvision(ours, tmp_path / "torn.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_network_with_any_norm_learns_a_batch_by_heart(norm):
     torch.manual_seed(0)

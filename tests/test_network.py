@@ -76,12 +76,15 @@ def test_two_hosts_train_to_the_weights_of_one_and_a_cut_link_ends_both(small_co
             took = time.monotonic() - cut
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+            output = process.communicate()[0]
     print(f"{transport}: both ended {took:.0f} s after the link was cut, of ranks that wait for {TIMEOUT} s")
     assert not left
     for rank, other in ((0, 1), (1, 0)):
         said = Path(f"{path}.failed/rank-{rank:04}.txt").read_text(encoding="utf-8")
         assert f"rank {rank} of 2 on host-{rank + 1} failed in " in said
-        assert re.search(rf"last in .* epoch \d+; no answer from rank {other} on host-{other + 1}\n", said), said
+        assert re.search(rf"last in .* epoch \d+; no answer from rank {other} on host-{other + 1}\n", said), (
+            said + output
+        )
 
 
 def training_processes(output: Path) -> list[int]:

@@ -21,6 +21,7 @@ from gigapipe.spatial import Mesh, decompose
 from gigapipe.spatial.costs import recorded_flops, training_state
 from gigapipe.spatial.planning import trace
 
+pytestmark = pytest.mark.slow
 SUMMIT = MACHINES["summit"]
 
 
@@ -196,7 +197,7 @@ def test_the_plan_is_read_at_a_glance(capsys):
         (("resnet18", "512x512", "--precision", "bfloat16"), "its speed in bfloat16 is unknown; give float32"),
         (("resnet18", "512x512", "--machine", "apple", "--ranks", "2"), "has 1 ranks, not 2"),
         (("unet", "512x512", "--machine", "apple", "--ranks-per-node", "2", "--ranks", "2"), "give --near"),
-        (("mine:unet", "512x512"), "package.module:function, or one of resnet18"),
+        (("mine:unet", "512x512"), "package.module:function; or give one of resnet10"),
         (("resnet18", "512"), "rows and columns"),
         (("torch.nn:Flatten", "64x64"), "cannot be planned"),
     ],

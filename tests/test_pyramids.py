@@ -15,13 +15,20 @@ import ome_zarr_models.v05
 import pytest
 import tifffile
 import zarr
-from launching import gigapipe
+from launching import MORE, gigapipe
 from PIL import Image, ImageCms
 
 from gigapipe.errors import InputError
+from gigapipe.evaluation.report import slides
+from gigapipe.evaluation.report_pictures import Place
 from gigapipe.pyramids import Pyramid, blocks
-from gigapipe.pyramids.build import Settings, build_pyramid
+from gigapipe.pyramids.build import build_pyramid
 from gigapipe.pyramids.canvas import corner, lost_tissue, read_canvas
+from gigapipe.pyramids.files import check, files_of
+from gigapipe.pyramids.reading import read_pixels
+from gigapipe.pyramids.settings import Settings
+from gigapipe.pyramids.store import arrays
+from gigapipe.pyramids.verify import verify_chunks
 from gigapipe.slides.levels import OpenSlideLevel, TiffLevel, open_level
 from gigapipe.slides.phantom import cohort, render, write_slide
 from gigapipe.slides.reader import Slide
@@ -73,7 +80,7 @@ def test_blocks_leave_no_seam_and_depend_on_nobody(phantom_path, tmp_path, monke
     build_pyramid(phantom_path, tmp_path / "p", resolutions, Settings(chunk=64), scheduler=scheduler)
     with Slide(phantom_path) as slide:
         assert_exact(Pyramid(tmp_path / "p"), slide)
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["image.zarr", "overview.png"]
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["image.zarr", "metadata.sha256", "overview.png"]
 
 
 def test_shards_hold_the_same_pixels(phantom_path, tmp_path, monkeypatch):
@@ -239,9 +246,9 @@ def test_every_broken_slide_gives_one_line_or_a_right_store(shared, tmp_path):
 
 def test_a_white_slide_has_no_tissue_and_a_phantom_has_it_in_the_middle(phantom_path, tmp_path):
     write_slide(tmp_path / "white.svs", np.full((700, 900, 3), 243, np.uint8))
-    build_pyramid(tmp_path / "white.svs", tmp_path / "white", [4])
-    white = Pyramid(tmp_path / "white")
-    assert white.tissue == {"box_um": [0, 0, 350, 450], "fraction": 0}
+    build_pyramid(tmp_path / "white.svs", tmp_path / "white", [4], Settings(keep_without_tissue=True))
+    white = Pyramid(tmp_path / "white").tissue
+    assert (white["box_um"], white["fraction"], white["verdict"]) == ([0, 0, 350, 450], 0, "none")
     build_pyramid(phantom_path, tmp_path / "p", [4])
     tissue = Pyramid(tmp_path / "p").tissue
     assert 0.2 < tissue["fraction"] < 0.6
@@ -376,10 +383,13 @@ def test_mpp_is_taken_from_the_file_the_objective_or_the_user(tmp_path):
     assert Slide(silent, mpp=0.3).mpp == (0.3, 0.3)
     for absurd in ("0.005", "350"):
         path = written(tmp_path / f"{absurd}.svs", pixels, f"MPP = {absurd}|AppMag = 40")
-        with pytest.raises(InputError, match=f"{absurd}.svs.*cannot be"):
+        with pytest.raises(InputError, match=f"{absurd}.svs.*its file says.*--unusual-mpp"):
             Slide(path, assume_mpp=True)
+        with pytest.raises(InputError, match=f"{absurd}.svs.*that is given says.*--unusual-mpp"):
+            Slide(path, mpp=float(absurd))
+        assert Slide(path, unusual_mpp=True).mpp == (float(absurd), float(absurd))
         assert Slide(path, mpp=0.25).mpp == (0.25, 0.25)
-    done = gigapipe("pyramid", silent, tmp_path / "p", "--mpp", 1, "--slide-mpp", 0.5)
+    done = gigapipe("pyramid", silent, tmp_path / "p", "--mpp", 1, "--slide-mpp", 0.5, "--keep-without-tissue")
     assert done.returncode == 0 and Pyramid(tmp_path / "p").array(1).shape == (3, 150, 150)
 
 
@@ -461,8 +471,8 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     rgb = np.tile(render(cohort(patients=6)[0]), (6, 6, 1))
     write_slide(tmp_path / "s.svs", rgb)
     program = (
-        "import sys; from gigapipe.pyramids import blocks, build; blocks.BLOCK = (256, 256);"
-        "build.build_pyramid(sys.argv[1], sys.argv[2], [0.5, 1.3, 4], build.Settings(chunk=128))"
+        "import sys; from gigapipe.pyramids import blocks, build, settings; blocks.BLOCK = (256, 256);"
+        "build.build_pyramid(sys.argv[1], sys.argv[2], [0.5, 1.3, 4], settings.Settings(chunk=128))"
     )
 
     def start(folder):
@@ -504,7 +514,9 @@ def test_verify_finds_nothing_in_a_whole_store(tmp_path, settings):
     pixels = np.full((700, 900, 3), 255, np.uint8)
     pixels[:, 300:400] = 240  # elsewhere a chunk may be all white
     write_slide(tmp_path / "s.svs", pixels)
-    build_pyramid(tmp_path / "s.svs", tmp_path / "p", [0.5, 2], Settings(chunk=128, **settings))
+    build_pyramid(
+        tmp_path / "s.svs", tmp_path / "p", [0.5, 2], Settings(chunk=128, keep_without_tissue=True, **settings)
+    )
     assert not Pyramid(tmp_path / "p").outline.any()
     done = gigapipe("verify", tmp_path / "p", "--slide", tmp_path / "s.svs")
     assert "every pixel the same" in done.stdout
@@ -535,8 +547,58 @@ def test_verify_finds_what_is_missing_damaged_or_another(phantom_path, tmp_path)
         shutil.copy(path.parent.parent / "0" / "0", path)
 
     assert "1 files are missing" in spoilt(lambda path: path.unlink())
-    assert "damaged at 0.5 µm/px" in spoilt(flip)
-    assert "not what slide" in spoilt(replace)
+    assert "at 0.5 µm/px its chunk 0/1/1 is damaged" in spoilt(flip)
+    assert "at 0.5 µm/px its chunk 0/1/1 is damaged" in spoilt(replace)  # by what is whole elsewhere
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_of_flipped_bits_in_a_store_none_is_silent(phantom_path, tmp_path, version):
+    """Not in its chunks, nor in what says how to read them."""
+    build_pyramid(phantom_path, tmp_path / "p", [4], Settings(chunk=128, ome_zarr=version))
+
+    def read(folder: Path) -> tuple:
+        pyramid = Pyramid(folder)
+        verify_chunks(pyramid)
+        array = pyramid.array(4)
+        pixels = read_pixels(array, (0, array.shape[1]), (0, array.shape[2]))
+        return pixels, pyramid.outline, pyramid.source, pyramid.tissue, pyramid.settings
+
+    whole, chance = read(tmp_path / "p"), random.Random(0)
+    files = sorted(path for path in (tmp_path / "p/image.zarr").rglob("*") if path.is_file())
+    sizes = [path.stat().st_size for path in files]
+    silent = told = 0
+    for _ in range(40 * MORE):
+        file = chance.choices(files, sizes)[0]
+        data = file.read_bytes()
+        flipped = bytearray(data)
+        place = chance.randrange(len(data) * 8)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        try:
+            found = read(tmp_path / "p")
+            same = all(
+                (a == b).all() if isinstance(a, np.ndarray) else a == b for a, b in zip(found, whole, strict=True)
+            )
+            silent += not same
+        except Exception:  # told
+            told += 1
+        file.write_bytes(data)
+    print(f"{told} of {40 * MORE} flips were told of")
+    assert told > 20 * MORE and not silent
+
+
+def test_a_store_without_checksums_is_used_with_a_word_and_gets_them(phantom_path, tmp_path, caplog):
+    build_pyramid(phantom_path, tmp_path / "p", [4], Settings(chunk=128))
+    (array,) = arrays(tmp_path / "p")
+    del array.attrs["gigapipe"]  # as 0.1 wrote it
+    (tmp_path / "p/metadata.sha256").unlink()
+    old = Pyramid(tmp_path / "p").array(4)
+    read_pixels(old, (0, 10), (0, 10))
+    assert "has no checksums" in caplog.text
+    assert "1 arrays have checksums now" in gigapipe("verify", tmp_path / "p", "--adopt").stdout
+    next(path for path in (tmp_path / "p/image.zarr/0/c").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(ValueError, match="its chunk 0/0/0 is missing"):
+        check(Pyramid(tmp_path / "p").array(4))
 
 
 def test_a_canvas_is_shown(phantom_path, tmp_path):
@@ -552,9 +614,52 @@ def test_a_survey_tells_every_slides_fate(phantom_path, tmp_path, shared):
     broken = shared / "data/slides/broken/cmu-truncated-50pct.svs"
     gigapipe("pyramid", phantom_path, tmp_path / "pyramids/good", "--mpp", 4)
     gigapipe("pyramid", broken, tmp_path / "pyramids/bad", "--mpp", 4, "--leave-out")
-    gigapipe("survey", tmp_path / "pyramids/good", tmp_path / "pyramids/bad", "--output", tmp_path)
+    shutil.copytree(tmp_path / "pyramids/good", tmp_path / "pyramids/same")
+    folders = [tmp_path / "pyramids" / name for name in ("good", "bad", "same")]
+    assert "slides good and same are one file" in gigapipe("survey", *folders, "--output", tmp_path).stdout
+    assert "slides good and same are one file" in slides(Place(tmp_path, tmp_path))["same_files"]
+    assert "one file" not in gigapipe("survey", *folders[:2], "--output", tmp_path).stdout
     good, bad = (line.split("\t") for line in (tmp_path / "slides.tsv").read_text().splitlines()[1:])
     assert good[:2] == ["good", "whole"] and bad[0] == "bad" and "cmu-truncated" in bad[1]
     assert Image.open(tmp_path / "slides.png").size[0] == 2 * 192
     with pytest.raises(InputError, match="left out"):
         Pyramid(tmp_path / "pyramids/bad")
+
+
+@pytest.mark.parametrize(
+    "settings, least, most",
+    [({"codec": "rounded"}, 1.3, 2), ({"codec": "jpeg", "ome_zarr": "0.4"}, 2, 60)],
+    ids=["rounded", "jpeg"],
+)
+def test_lossy_codecs_are_smaller_and_say_what_they_lose(phantom_path, tmp_path, settings, least, most):
+    build_pyramid(phantom_path, tmp_path / "p", [1, 3.95], Settings(chunk=128))
+    build_pyramid(phantom_path, tmp_path / "q", [1, 3.95], Settings(chunk=128, **settings))
+    exact, lossy = Pyramid(tmp_path / "p"), Pyramid(tmp_path / "q")
+    assert exact.codec == {"name": "zstd", "mean_error": [0, 0], "largest_error": [0, 0]}
+    assert lossy.codec["name"] == settings["codec"]
+    for i, mpp in enumerate(lossy.resolutions):
+        lost = abs(exact.array(mpp)[:].astype(int) - lossy.array(mpp)[:])
+        assert lossy.codec["mean_error"][i] == round(lost.mean(), 3) and 0 < lost.mean() < 2
+        assert lossy.codec["largest_error"][i] == lost.max() <= most
+    sizes = [
+        sum(p.stat().st_size for p in (tmp_path / name / "image.zarr/0").rglob("*") if p.is_file()) for name in "pq"
+    ]
+    assert sizes[0] > least * sizes[1]
+    done = gigapipe("verify", tmp_path / "q", "--slide", phantom_path)
+    assert f"every pixel the same, but for what {settings['codec']} loses" in done.stdout
+    # And its chunks are read as others are.
+    array = lossy.array(1)
+    assert (read_pixels(array, (100, 300), (0, 200), tmp_path / "near") == array[:, 100:300, :200]).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"codec": "jpeg", "ome_zarr": "0.4"}], ids=["zstd", "jpeg"])
+def test_what_is_white_is_not_stored(phantom_path, tmp_path, settings):
+    for clean in (False, True):
+        build_pyramid(phantom_path, tmp_path / str(clean), [4], Settings(chunk=16, clean_background=clean, **settings))
+    glass, array = (Pyramid(tmp_path / name).array(4) for name in ("False", "True"))
+    rows, columns = (-(-n // 16) for n in array.shape[1:])
+    padded = np.full((3, 16 * rows, 16 * columns), 255, np.uint8)
+    padded[:, : array.shape[1], : array.shape[2]] = array[:]
+    together = array.chunks[0]
+    chunks = padded.reshape(3 // together, together, rows, 16, columns, 16)
+    assert files_of(array) == int((chunks != 255).any((1, 3, 5)).sum()) < files_of(glass)

@@ -11,6 +11,7 @@ import zarr
 
 from gigapipe.errors import InputError
 from gigapipe.pyramids import reading, store
+from gigapipe.pyramids.files import stamp
 from gigapipe.pyramids.reading import read_pixels
 
 ROWS, COLUMNS = (100, 300), (0, 130)
@@ -68,6 +69,14 @@ def test_where_the_near_disk_is_full_the_rest_is_read_where_it_lies(array, tmp_p
     assert not [path for path in near.rglob("*") if path.is_file() and not path.name.startswith((".", "z"))]
 
 
+def test_a_near_folder_of_no_use_is_done_without(array, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        found = read_pixels(array, ROWS, COLUMNS, tmp_path / "file" / "near")
+        assert (found == array[:, slice(*ROWS), slice(*COLUMNS)]).all()
+    assert caplog.text.count("near: of no use on ") == 1 and "again in" not in caplog.text
+
+
 def test_a_fault_that_passes_is_waited_for(array, monkeypatch, caplog):
     monkeypatch.setattr(reading, "WAITS", (0.5, 0.5))
     expected = array[:, slice(*ROWS), slice(*COLUMNS)]
@@ -93,3 +102,23 @@ def test_a_fault_that_stays_is_named(array, monkeypatch):
         InputError, match=r"slide/image.zarr/0: rows 100–300, columns 0–130: cannot be read on .*verify"
     ):
         read_pixels(array, ROWS, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        (lambda file, other: file.unlink(), "is missing"),
+        (lambda file, other: file.write_bytes(b""), "is damaged"),
+        (lambda file, other: file.write_bytes(other.read_bytes()), "is damaged"),  # whole, but another's
+    ],
+    ids=["missing", "empty", "another's"],
+)
+def test_a_chunk_that_is_not_what_was_written_is_named(array, tmp_path, monkeypatch, change, what):
+    monkeypatch.setattr(reading, "WAITS", (0.01,))
+    stamp(array)
+    expected = read_pixels(array, ROWS, COLUMNS)
+    assert (read_pixels(array, ROWS, COLUMNS, tmp_path / "near") == expected).all()
+    change(chunk(array, 2, 0), chunk(array, 2, 1))
+    with pytest.raises(InputError, match=rf"slide/image.zarr/0: .* cannot be read on .*its chunk 0/2/0 {what}"):
+        read_pixels(array, ROWS, COLUMNS)
+    assert (read_pixels(array, ROWS, COLUMNS, tmp_path / "near") == expected).all()  # the copy is what was written

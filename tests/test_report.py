@@ -1,10 +1,13 @@
 """The report: its answer, its figures, and the page as a browser shows it."""
 
+import base64
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -14,9 +17,13 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from gigapipe.evaluation import figures
-from gigapipe.evaluation.recommendation import recommend
+from gigapipe.evaluation.mistakes import mistakes
+from gigapipe.evaluation.predictions import read_predictions
 from gigapipe.evaluation.report import all_figures, memory_table, report, revision
+from gigapipe.evaluation.report_pictures import WRONG, Place
 from gigapipe.evaluation.report_tables import blocks, runtimes
+from gigapipe.pyramids.build import build_pyramid
+from gigapipe.slides.phantom import cohort, render, write_slide
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NASTY = "<script>fail('x')</script>&amp;"
@@ -35,35 +42,16 @@ def comparison(**columns) -> pd.DataFrame:
         "auc": [0.48531, 0.80857, 0.96429],
         "auc_low": [0.338, 0.646, 0.914],
         "auc_high": [0.623, 0.925, 1.0],
+        "auc_low_of_all": [0.32, 0.63, 0.9],
+        "to_best": [-0.47898, -0.15572, 0.15572],
+        "to_best_low": [-0.62, -0.28, 0.03],
+        "to_best_high": [-0.33, -0.03, 0.28],
+        "rival": [2.0, 2.0, 8.0],
+        "margin": 0.02,
         "seconds_per_step": [0.12, 0.15, 0.6],
         "peak_memory_per_rank_mb": [672.7, 685.7, 734.1],
     }
     return pd.DataFrame(table | columns)
-
-
-def test_the_answer_is_the_coarsest_that_is_not_told_from_the_best():
-    overlapping = recommend(comparison())
-    assert overlapping.mpp == 8 and "8 µm per pixel" in overlapping.headline
-    assert "0.964 (0.914–1.000) at 2 µm per pixel (their intervals overlap), at 1/8 of the cost" in overlapping.reason
-    apart = recommend(comparison(auc_high=[0.623, 0.9, 1.0]))
-    assert apart.mpp == 2
-    assert "8 µm per pixel does not reach it: 0.809 (0.646–0.900), their intervals are apart, at 1/8" in apart.reason
-
-
-def test_a_paired_test_outweighs_intervals():
-    tested = comparison(coarser=[np.nan, 48, 8], p=[np.nan, 1e-3, 0.03])
-    assert recommend(tested).mpp == 2 and "p\xa0=\xa00.030" in recommend(tested).reason
-    assert recommend(tested.assign(p=[np.nan, 1e-3, 0.2])).mpp == 8
-    against_best = comparison(p_best=[1e-9, 0.01, np.nan])
-    assert recommend(against_best).mpp == 2
-    assert recommend(comparison(p_best=[0.06, 0.06, np.nan])).mpp == 48
-
-
-def test_the_answer_may_be_that_there_is_none():
-    assert recommend(comparison(auc_low=0.4)).mpp is None
-    assert recommend(comparison(auc=np.nan)).mpp is None
-    finest_is_worse = recommend(comparison(auc=[0.9, 0.7, 0.7], auc_low=[0.8, 0.6, 0.6], auc_high=[0.95, 0.78, 0.78]))
-    assert finest_is_worse.mpp == 48 and "no resolution is coarser" in finest_is_worse.reason
 
 
 def some_predictions(rng) -> pd.DataFrame:
@@ -175,6 +163,18 @@ def results(tmp_path):
     return folder
 
 
+def test_the_first_screen_counts_slides_without_tissue_and_doubtful_ones(results):
+    before = report(results, None, results / "benchmarks")
+    rows = [("a", "whole", "fine"), ("b", "whole", "doubtful"), ("c", "slide c: no tissue was found", "none")]
+    rows += [("d", f"slide d: {NASTY}", None)]
+    pd.DataFrame(rows, columns=["slide", "fate", "verdict"]).to_csv(results / "slides.tsv", sep="\t", index=False)
+    page = report(results, None, results / "benchmarks")
+    line = "4 slides: 1 with tissue, 1 with doubtful tissue (b), 1 left out without tissue (c), 1 left out for another"
+    assert line not in before and 0 < page.index(line) < page.index('<section id="table">')
+    pd.DataFrame(rows[:1], columns=["slide", "fate", "x"]).to_csv(results / "slides.tsv", sep="\t", index=False)
+    assert "1 slides: 1 with tissue." in report(results, None, results / "benchmarks")
+
+
 @pytest.mark.slow
 def test_every_figure_is_drawn_as_png_and_svg(results, tmp_path):
     modes = [
@@ -201,16 +201,14 @@ def test_figures_show_the_numbers_of_their_table():
     table = comparison()
     axes = figures.auc_against_resolution(table).axes[0]
     assert axes.lines[0].get_xydata() == pytest.approx(table[["mpp", "auc"]].to_numpy())
-    assert (
-        figures.auc_against_resolution(table.assign(method=["whole", "whole", "spatial"])).axes[0].get_legend() is None
-    )
+    assert not figures.auc_against_resolution(table.assign(method=["whole", "whole", "spatial"])).legends
     more = pd.concat([table, table.tail(1)], ignore_index=True)
     more = more.assign(split="site", method=["whole", "whole", "whole", "spatial"])
     for column in ("auc", "auc_low", "auc_high"):
         more[f"patient_split_{column}"] = more[column] / 2
-    legend = figures.auc_against_resolution(more).axes[0].get_legend().get_texts()
+    (legend,) = figures.auc_against_resolution(more).legends
     expected = [f"{arm}, folds by {split}" for arm in ("whole", "spatial") for split in ("site", "patient")]
-    assert [text.get_text() for text in legend] == expected
+    assert [text.get_text() for text in legend.get_texts()] == expected
     axes = figures.auc_against_cost(table).axes[0]
     assert axes.lines[0].get_xdata() == pytest.approx([0.12, 0.15, 1.2])
 
@@ -226,6 +224,7 @@ def test_figures_show_the_numbers_of_their_table():
 
     decided = pd.DataFrame({"mpp": 2.0, "label": list("aaab"), "decided": list("aabb")})
     assert [text.get_text() for text in figures.confusion(decided).axes[0].texts] == ["2", "1", "0", "1"]
+    figures.write(figures.confusion(decided.replace("a", "$a_$")), io.BytesIO(), "svg")  # no formula
 
     scaling = pd.DataFrame(
         {
@@ -247,6 +246,46 @@ def test_the_page_escapes_all_that_comes_from_files(results):
     for number in ("0.485 (0.338–0.623)", "0.809 (0.646–0.925)", "0.964 (0.914–1.000)", "0.988"):
         assert number in page
     assert not re.search(r"""(src|href)="(?!data:|#)""", page)  # nothing is fetched
+
+
+def test_misclassified_slides_have_pictures_scores_and_links_to_their_stores(results, tmp_path):
+    wrong = mistakes(read_predictions(sorted((results / "8um").glob("fold-*/predictions.tsv")))).wrong
+    assert len(wrong) > WRONG
+    (slide, said), (other, _) = wrong[:2]
+    write_slide(tmp_path / "slide.svs", render(cohort(patients=2)[0]))
+    build_pyramid(tmp_path / "slide.svs", results / "pyramids" / slide, [8.0])
+    rows = [(slide, "whole", "doubtful", "it is faint"), (other, f"slide {other}: {NASTY}", None, None)]
+    table = pd.DataFrame(rows, columns=["slide", "fate", "verdict", "why"])
+    table.to_csv(results / "slides.tsv", sep="\t", index=False)
+
+    page = report(results, None, results / "benchmarks")
+    assert not re.search(r"""src="(?!data:)|href="(?!data:|#|pyramids/)""", page)
+    of_mistakes, cohort_of = page.split('<section id="mistakes">')[1].split('<section id="cohort">')
+    assert f"8 µm per pixel: {len(wrong)} of 40 slides" in of_mistakes and f"<b>{slide}</b> {said}" in of_mistakes
+    assert "2 µm per pixel: 0 of 40 slides" in of_mistakes and of_mistakes.count("the 12 most wrong are shown") == 2
+    assert of_mistakes.index("2 µm") < of_mistakes.index("8 µm") < of_mistakes.index("48 µm")  # 2 is recommended
+    (link,) = set(re.findall(r'href="([^"#]+)">pyramid', of_mistakes))
+    assert (results / link).is_dir() and link == f"pyramids/{slide}/image.zarr"
+    (picture,) = set(re.findall(r'src="data:image/jpeg;base64,([^"]+)" alt="Slide', of_mistakes))
+    assert max(Image.open(io.BytesIO(base64.b64decode(picture))).size) > 150
+    assert "it is faint" in cohort_of and "left out" in cohort_of and picture in cohort_of
+    assert Place(results, tmp_path / "pages/of").slide(slide)["store"] == f"../../results/{link}"
+    shutil.rmtree(results / link)  # the page was sent without them
+    lacking = Place(results, results).slide(slide)
+    assert lacking["source"] == lacking["store"] == "" and lacking["name"] == slide
+
+
+def test_what_could_not_be_told_is_nan_nowhere(results):
+    lacking = dict.fromkeys(["auc_low", "auc_high", "auc_low_of_all", "seconds_per_step", "joules_per_step"], np.nan)
+    comparison(**lacking, auc=[np.nan, 0.8, 0.9]).to_csv(results / "comparison.tsv", sep="\t", index=False)
+    (results / "benchmarks/folds.tsv").write_text("s\th:m:s\tmax_rss\n-\t-\t-\n")
+    maps = pd.read_csv(results / "2um/maps/maps.tsv", sep="\t").assign(label="NA")
+    maps.to_csv(results / "2um/maps/maps.tsv", sep="\t", index=False)
+    page = report(results, None, results / "benchmarks")
+    drawn = "".join(base64.b64decode(svg).decode() for svg in re.findall(r'"data:image/svg.xml;base64,([^"]*)"', page))
+    text = re.sub(r'"data:[^"]*"', "", page)
+    assert not re.search(r"\b(nan|NaN|None|NaT)\b", text) and "s01 is NA" in text
+    assert "nan" not in re.findall(r"[a-z]+", drawn.lower()) and "no interval" in drawn
 
 
 def test_what_is_missing_is_left_out(results, tmp_path):
@@ -281,7 +320,7 @@ def test_columns_that_the_comparison_may_have_are_shown(results):
 
 def test_runtimes_are_summed_by_rule(results):
     found = runtimes(results / "benchmarks")
-    assert found.rows == [["train", "2", "3.4 min", "1.7 min", "512"], ["folds", "1", "0.5 s", "0.5 s", "unknown"]]
+    assert found.rows == [["train", "2", "3.4 min", "1.7 min", "512"], ["folds", "1", "0.5 s", "0.5 s", "not measured"]]
 
 
 def test_markdown_of_folds_becomes_paragraphs_and_tables(results):
@@ -322,24 +361,33 @@ def browse(tmp_path):
     return opened
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_page_without_an_error(results, tmp_path, browse):
     gigapipe("report", results, "--config", results / "config.yaml", "--output", tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     page, console = browse(tmp_path / "report.html", "--dump-dom")
     assert console == []
     text = re.sub(r"<[^>]+>", " ", page)
-    for number in ("0.485 (0.338–0.623)", "0.809 (0.646–0.925)", "0.964 (0.914–1.000)", "Use 8 µm per pixel.", "734"):
+    for number in ("0.485 (0.338–0.623)", "0.809 (0.646–0.925)", "0.964 (0.914–1.000)", "Use 2 µm per pixel.", "734"):
         assert number in text
     picture = tmp_path / "page.png"
     browse(tmp_path / "report.html", f"--screenshot={picture}", "--window-size=1366,768")
     first_screen = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     assert first_screen.shape[:2] == (768, 1366)
     assert (abs(first_screen - [0x5B, 0x2A, 0x86]).sum(axis=2) < 30).sum() > 1000  # the answer and its curve
+    # In a frame as wide as a phone the page itself is not wider: what is wide moves in its place.
+    framed = escape((tmp_path / "report.html").read_text())
+    measure = "document.title = 'wide ' + phone.contentDocument.documentElement.scrollWidth"
+    frame = f'<iframe id="phone" style="width:390px;height:844px" onload="{measure}" srcdoc="{framed}"></iframe>'
+    (tmp_path / "phone.html").write_text(f"<!doctype html><meta charset=utf-8>{frame}")
+    (wide,) = re.findall(r"<title>wide (\d+)</title>", browse(tmp_path / "phone.html", "--dump-dom")[0])
+    assert 300 < int(wide) <= 390
     # That an error would have been seen:
     (tmp_path / "broken.html").write_text("<script>console.error('broken')</script><img src='nowhere.png'>")
     assert browse(tmp_path / "broken.html", "--dump-dom")[1]
 
 
+@pytest.mark.slow
 def test_the_page_is_printed(results, tmp_path, browse):
     (tmp_path / "report.html").write_text(report(results, None, results / "benchmarks"))
     browse(tmp_path / "report.html", f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer")

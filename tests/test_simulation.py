@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 import torch
@@ -32,12 +33,55 @@ def test_the_simulation_refuses_what_summit_refuses(lsf):
     assert "do not fit 2 nodes" in said("jsrun", "-n", "13", "-r", "6", "-a", "1", "-c", "7", "-g", "1", "true")
 
 
+@pytest.mark.parametrize("state, word", [("DONE", "success"), ("EXIT", "failed")])
+@pytest.mark.parametrize("knows", ["bjobs", "bhist", "output"])
+def test_of_a_job_that_lsf_has_forgotten_its_history_and_its_output_are_asked(
+    lsf, project, tmp_path, knows, state, word
+):
+    (tmp_path / "1.state").write_text(state)
+    for forgotten in {"bjobs": [], "bhist": ["bjobs"], "output": ["bjobs", "bhist"]}[knows]:
+        (tmp_path / f"1.no-{forgotten}").touch()
+    if knows == "output":
+        end = "Successfully completed." if state == "DONE" else "TERM_MEMLIMIT: job killed\nExited with exit code 130."
+        (tmp_path / ".snakemake/lsf").mkdir(parents=True)
+        (tmp_path / ".snakemake/lsf/1.train.out").write_text(f"what it said\n{end}\n")
+    assert status_of(1, project, tmp_path) == (f"{word}\n", "")
+
+
+def test_a_job_of_which_nothing_is_known_has_failed_after_a_bounded_time(lsf, project, tmp_path):
+    (tmp_path / ".snakemake/lsf").mkdir(parents=True)
+    (tmp_path / "1.state").write_text("RUN")
+    for forgotten in "bjobs", "bhist":
+        (tmp_path / f"1.no-{forgotten}").touch()
+    assert status_of(1, project, tmp_path) == ("running\n", "")
+    unknown = tmp_path / ".snakemake/lsf/1.unknown"
+    os.utime(unknown, (time.time() - 601,) * 2)
+    (tmp_path / "down").touch()  # for an hour that may be all
+    assert status_of(1, project, tmp_path) == ("running\n", "")
+    (tmp_path / "down").unlink()
+    word, said = status_of(1, project, tmp_path)
+    assert word == "failed\n" and said.startswith(
+        "job 1: neither bjobs nor bhist nor its output has said for 600 seconds"
+    )
+    (tmp_path / "1.no-bjobs").unlink()
+    assert status_of(1, project, tmp_path) == ("running\n", "") and not unknown.exists()
+
+
+def status_of(job: int, project, folder) -> tuple[str, str]:
+    done = subprocess.run(
+        [project / "profiles/summit/status.sh", str(job)], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
 def test_the_road_under_the_simulation(lsf, project, tmp_path):
     shutil.copytree(project, tmp_path / "project", symlinks=True)
     own = tmp_path / "project"
     # Nodes of one rank: a mesh of two is on two of them.
     profile = own / "profiles/summit/profile.v9+.yaml"
-    profile.write_text(profile.read_text().replace("ranks_per_node: 6", "ranks_per_node: 1"))
+    (own / "the environment.sh").write_text("export SEEN=yes\necho $SEEN >> seen\n")
+    mine = "ranks_per_node: 1\n  environment: the environment.sh"
+    profile.write_text(profile.read_text().replace("ranks_per_node: 6", mine))
     phantom = {"patients": 6, "sites": 3}
     make_results(own, [8.0], leave=1, **phantom)
     arguments = configured(
@@ -67,6 +111,9 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):
     lines = (lsf / "lines").read_text().splitlines()
     trained = [line for line in lines if line.startswith("bsub") and "-J gigapipe.train." in line]
     assert len(trained) == 4  # three folds, one of them again
+    on_a_node = [line for line in lines if line.startswith("jsrun -n 1 -a 1 -c 42 -g 6 -b rs bash ")]
+    assert len(on_a_node) == 2  # a phantom and its pyramid; others would be beside them
+    assert set((own / "seen").read_text().split()) == {"yes"}
     assert all("-P abc123 -q batch -W 120 -nnodes 2 -alloc_flags smt1" in line for line in trained), trained
     assert sum(line.startswith("jsrun -n 2 -r 1 -a 1 -c 7 -g 1 -b rs gigapipe train") for line in lines) == 4
     for fold in range(3):

@@ -85,7 +85,7 @@ def test_a_device_mesh_with_torch_s_own_data_parallelism(ranks):
         assert max(row["error"], row["averaged twice"]) <= 1e-10, row
 
 
-@pytest.mark.parametrize("of, least", [("exchange", 250), ("networks", 60)])
+@pytest.mark.parametrize("of, least", [("exchange", 125), ("networks", 30)])
 def test_random_exchanges_and_networks(ranks, of, least):
     assert min(ranks("properties.run", of, mesh=(1, 2, 3), timeout=600)) >= least
 
@@ -111,8 +111,6 @@ def refused():
 @pytest.mark.slow
 def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
     (tmp_path / "mine.py").write_text(MODELS_OF_A_USER)
-    done = gigapipe("check", "mine:right", "33x20", "2x1", cwd=tmp_path, process=True)
-    assert "exact" in done.stdout
     done = gigapipe("check", "mine:right", "33x20", "1x2", "--tile", 9, cwd=tmp_path, process=True)
     assert "by tiles of 9 px" in done.stdout and "exact: all" in done.stdout
     done = gigapipe("check", "mine:wrong", "33x20", "2x1", check=False, cwd=tmp_path, process=True)
@@ -138,6 +136,11 @@ def test_the_example_of_the_docs_runs(tmp_path):
     assert done.stdout.count("loss") == 2
 
 
+def listening(pid: int) -> set[tuple[str, int]]:
+    """The addresses and ports at which a process lets others in."""
+    return {tuple(c.laddr) for c in psutil.Process(pid).net_connections("inet") if c.status == psutil.CONN_LISTEN}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
@@ -152,10 +155,12 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
             pids = json.loads(process.stdout.readline())
             numbers = ", ".join(map(str, pids))
             assert where == f"ranks 0, 1, 2 on {socket.gethostname()}: processes {numbers}\n"
+            theirs = {place for pid in pids for place in listening(pid)} - listening(process.pid)
+            assert theirs and all(host == "127.0.0.1" for host, _ in theirs), theirs
             os.kill(pids[1], signal.SIGKILL)
             killed = time.monotonic()
             output, _ = process.communicate(timeout=60)
-            assert process.returncode != 0 and time.monotonic() - killed < 60
+            assert process.returncode != 0 and time.monotonic() - killed < 5
             assert "signal 9" in output and any(str(pid) in output for pid in pids), output  # one of those that ended
             assert not any(psutil.pid_exists(pid) for pid in pids)
         finally:
@@ -167,11 +172,11 @@ def test_a_rank_that_dies_in_a_step_ends_all_with_a_message(transport):
 @pytest.mark.parametrize("transport", ["mpi", "torch"])
 def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tmp_path):
     program = str(ROOT / "tests/ranks/forever.py")
-    (tmp_path / "failed").mkdir()
-    (tmp_path / "failed/rank-0007.txt").write_text("of another run")
+    (tmp_path / "model.pt.failed").mkdir()
+    (tmp_path / "model.pt.failed/rank-0007.txt").write_text("of another run")
     begun = time.monotonic()
     done = subprocess.run(
-        ["mpiexec", "-n", "3", sys.executable, program, transport, "hang", tmp_path / "failed"],
+        ["mpiexec", "-n", "3", sys.executable, program, transport, "hang", tmp_path / "model.pt"],
         capture_output=True,
         text=True,
         timeout=90,
@@ -181,8 +186,8 @@ def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tm
     assert done.returncode != 0 and 15 < time.monotonic() - begun < 45
     assert re.search("TimeoutError: rank 0 of 3.* 5 ?s|TimeoutError: rank 0 of 3.*5000ms", said), said
     assert f"last in step 5; no answer from rank 1 on {socket.gethostname()}" in said, said
-    assert "no answer from rank 1" in (tmp_path / "failed/rank-0000.txt").read_text()
-    assert not (tmp_path / "failed/rank-0007.txt").exists()
+    assert "no answer from rank 1" in (tmp_path / "model.pt.failed/rank-0000.txt").read_text()
+    assert not (tmp_path / "model.pt.failed/rank-0007.txt").exists()
 
 
 # --- One rank: what is refused, and how ---

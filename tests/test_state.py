@@ -24,6 +24,9 @@ COST = {
     "mesh": [1, 1, 1], "memory": None, "seconds": [1.0, 2.0], "spent": [(0.0, 1.0), (0.0, 2.0)], "peak_memory_mb": 100.0
 }  # fmt: skip
 
+SINCE_0_2 = {"took": [], "epoch_seconds": 0.0}
+"""What checkpoints of 0.1 lack, at its beginning."""
+
 
 def resumable(folder, memory: int | None = None) -> Resumable:
     model = nn.Linear(1, 1, bias=False)
@@ -49,12 +52,12 @@ def test_what_a_checkpoint_holds(tmp_path):
     write(tmp_path, REACHED)
     made = resumable(tmp_path)
     state = made.resume()
-    assert vars(state) == COST | REACHED
+    assert vars(state) == COST | REACHED | SINCE_0_2
     assert made.task.model.weight.eq(3).all()
     state.step = 3
     made.save(state)
     saved = made.checkpoints.load(7)
-    assert set(saved) == {*COST, *REACHED, "identity", "model", "optimizer"}
+    assert set(saved) == {*COST, *REACHED, *SINCE_0_2, "identity", "model", "optimizer"}
     assert {key: saved[key] for key in COST | REACHED} == COST | REACHED | {"step": 3}
 
 
@@ -66,7 +69,7 @@ def test_on_other_terms_the_cost_is_measured_anew_unless_all_steps_are_made(tmp_
     write(tmp_path, REACHED | more)
     state = resumable(tmp_path, memory=10**9).resume()
     anew = {"mesh": [1, 1, 1], "memory": 10**9, "seconds": [], "spent": [], "peak_memory_mb": 0.0}
-    assert vars(state) == REACHED | more | (COST if kept else anew)
+    assert vars(state) == REACHED | more | SINCE_0_2 | (COST if kept else anew)
 
 
 def test_other_settings_start_afresh(tmp_path, caplog):
@@ -75,3 +78,4 @@ def test_other_settings_start_afresh(tmp_path, caplog):
     made.identity = "another"
     assert made.resume() == State([1, 1, 1], None)
     assert "starting afresh" in caplog.text and not made.checkpoints.folder.exists()
+    assert Checkpoints(tmp_path / "checkpoints-1").load(6) is not None  # nothing that was learnt is lost

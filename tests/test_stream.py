@@ -18,6 +18,7 @@ from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streamin
 from gigapipe.spatial.check import compare
 from gigapipe.spatial.constant import cells_of, divided
 from gigapipe.spatial.window import Interval, Rectangle
+from gigapipe.training.losses import dice_and_cross_entropy_of_classes
 
 TOLERANCE = 1e-10
 
@@ -29,6 +30,7 @@ def half_white(*shape: int) -> torch.Tensor:
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL_CASES)
 def test_every_operation_is_exact_by_tiles_of_7_pixels(case):
     worst = compare(made(case), half_white(2, 3, *ALL_CASES[case].size), Mesh(), Plan(tile=7))[0]
@@ -57,8 +59,15 @@ def test_a_resnet_of_an_odd_size_is_exact_however_it_is_cut(plan):
 def test_a_bottleneck_resnet_is_exact(norm):
     torch.manual_seed(0)
     model = awakened(resnet50(2, norm, width=16))
-    worst = compare(model, half_white(1, 3, 131, 245), Mesh(), Plan(tile=90, kept=frozenset({4, 14})))[0]
-    assert worst.error <= TOLERANCE, worst
+    plan = Plan(tile=90, kept=frozenset({4, 14}))
+    # Where all is constant, which pixel of a pooling window is its maximum is a matter of rounding, once a norm is part
+    # of the convolution before: the gradient goes to one or another of them.
+    tied = {"input gradient"} if norm == "frozen" else set()
+    for images, left_out in ((half_white(1, 3, 131, 245), tied), (torch.rand(1, 3, 131, 245), set())):
+        differences = compare(model, images, Mesh(), plan)
+        assert {d.kind for d in differences} >= {"output", "gradient", "input gradient"}
+        worst = next(d for d in differences if d.kind not in left_out)
+        assert worst.error <= TOLERANCE, worst
 
 
 def small_network() -> nn.Module:
@@ -121,15 +130,18 @@ def test_the_gigapixel_unet_is_exact_and_has_4492_parameters(size):
     assert worst.error <= TOLERANCE, worst
 
 
-def test_a_dense_loss_is_summed_over_tiles_of_image_and_mask():
-    torch.manual_seed(0)
-    model = GigapixelUNet().double()
-    pixels, mask = torch.rand(1, 3, 190, 130, dtype=torch.float64), (torch.rand(1, 1, 190, 130) < 0.4).double()
+def loss_of_tissue(logits, mask):
+    p, each = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    entropy, both, ours, theirs = torch.cat([each, p * mask, p, mask], 1).sum((0, 2, 3))
+    return entropy / mask.numel() + 1 - 2 * both / (ours + theirs)
 
-    def loss(logits, mask):
-        p, each = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-        entropy, both, ours, theirs = torch.cat([each, p * mask, p, mask], 1).sum((0, 2, 3))
-        return entropy / mask.numel() + 1 - 2 * both / (ours + theirs)
+
+@pytest.mark.parametrize("outputs, loss", [(1, loss_of_tissue), (4, dice_and_cross_entropy_of_classes)])
+def test_a_dense_loss_is_summed_over_tiles_of_image_and_mask(outputs, loss):
+    torch.manual_seed(0)
+    model = GigapixelUNet(outputs).double()
+    pixels, mask = torch.rand(1, 3, 190, 130, dtype=torch.float64), (torch.rand(1, 1, 190, 130) < 0.4).double()
+    mask[..., 60:100] *= outputs - 1 or 1  # other classes, one of which is nowhere
 
     expected = loss(model(pixels), mask)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
@@ -209,7 +221,7 @@ def test_what_is_read_tile_by_tile_is_what_is_held():
         asked.append(rectangle.shape)
         return pixels[..., slice(*rectangle.rows), slice(*rectangle.columns)]
 
-    model = decompose(resnet18(2).eval(), Mesh())
+    model = decompose(resnet18(2, width=16).eval(), Mesh())
     found = []
     for image in (shard(pixels, Mesh()), read):
         model.zero_grad()
@@ -232,15 +244,16 @@ def test_dropout_by_tiles_drops_what_it_drops_of_the_whole():
 
 @pytest.mark.slow
 def test_a_plan_says_what_memory_a_step_will_take():
-    limit = 300_000_000
-    command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", str(limit), "--sizes", "1536"]
-    done = subprocess.run([*command, "--precisions", "float32", "--steps", "2"], capture_output=True, text=True)
+    limit = 250_000_000
+    command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", str(limit), "--sizes", "1024"]
+    done = subprocess.run([*command, "--precisions", "float32", "--steps", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["expected"] <= limit
     assert 0.75 <= found["expected"] / found["peak"] <= 1.25, found
 
 
+@pytest.mark.slow
 def test_a_plan_streams_no_more_than_it_must():
     model = resnet18(2).eval()
     roomy, tight = (plan_streaming(model, (1, 3, 4096, 4096), memory) for memory in (50e9, 4e9))

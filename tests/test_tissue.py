@@ -112,7 +112,7 @@ def test_the_workflow_learns_tissue_on_two_ranks_with_a_memory_limit(tmp_path):
         "phantom": {"patients": 6},
         "resolutions": [{"mpp": 4, "mesh": [1, 2, 1]}],
         "folds": {"number": 3},
-        "training": {"epochs": 15, "memory": "2GiB"},
+        "training": {"epochs": 8, "memory": "2GiB"},
     }
     (project / "small.yaml").write_text(yaml.safe_dump(config))
     snakemake(project, "--cores", 2, "--configfile", "config/tissue.yaml", "small.yaml")

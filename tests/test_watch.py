@@ -39,13 +39,14 @@ WAITS = {
     "spatial/gradients.py: of_images": "whether the ranks of an image are alike behind the pool, once a step",
     "spatial/constant.py: constants": "whether a cell of a streamed image is constant; its pixels were on the host",
     "spatial/transports/torch_distributed.py: TorchTransport.sum_": "numbers of the host's, which NCCL sums on GPUs",
-    "training/classification.py: Classification.backward": "a step's loss, once",
+    "training/classification.py: OfCanvases.backward": "a step's loss, once",
     "training/segmentation.py: Segmentation.backward": "a step's loss, once a slide",
-    "training/classification.py: predict": "a slide's probabilities",
-    "training/classification.py: Classification.validate": "the classes' weights, once a validation",
+    "training/classification.py: predict": "what is said of a slide",
+    "training/classification.py: Classification.figures": "the classes' weights, once a validation",
     "training/segmentation.py: Segmentation.validate": "a slide's loss and Dice",
     "training/segmentation.py: segment": "a slide's mask",
-    "training/activation.py: activations": "a slide's map",
+    "training/activation.py: Mapper.__init__": "the bias of a network's head, once",
+    "training/activation.py: _whole": "a slide's map",
     "training/state.py: State.end_epoch.<locals>.<dictcomp>": "the weights of each epoch that is better",
 }
 
@@ -77,7 +78,7 @@ def traces() -> dict[tuple[str, str], dict]:
 
     def trace(name: str) -> list[dict]:
         command = [sys.executable, str(ROOT / "benchmarks/watch.py"), "--json", name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,6 +1,8 @@
 """The workflow as a user meets it: what it plans and refuses, and what becomes of slides of one's own."""
 
+import base64
 import collections
+import json
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 import yaml
+from launching import ROOT
 from projects import fresh_copy, plan, snakemake, start
 
 from gigapipe.pyramids import Pyramid
@@ -73,9 +76,60 @@ def test_the_workflow_is_a_module_of_another_and_runs_from_another_folder(projec
     assert plan(tmp_path) == jobs
 
 
+MADE_BY_0_1 = {
+    "phantom": {"patients": 6, "seed": 0, "sites": 3},
+    "folds": {"number": 3},
+    "resolutions": [{"mpp": 8, "canvas": 52, "mesh": [1, 1, 1]}, {"mpp": 32, "canvas": 13, "mesh": [1, 2, 1]}],
+    "training": {"batch": 2, "epochs": 2, "width": 8, "network": "resnet10"},
+}
+
+
+@pytest.mark.slow
+def test_what_0_1_made_is_not_made_again_and_what_depends_on_a_change_is(tmp_path):
+    project = fresh_copy(tmp_path)
+    made = json.loads((ROOT / "tests/provenance-0.1.json").read_text())
+    noted = project / ".snakemake/metadata"
+    noted.mkdir(parents=True)
+    for name, params in made["params"].items():
+        output, rule = project / name, made["rule"][name]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.mkdir() if rule in ("pyramid", "map") else output.touch()
+        os.utime(output, (1e9, 1e9))
+        record = {"record_format_version": 6, "rule": rule, "params": params, "code": made["code"][rule]}
+        (noted / base64.b64encode(name.encode()).decode()).write_text(json.dumps(record | {"incomplete": False}))
+
+    def again(**changes) -> dict[str, int]:
+        (project / "mine.yaml").write_text(yaml.safe_dump(MADE_BY_0_1 | changes))
+        jobs = plan(project, "--configfile", "mine.yaml")
+        return {rule: jobs[rule] for rule in ("phantom", "pyramid", "folds", "train", "predict") if rule in jobs}
+
+    assert again() == {}
+    (project / "mine.py").touch()  # what is new and of no slide here changes nothing, nor does who watches
+    watched = MADE_BY_0_1["training"] | {"tensorboard": True}
+    assert again(pyramids={"readers": {"npz": "mine.py:opened"}}, training=watched) == {}
+    fine, coarse = MADE_BY_0_1["resolutions"]
+    assert again(resolutions=[fine | {"canvas": 60}, coarse]) == {"train": 3, "predict": 3}
+    assert again(training=MADE_BY_0_1["training"] | {"stain": 0.1}) == {"train": 6, "predict": 6}
+
+
 def test_the_workflow_is_lint_free(project):
     _, output = snakemake(project, "--lint")
     assert "good condition" in output
+
+
+def test_the_catalogue_of_workflows_finds_what_it_shows(project):
+    """What it asks of a workflow for its list of standardized usage, which has no schema of its own."""
+    usage = yaml.safe_load((project / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage.keys() == {"mandatory-flags", "software-stack-deployment", "report"} and usage["report"] is True
+    assert usage["mandatory-flags"].keys() == {"desc", "flags"} and usage["software-stack-deployment"] == {
+        "conda": True
+    }
+    assert (project / "workflow/Snakefile").exists() and (project / "config/README.md").exists()
+    words = (project / "README.md").read_text().lower()
+    assert "snakemake" in words and "workflow" in words
+    for file in (project / "workflow/rules").glob("*.smk"):
+        rules = re.split(r"^ *rule ", file.read_text(), flags=re.MULTILINE)[1:]
+        assert all("conda:" in rule for rule in rules if "shell:" in rule), file
 
 
 @pytest.mark.parametrize(
@@ -99,7 +153,7 @@ def own_slides(tmp_path):
     """A project with a sheet of its own: phantoms on disk, one of them torn, and one behind an address."""
     folder = fresh_copy(tmp_path / "project")
     (folder / "my").mkdir()
-    phantoms = cohort(seed=9, patients=8, folder="my")
+    phantoms = list({p.patient: p for p in cohort(seed=9, patients=8, folder="my")}.values())  # a slide of each
     for phantom in phantoms:
         write_slide(folder / phantom.source, render(phantom))
     sheet = pd.DataFrame(map(sheet_row, phantoms))
@@ -128,13 +182,18 @@ def test_a_missing_file_is_named_before_anything_runs(own_slides):
     (folder / sheet.loc[0, "source"]).unlink()
     code, output = snakemake(folder, "-n", "--config", "slides=my/slides.tsv", check=False)
     assert code == 1 and f"slide {sheet.loc[0, 'slide']}: no such file" in output
+    sheet.assign(source=sheet["source"].where(sheet.index > 0, "x" * 300)).to_csv(folder / "my/long.tsv", sep="\t")
+    code, output = snakemake(folder, "-n", "--config", "slides=my/long.tsv", check=False)
+    assert code == 1 and f"slide {sheet.loc[0, 'slide']}: File name too long: xxx" in output.splitlines()[-1]
 
 
 def test_a_sheet_without_source_takes_the_config_s_pattern(own_slides):
     folder, sheet = own_slides
     here = sheet.drop(index=2).assign(site="a")
     here[["slide", "patient", "label"]].to_csv(folder / "my/short.csv", index=False)
-    (folder / "mine.yaml").write_text("slides: my/short.csv\nsource: my/{slide}.svs\nfolds: {number: 3}\n")
+    (folder / "mine.yaml").write_text(
+        "slides: my/short.csv\nsource: my/{slide}.svs\nfolds: {number: 3}\ntraining: {batch: 2}\n"
+    )
     snakemake(folder, "--cores", 2, "--configfile", "mine.yaml", "--", "results/folds.tsv")
     assert len(pd.read_csv(folder / "results/folds.tsv", sep="\t")) == len(here)
 
@@ -171,3 +230,12 @@ def test_an_interrupted_run_leaves_nothing_that_is_taken_for_whole(own_slides):
     pyramids = [p for p in (folder / "results/pyramids").iterdir()]
     assert {p.name for p in pyramids} == set(sheet["slide"])
     assert all((Pyramid(p).array(8)[:] < 255).any() for p in pyramids)
+    # A slide that is gone now stops nothing, but what would have to be made of it.
+    gone = folder / sheet.iloc[0]["source"]
+    gone.unlink()
+    _, output = snakemake(folder, *arguments)
+    assert "Nothing to be done" in output
+    (folder / "more.yaml").write_text("resolutions: [{mpp: 8}, {mpp: 1}]")
+    code, output = snakemake(folder, "-n", "--configfile", "more.yaml", *arguments, check=False)
+    said = f"no such file: {sheet.iloc[0]['source']}, and no pyramid of it has 1 µm/px; correct its source, or"
+    assert code == 1 and said in output.splitlines()[-1]

@@ -5,37 +5,96 @@ when it runs: `gigapipe --help` should not wait for torch.
 """
 
 import argparse
+import gc
+import os
 import sys
+import traceback
 
 import gigapipe
-from gigapipe.cli import check, classification, cohorts, gdc, plan, pyramids, results, segmentation, slides
+from gigapipe import exit_status
+from gigapipe.attempts import InVain
+from gigapipe.cli import check, classification, cohorts, ending, gdc, plan, pyramids, results, segmentation, slides
+from gigapipe.cli.distributed import attempts_of
+from gigapipe.cli.guard import run_apart
 from gigapipe.cli.messages import log_to_stderr
+from gigapipe.disks import in_one_line
 from gigapipe.errors import InputError
-from gigapipe.training.stopping import UNFINISHED, Unfinished
+from gigapipe.given_text import refuse_unreadable
+from gigapipe.training.stopping import Unfinished
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
     top.add_argument("--version", action="version", version=gigapipe.__version__)
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    for stage in (gdc, slides, pyramids, cohorts, classification, segmentation, results, check, plan):
+    for stage in (gdc, slides, pyramids, cohorts, classification, segmentation, results, check, plan, ending):
         stage.add_verbs(verbs)
     return top
 
 
+def program() -> int:
+    """The process `gigapipe`: `main`, ended sooner.
+
+    What imports made, 160,000 objects for torch alone, is no garbage: at the end of the process it need not be searched
+    for some, which takes half a second.
+    """
+    status = main()
+    gc.freeze()
+    return status
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """The exit status of a verb, as `exit_status` has them. A defect is raised, if another program calls this."""
     log_to_stderr()
+    attempts = None
     try:
+        refuse_unreadable([os.getcwd(), *(sys.argv if arguments is None else arguments)])
         args = parser().parse_args(arguments)
-        args.run(args)
-    except InputError as error:
-        print(f"gigapipe: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("gigapipe"):
-            raise
-        print(f"gigapipe: {error.name} is not installed; pip install 'gigapipe[workflow]' brings it", file=sys.stderr)
-        return 1
+        if "attempts" in args:
+            attempts = attempts_of(args)
+            attempts.refuse()
+        # Called by another program, it may have threads, and is as safe as that program.
+        crash = run_apart() if arguments is None and "crashed" in args else None
+        if crash:
+            args.crashed(args, crash.name)
+        else:
+            args.run(args)
+        sys.stdout.flush()  # here, where it can be said that there is no room for it
     except Unfinished:  # which the first rank has told
-        return UNFINISHED
+        return exit_status.UNFINISHED
+    except Exception as error:
+        if isinstance(error, OSError) and _output_failed():
+            error.filename = error.filename or "standard output"
+        if isinstance(error, InVain) and error.said_by_another:
+            pass
+        elif line := _line_of(error):
+            print(f"gigapipe: {line}", file=sys.stderr)
+        elif arguments is not None:
+            raise
+        else:
+            traceback.print_exc()
+        if attempts:
+            attempts.note(error)
+        return exit_status.of(error)
     return 0
+
+
+def _line_of(error: Exception) -> str | None:
+    """What a user is told of an error; None of a defect."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return in_one_line(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gigapipe"):
+        return f"{error.name} is not installed; pip install 'gigapipe[workflow]' brings it"
+    return None
+
+
+def _output_failed() -> bool:
+    """Whether standard output takes no more. It is then given up: Python would try it again at its end, and tell."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

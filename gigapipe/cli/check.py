@@ -1,16 +1,20 @@
 """The verb that proves a model's decomposition exact."""
 
 import argparse
+import functools
 import os
 import sys
 
 from gigapipe.cli.arguments import Verbs, positive, sizes, verb
+from gigapipe.configuration.command_line import add_options
+from gigapipe.configuration.configuration import OwnNetwork
 from gigapipe.errors import InputError
 
 
 def add_verbs(verbs: Verbs) -> None:
     sub = verb(verbs, check, "Compare a model on one rank with the same model on many, in float64.")
-    sub.add_argument("model", help="a function that makes a model, as gigapipe.models:resnet18 or mine:unet")
+    sub.add_argument("model", help="a function that makes a model, as gigapipe.models:resnet18 or mine.py:unet")
+    add_options(sub, OwnNetwork, ["network_options"])
     sub.add_argument("size", type=sizes, help="rows and columns of the image, as 237x191")
     sub.add_argument("mesh", type=sizes, help="rows and columns of ranks, as 2x2; or data, rows and columns, as 2x2x1")
     sub.add_argument("--batch", type=positive, default=2, help="images a data rank")
@@ -20,6 +24,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def check(args: argparse.Namespace) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks are processes of this machine's CPU
+    from gigapipe import named
     from gigapipe.spatial.check import TOLERANCE
     from gigapipe.spatial.check import check as compare
 
@@ -30,8 +35,10 @@ def check(args: argparse.Namespace) -> None:
     if tile:
         place += f", {'held and ' * args.stream}by tiles of {tile} px"
     print(f"{args.model}: one rank against {ranks}, {place}, in float64 …", file=sys.stderr, flush=True)
+    named.load(args.model)  # said here, if there is none
+    make = functools.partial(named.call, args.model, args.network_options)
     try:
-        differences = compare(args.model, args.size, shape, args.batch, tile, held=args.stream)
+        differences = compare(make, args.model, args.size, shape, args.batch, tile, held=args.stream)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     for kind in dict.fromkeys(d.kind for d in differences):

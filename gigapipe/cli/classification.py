@@ -1,4 +1,4 @@
-"""Verbs of the classifier: trained on whole canvases, applied to held-out slides, and compared."""
+"""Verbs of what a canvas tells, a class or a number: trained, applied to held-out slides, and compared."""
 
 import argparse
 import sys
@@ -8,16 +8,23 @@ from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, verb
 from gigapipe.cli.distributed import (
+    applied_model_arguments,
     launching,
     learning_arguments,
     mesh_of,
+    own_network,
+    own_task,
     ranks_arguments,
+    settings_of_task,
     slides_of,
     stage_of,
+    task_argument,
+    task_to_train,
     training_settings,
 )
 from gigapipe.configuration.command_line import add_options, values
-from gigapipe.configuration.configuration import Network
+from gigapipe.configuration.configuration import Comparison, Network
+from gigapipe.configuration.tasks import learning_of
 from gigapipe.training.stopping import Stop
 
 
@@ -31,7 +38,11 @@ def add_train(verbs: Verbs) -> None:
     sub = verb(verbs, train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
     ranks_arguments(sub)
     learning_arguments(sub)
+    task_argument(sub, "train")
     sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
+    sub.add_argument(
+        "--target", metavar="COLUMN", help="learn the numbers in this column, which folds were made with, and no labels"
+    )
     add_options(sub, Network)
     sub.add_argument(
         "--start", metavar="FILE", help="model of a coarser resolution, of the same network and fold, to begin with"
@@ -43,19 +54,18 @@ def train(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.evaluation.folds import roles
     from gigapipe.pyramids.canvas import lost_tissue
-    from gigapipe.training.classification import Classification, ClassifierSettings
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
 
+    network = Network.of(values(Network, args))
+    task = task_to_train(args, "train", "regression" if args.target else "classes")
     with started(*mesh_of(args), **launching(args)) as mesh:
         table = slides_of(args)
         parts = roles(table, args.fold)
-        classes = sorted(table["label"].unique())
-        settings = ClassifierSettings.of(
-            values(Network, args)
-            | training_settings(args)
-            | {"canvas": args.canvas, "classes": classes, "start": args.start}
-        )
+        common = values(Network, args) | training_settings(args) | {"canvas": args.canvas, "start": args.start}
+        common |= {"network_code": network.code(), **settings_of_task(task)}
+        learning = learning_of(task)
+        settings = learning.kind.of(common | learning.kind.of_slides(table, parts["training"], args.target, args.fold))
         training, validation = (
             settings.canvases(parts[role], args.pyramids, mesh, stage_of(args)) for role in ("training", "validation")
         )
@@ -68,8 +78,8 @@ def train(args: argparse.Namespace) -> None:
                         f"{args.mpp:g} µm/px",
                         file=sys.stderr,
                     )
-        task = Classification(settings, training, validation, mesh, args.memory)
-        train(task, args.output, stop, args.keep_checkpoints)
+        to_learn = learning(settings, training, validation, mesh, args.memory)
+        train(to_learn, args.output, stop, args.keep_checkpoints, args.tensorboard)
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -78,6 +88,7 @@ def add_predict(verbs: Verbs) -> None:
     )
     ranks_arguments(sub)
     sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train` wrote")
+    applied_model_arguments(sub)
     sub.add_argument("--output", type=Path, required=True, help="the table to write: a line for each of these slides")
 
 
@@ -85,47 +96,90 @@ def predict(args: argparse.Namespace) -> None:
     return_freed_tensors()
     import pandas as pd
 
-    from gigapipe.evaluation.columns import FOLD, MPP, NAMES, PART, SEED, TEST, VALIDATION
+    from gigapipe.evaluation.columns import (
+        FOLD,
+        IDENTITY,
+        MD5,
+        MPP,
+        NAMES,
+        NUMBER,
+        PART,
+        PREDICTED,
+        SEED,
+        SLIDE,
+        TARGET,
+        TEST,
+        VALIDATION,
+    )
     from gigapipe.evaluation.folds import roles
+    from gigapipe.evaluation.identity import (
+        NETWORK,
+        identity_beside,
+        refuse_other_folds,
+        refuse_other_slides,
+        without_identity,
+    )
     from gigapipe.evaluation.targets import targets_of
-    from gigapipe.training.classification import ClassifierSettings, predict
+    from gigapipe.slides.written_tables import write_table
+    from gigapipe.training.classification import CanvasSettings, ClassifierSettings, predict
     from gigapipe.training.model_files import trained_model
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
+    from gigapipe.training.task import files_of, kinds_of_settings
 
+    task = own_task(args, canvas=True)
     with started(*mesh_of(args), **launching(args)) as mesh:
-        model, settings = trained_model(args.model, ClassifierSettings, mesh)
+        model, settings = trained_model(args.model, kinds_of_settings(canvas=True), mesh, own_network(args), task)
+        assert isinstance(settings, CanvasSettings)
         parts = roles(slides_of(args), settings.fold)
         # The fold that chose the epoch, too: a threshold may be fixed on it, and on no other slide.
         table = pd.concat([parts[part].assign(**{PART: part}) for part in (TEST, VALIDATION)])
         canvases = settings.canvases(table, args.pyramids, mesh, stage_of(args))
-        probabilities = predict(model, settings, canvases, Streaming(args.memory, mesh))
+        identity, files = identity_beside(args.model), files_of(canvases)
+        if mesh.rank == 0:
+            without_identity(int(identity is None), 1, f"model {args.model}")
+        refuse_other_folds(args.model, identity, parts)
+        refuse_other_slides(f"model {args.model}", files, identity)
+        said = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
             table = table[NAMES].assign(**{SEED: settings.seed, FOLD: settings.fold, MPP: settings.mpp})
-            for name, column in targets_of(settings.classes).items():
-                table[column] = probabilities[:, settings.classes.index(name)].tolist()
+            if identity:
+                table = table.assign(**{IDENTITY: identity[NETWORK], MD5: table[SLIDE].map(files)})
+            if isinstance(settings, ClassifierSettings):
+                for name, column in targets_of(settings.classes).items():
+                    table[column] = said[:, settings.classes.index(name)].tolist()
+            else:
+                numbers = {NUMBER: canvases.truth.tolist(), PREDICTED: said[:, 0].tolist()}
+                table = table.assign(**{TARGET: settings.outputs[0], **numbers})
             with atomic_file(args.output) as partial:
-                table.to_csv(partial, sep="\t", index=False)
+                write_table(table, partial)
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    sub = verb(verbs, evaluate, "Compare resolutions: AUC with intervals, and cost, as table and figure.")
+    sub = verb(verbs, evaluate, "Compare resolutions: AUC or R² with intervals, and cost, as table and figure.")
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, help="tables that `gigapipe predict` wrote")
     sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="their training.json, in the same order")
+    add_options(sub, Comparison)
     sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md, .html and .png")
 
 
 def evaluate(args: argparse.Namespace) -> None:
     from gigapipe.evaluation import figures
+    from gigapipe.evaluation.columns import PATIENTS_OF_SEVERAL_LABELS, PREDICTED
     from gigapipe.evaluation.comparison import compare
     from gigapipe.evaluation.comparison_text import as_html, as_markdown
     from gigapipe.evaluation.networks import read_networks
+    from gigapipe.evaluation.regression import compare_numbers
+    from gigapipe.slides.written_tables import write_table
 
-    table = compare(*read_networks(args.predictions, args.trainings))
+    scores, costs = read_networks(args.predictions, args.trainings)
+    table = (compare_numbers if PREDICTED in scores else compare)(scores, costs, args.margin)
+    if PATIENTS_OF_SEVERAL_LABELS in table and (mixed := table[PATIENTS_OF_SEVERAL_LABELS].max()):
+        print(f"the AUC of patients is left out: {mixed} of them have slides of several labels", file=sys.stderr)
     with atomic_file(args.output / "comparison.tsv") as partial:
-        table.to_csv(partial, sep="\t", index=False, float_format="%.6g")
+        write_table(table, partial, float_format="%.6g")
     for name, text in (("comparison.md", as_markdown(table)), ("comparison.html", as_html(table))):
         with atomic_file(args.output / name) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
     with atomic_file(args.output / "comparison.png") as partial:
         figures.write(figures.comparison(table), partial, "png")

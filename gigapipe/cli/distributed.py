@@ -2,15 +2,31 @@
 
 import argparse
 import os
+import re
 import socket
 from datetime import timedelta
 from pathlib import Path
 
+from gigapipe.attempts import Attempts
 from gigapipe.cli.arguments import micrometres, minutes, positive, renamed
-from gigapipe.configuration.command_line import add_options, values
-from gigapipe.configuration.configuration import Computing, Learning, Training
+from gigapipe.configuration.command_line import add_options, converter, values
+from gigapipe.configuration.configuration import Computing, Learning, OwnNetwork, Training
+from gigapipe.configuration.messages import allowed, either
+from gigapipe.configuration.tasks import TASKS, Task, TaskName, code_of, task_named
+from gigapipe.configuration.values import Function
 from gigapipe.errors import InputError
-from gigapipe.training.stopping import UNFINISHED
+from gigapipe.exit_status import UNFINISHED
+from gigapipe.named import PATTERN
+from gigapipe.training.carriers import AUTO, TRANSPORTS
+
+TRANSPORT = either([AUTO, *TRANSPORTS, allowed(Function)])
+"""What may be given for one, in words."""
+
+
+def _transport(text: str) -> str:
+    if text in (AUTO, *TRANSPORTS) or re.fullmatch(PATTERN, text):
+        return text
+    raise argparse.ArgumentTypeError(f"found {text}; allowed is {TRANSPORT}")
 
 
 def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
@@ -33,9 +49,11 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
     )
     sub.add_argument(
         "--transport",
-        choices=["auto", "mpi", "torch"],
-        default="auto",
-        help="what carries halos and sums between ranks; auto is MPI between CPUs, and torch (NCCL) between GPUs",
+        type=_transport,
+        default=AUTO,
+        metavar="TRANSPORT",
+        help=f"what carries halos and sums between ranks: {TRANSPORT}; auto is MPI between CPUs, and torch (NCCL) "
+        "between GPUs",
     )
     add_options(sub, Computing)
     sub.add_argument(
@@ -46,6 +64,75 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
         "and 2 hours with --memory",
     )
     renamed(sub, "--silence", "--timeout")
+    attempts_argument(sub)
+
+
+def attempts_argument(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--attempts",
+        metavar="KEY",
+        help="what stands for these settings: an attempt than which none can do better leaves word under it beside the "
+        "output, and the next with the same ends at once",
+    )
+
+
+def attempts_of(args: argparse.Namespace) -> Attempts:
+    """Those at what a verb writes."""
+    return Attempts(args.output, args.attempts)
+
+
+def own_network_arguments(sub: argparse.ArgumentParser, help: str) -> None:
+    """A network of the user's, which is made by a function."""
+    sub.add_argument("--network", type=converter(Function), metavar="NETWORK", help=f"{help}: {allowed(Function)}")
+    add_options(sub, OwnNetwork, ["network_options"])
+
+
+def applied_model_arguments(sub: argparse.ArgumentParser) -> None:
+    """What a model needs beside its file, which runs no code that is not named here."""
+    own_network_arguments(sub, "the model's network, if it is your own, and so code that is run")
+    sub.add_argument(
+        "--task",
+        type=converter(Function),
+        metavar="TASK",
+        help=f"the model's task, if it is your own, and so code that is run: {allowed(Function)}",
+    )
+
+
+def own_task(args: argparse.Namespace, canvas: bool) -> Task | None:
+    """The task of the user's that a model has learnt. InputError if its networks see something else than canvases, or
+    than slides as they are."""
+    task = task_named(args.task) if args.task else None
+    if task and task.canvas is not canvas:
+        raise InputError(f"task {args.task}: is applied by `gigapipe {'predict' if task.canvas else 'segment'}`")
+    return task
+
+
+def task_argument(sub: argparse.ArgumentParser, verb: str) -> None:
+    """What a verb is to train."""
+    brought = [name for name, task in TASKS.items() if task.train == verb]
+    sub.add_argument(
+        "--task",
+        type=converter(TaskName),
+        metavar="TASK",
+        help=f"what is learnt: {either([*brought, 'a task of your own'])}, {allowed(Function)}",
+    )
+
+
+def task_to_train(args: argparse.Namespace, verb: str, default: str) -> Task:
+    """What a verb is to train. InputError if that is another verb's."""
+    task = task_named(args.task or default)
+    if task.train != verb:
+        raise InputError(f"task {args.task}: is learnt by `gigapipe {task.train}`")
+    return task
+
+
+def settings_of_task(task: Task) -> dict:
+    """What a model's settings say of a task of the user's; nothing of another."""
+    return {"own_task": task.own, "task_code": code_of(task)} if task.own else {}
+
+
+def own_network(args: argparse.Namespace) -> OwnNetwork:
+    return OwnNetwork.of(values(OwnNetwork, args))
 
 
 def slides_of(args: argparse.Namespace):
@@ -90,9 +177,8 @@ def launching(args: argparse.Namespace) -> dict:
     timeout = STREAMING_TIMEOUT if args.memory else TIMEOUT
     if args.timeout:
         timeout = timedelta(minutes=args.timeout)
-    failure_records = args.output.with_name(f"{args.output.name}.failed")
-    names = ("threads", "transport", "device")
-    return {name: getattr(args, name) for name in names} | {"timeout": timeout, "failure_records": failure_records}
+    names = ("threads", "transport", "device", "memory")
+    return {name: getattr(args, name) for name in names} | {"timeout": timeout, "attempts": attempts_of(args)}
 
 
 def learning_arguments(sub: argparse.ArgumentParser) -> None:
@@ -109,7 +195,7 @@ def learning_arguments(sub: argparse.ArgumentParser) -> None:
         help=f"what the job has, as 90 (minutes) or 2h: it stops in time, or at SIGTERM or SIGUSR1, with status "
         f"{UNFINISHED}; the same command then goes on",
     )
-    add_options(sub, Training, ["keep_checkpoints"])
+    add_options(sub, Training, ["keep_checkpoints", "tensorboard"])
 
 
 def training_settings(args: argparse.Namespace) -> dict:

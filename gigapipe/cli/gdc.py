@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
+import gigapipe
 from gigapipe.cli.arguments import Verbs, verb
 from gigapipe.configuration.command_line import add_options
-from gigapipe.configuration.configuration import Archive, Cohort, Label
+from gigapipe.configuration.sources import Archive, Cohort, Label
+from gigapipe.errors import InputError
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -22,7 +25,7 @@ def add_query(verbs: Verbs) -> None:
     sub = verb(verbs, query, "Ask which slides some projects have, and write their sample sheet.")
     sub.add_argument("output", type=Path, help="the sample sheet to write")
     sub.add_argument("--project", action="append", required=True, help="as TCGA-LUAD; may be repeated")
-    add_options(sub, Cohort, ["strategy", "label"])
+    add_options(sub, Cohort, ["strategy", "samples", "label"])
     sub.add_argument(
         "--class",
         dest="classes",
@@ -36,13 +39,34 @@ def add_query(verbs: Verbs) -> None:
 
 def query(args: argparse.Namespace) -> None:
     from gigapipe.gdc.client import Client
-    from gigapipe.gdc.cohort import query, write_sheet
+    from gigapipe.gdc.cohort import query
 
     classes = {value: name for name, value in args.classes or []}
-    sheet = query(Client(args.api), args.project, args.strategy, args.label, classes)
-    asked = f"{args.api} was asked for each open {args.strategy} of {', '.join(args.project)}, labels by {args.label}"
-    write_sheet(sheet, args.output, asked)
-    print(f"{args.output}: {len(sheet)} slides of {sheet['patient'].nunique()} patients", file=sys.stderr)
+    for name, value in args.classes or []:
+        if classes[value] != name:
+            raise InputError(f"--class: {value} is named {name} and {classes[value]}; give one")
+    sheet = query(Client(args.api), args.project, args.strategy, args.label, classes, args.samples)
+    asked = f"{args.api} was asked for the slides of {', '.join(args.project)}, strategy {args.strategy}"
+    write(sheet, args.output, f"{asked}, samples {args.samples}, labels by {args.label}")
+
+
+def write(sheet, path: Path, how: str) -> None:
+    """Write a cohort's sheet, which begins with when and how it was made and what is not in it, and say the same."""
+    import pandas as pd
+
+    from gigapipe.slides.sheet import write_sheet
+
+    size = pd.to_numeric(sheet["size"], errors="coerce").sum() / 1e9
+    said = [f"{made_now()}: {how}", f"{len(sheet)} slides, {size:.1f} GB", *sheet.attrs["notes"]]
+    write_sheet(sheet, path, "; ".join(said))
+    labels = ", ".join(f"{number} {label}" for label, number in sheet["label"].value_counts().items())
+    print(f"{path}: {len(sheet)} slides of {sheet['patient'].nunique()} patients: {labels}", file=sys.stderr)
+    if sheet["label"].nunique() < 2:
+        print("They have one label, and task classes needs two: ask for another, or edit the sheet", file=sys.stderr)
+
+
+def made_now() -> str:
+    return f"gigapipe {gigapipe.__version__}, {datetime.now(UTC).strftime('%Y-%m-%dT%H:%MZ')}"
 
 
 def add_sheet(verbs: Verbs) -> None:
@@ -51,21 +75,23 @@ def add_sheet(verbs: Verbs) -> None:
     given = sub.add_mutually_exclusive_group(required=True)
     given.add_argument("--manifest", action="append", metavar="LABEL=FILE", type=named, help="may be repeated")
     given.add_argument("--portal-sheet", action="append", metavar="FILE", type=Path, help="may be repeated")
+    add_options(sub, Cohort, ["strategy", "samples"])
     known = get_args(Label)[:2]
     sub.add_argument("--label", choices=known, default=known[0], help="with --portal-sheet: what the class is")
     sub.add_argument("--sites", type=Path, help="table of institutions, with columns site, and code or patient")
 
 
 def sheet(args: argparse.Namespace) -> None:
-    from gigapipe.gdc.cohort import from_manifests, from_portal_sheets, write_sheet
+    from gigapipe.gdc.cohort import from_manifests, from_portal_sheets
 
+    choice = {"sites": args.sites, "strategy": args.strategy, "samples": args.samples}
     if args.manifest:
         files = [Path(path) for _, path in args.manifest]
-        made = from_manifests({label: Path(path) for label, path in args.manifest}, args.sites)
+        made = from_manifests([(label, Path(path)) for label, path in args.manifest], **choice)
     else:
-        made, files = from_portal_sheets(args.portal_sheet, args.label, args.sites), args.portal_sheet
-    write_sheet(made, args.output, f"made of {', '.join(path.name for path in files)}")
-    print(f"{args.output}: {len(made)} slides of {made['patient'].nunique()} patients", file=sys.stderr)
+        made, files = from_portal_sheets(args.portal_sheet, args.label, **choice), args.portal_sheet
+    how = f"made of {', '.join(path.name for path in files)}, strategy {args.strategy}, samples {args.samples}"
+    write(made, args.output, how)
 
 
 def add_refresh(verbs: Verbs) -> None:
@@ -76,14 +102,14 @@ def add_refresh(verbs: Verbs) -> None:
 
 def refresh(args: argparse.Namespace) -> None:
     from gigapipe.gdc.client import Client
-    from gigapipe.gdc.cohort import refresh, write_sheet
-    from gigapipe.slides.sheet import read_table
+    from gigapipe.gdc.cohort import refresh
+    from gigapipe.slides.sheet import read_table, write_sheet
 
     table, changed, gone = refresh(Client(args.api), read_table(args.sheet))
     for slide in gone:
         print(f"slide {slide}: the archive has no file of its name any more; its row is as it was", file=sys.stderr)
     if changed:
-        write_sheet(table, args.sheet, f"refreshed from {args.api}")
+        write_sheet(table, args.sheet, f"{made_now()}: refreshed from {args.api}", labelled=False)
     print(f"{args.sheet}: {len(changed)} of {len(table)} slides were re-released", file=sys.stderr)
 
 

@@ -1,5 +1,6 @@
 """What the library logs, as lines on standard error for whoever waits."""
 
+import io
 import logging
 import sys
 
@@ -12,7 +13,15 @@ class _PlainLines(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Write what gigapipe logs, from INFO on, to standard error; once is enough for a process."""
+    """Write what gigapipe logs, from INFO on, to standard error; once is enough for a process.
+
+    Whatever is printed there goes out by whole lines from then on: Python would write the end of a line by itself, and
+    the lines of ranks, which share a launcher, would mix. On standard output letters that the locale lacks are escaped.
+    """
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(line_buffering=True, write_through=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the locale has no letter for
     logger = logging.getLogger("gigapipe")
     if not logger.handlers:
         handler = _PlainLines()

@@ -3,29 +3,28 @@
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, size_in_bytes, sizes, verb
 from gigapipe.configuration.command_line import add_options
-from gigapipe.configuration.configuration import Learning, Network
+from gigapipe.configuration.configuration import RESNETS, Learning, Network
 from gigapipe.errors import InputError
 from gigapipe.planning.machines import MACHINES, Machine, machine
 
 if TYPE_CHECKING:
     from gigapipe.planning.scaling import Point
 
-NETWORKS = ("resnet18", "resnet34", "resnet50", "unet")
+NETWORKS = (*get_args(RESNETS), "unet")
 
 
 def add_verbs(verbs: Verbs) -> None:
     sub = verb(
         verbs, plan, "Say which meshes hold a training, what a step would take, and which mesh is best. A model."
     )
-    sub.add_argument("model", help=f"{', '.join(NETWORKS)}, or a function that makes one, as mine:unet")
+    sub.add_argument("model", help=f"{', '.join(NETWORKS)}, or a function that makes one, as mine.py:unet")
     sub.add_argument("canvas", type=sizes, help="rows and columns of an image, as 22528x22528")
     sub.add_argument(
         "--machine", default="summit", help=f"{', '.join(MACHINES)}, or a file that --measure wrote: a rank's hardware"
@@ -33,7 +32,7 @@ def add_verbs(verbs: Verbs) -> None:
     sub.add_argument("--ranks", type=positive, help="how many GPUs there are; without it, the fewest that suffice")
     sub.add_argument("--batch", type=positive, default=1, help="images a step, over all data ranks")
     add_options(sub, Learning, ["precision"])
-    add_options(sub, Network, ["norm"])
+    add_options(sub, Network, ["norm", "network_options"])
     sub.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="of a rank, in place of the machine's")
     sub.add_argument("--ranks-per-node", type=positive, help="in place of the machine's")
     sub.add_argument("--near", type=size_in_bytes, metavar="SIZE", help="bytes a second between ranks of a node")
@@ -58,7 +57,7 @@ def plan(args: argparse.Namespace) -> None:
         fit = measure(args.ranks_per_node or 2)
         print(*fit.lines, "", sep="\n")
         with atomic_file(args.measure) as partial:
-            partial.write_text(json.dumps(fit.machine._asdict(), indent=2) + "\n")
+            partial.write_text(json.dumps(fit.machine._asdict(), indent=2) + "\n", encoding="utf-8")
         chosen = fit.machine
     else:
         chosen = machine(args.machine)
@@ -95,13 +94,16 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     import torch
     from torch import nn
 
+    from gigapipe import named
     from gigapipe.models import RESNETS, GigapixelUNet
+    from gigapipe.models.networks import made
     from gigapipe.planning.cost import default_loss
     from gigapipe.planning.scaling import Job
-    from gigapipe.spatial.check import load
     from gigapipe.spatial.recording import without_pixels
     from gigapipe.training.losses import dice_and_cross_entropy
 
+    if args.network_options and args.model in NETWORKS:
+        raise InputError(f"network options: {args.model} takes none; they are for a network of your own")
     loss = default_loss
     make: Callable[[], nn.Module]
     if args.model in RESNETS:
@@ -112,11 +114,11 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
         def loss(output):
             return dice_and_cross_entropy(output, torch.zeros_like(output, dtype=torch.float32))
     else:
-        sys.path.insert(0, "")
         try:
-            make = load(args.model)
-        except ValueError as error:
-            raise InputError(f"model {error}, or one of {', '.join(NETWORKS)}") from None
+            named.load(args.model)
+        except InputError as error:
+            raise InputError(f"model {error}; or give one of {', '.join(NETWORKS)}") from None
+        make = functools.partial(made, args.model, args.network_options)
     with without_pixels():
         first = next((m for m in make().modules() if isinstance(m, nn.Conv2d)), None)
     return Job(make, args.canvas, args.precision, first.in_channels if first else 3, loss, on_gpu)

@@ -1,18 +1,29 @@
 """Verbs that make a slide's pyramid, check it and show it."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gigapipe import named
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, micrometres, positive, verb
-from gigapipe.configuration.command_line import add_options, values
-from gigapipe.configuration.configuration import PyramidPixels, Pyramids
-from gigapipe.errors import InputError
+from gigapipe.configuration.command_line import add_options, converter, values
+from gigapipe.configuration.pyramids import PyramidPixels, Pyramids
+from gigapipe.configuration.values import Function
+from gigapipe.errors import InputError, Unavailable
+from gigapipe.given_text import option
+from gigapipe.slides.crashes import crash_of
+
+if TYPE_CHECKING:
+    from gigapipe.pyramids import Pyramid
 
 
 def add_verbs(verbs: Verbs) -> None:
     add_pyramid(verbs)
+    add_add(verbs)
+    add_sizes(verbs)
     add_verify(verbs)
     add_canvas(verbs)
     add_canvases(verbs)
@@ -21,54 +32,183 @@ def add_verbs(verbs: Verbs) -> None:
 
 def add_pyramid(verbs: Verbs) -> None:
     sub = verb(verbs, pyramid, "Downsample a slide to the chosen resolutions.")
-    sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads")
+    sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads, or --reader")
     sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
     sub.add_argument(
         "--slide-mpp", type=micrometres, metavar="MPP", help="µm per pixel of the slide, against what it says"
     )
+    sub.add_argument(
+        "--tissue",
+        type=Path,
+        metavar="FILE",
+        help="where the slide has tissue, as you have drawn it, against what is found: a picture or .npy of the whole "
+        "slide, or annotations from QuPath (GeoJSON) or ASAP (XML)",
+    )
+    reader_argument(sub)
     add_options(sub, PyramidPixels)
     add_options(sub, Pyramids, ["scheduler"])
     sub.add_argument(
         "--leave-out", action="store_true", help="write why a slide cannot be used in place of its store, and succeed"
     )
     sub.add_argument("--verify", action="store_true", help="then check it, as `gigapipe verify --slide` does")
+    sub.set_defaults(crashed=lambda args, what: give_up(args, crash_of(args.slide, what)))
+
+
+def reader_argument(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--reader",
+        type=converter(Function),
+        metavar="READER",
+        help="what reads slides in place of OpenSlide, and so code that is run: a function that opens one, as "
+        "mine.py:opened or package.module:opened",
+    )
+
+
+def reader_named(pyramid: "Pyramid", reader: str | None) -> str | None:
+    """`reader`; or InputError if there is none, and the pyramid's slide was read by code of the user's."""
+    noted = pyramid.settings.get("reader")
+    if noted and not reader:
+        raise InputError(
+            f"pyramid {pyramid.folder}: its slide was read by code of your own, which is run only if you name it; if "
+            f"you trust it, add {shlex.join(option('--reader', noted))}"
+        )
+    return reader and named.absolute(reader)
 
 
 def pyramid(args: argparse.Namespace) -> None:
-    from gigapipe.pyramids.build import Settings, build_pyramid
-    from gigapipe.pyramids.store import leave_out
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.build import build_pyramid
+    from gigapipe.pyramids.settings import Settings
 
-    settings = Settings.of(values(PyramidPixels, args) | {"mpp": args.slide_mpp})
+    drawn, reader = args.tissue and str(args.tissue.absolute()), args.reader and named.absolute(args.reader)
+    if reader:
+        named.load(reader)  # here, for code that cannot be called up is no fault of a slide, which would be left out
+    settings = Settings.of(values(PyramidPixels, args) | {"mpp": args.slide_mpp, "tissue": drawn, "reader": reader})
     try:
         build_pyramid(args.slide, args.folder, args.mpp, settings, args.threads, args.scheduler)
     except InputError as error:
-        if not args.leave_out:
+        if isinstance(error, Unavailable):  # of which the slide may be innocent
             raise
-        print(f"gigapipe: {error}\nleft out", file=sys.stderr)
-        leave_out(args.folder, str(error))
+        give_up(args, error)
     else:
+        tissue = Pyramid(args.folder).tissue
+        why = f" ({tissue['why']})" if tissue["why"] else ""
+        print(f"{args.slide}: tissue {tissue['verdict']}, {tissue['fraction']:.1%} of the slide{why}")
         if args.verify:
-            verify(argparse.Namespace(pyramid=args.folder, slide=args.slide))
+            verify(argparse.Namespace(pyramid=args.folder, slide=args.slide, adopt=False, reader=args.reader))
+
+
+def add_add(verbs: Verbs) -> None:
+    sub = verb(verbs, add, "Give a pyramid more resolutions; those that it has stay as they are.")
+    sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
+    sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
+    sub.add_argument(
+        "--slide",
+        type=Path,
+        help="the slide that it was made of; without it each is made of the next finer resolution of the pyramid, with "
+        "an error that is said",
+    )
+    reader_argument(sub)
+    sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
+    add_options(sub, Pyramids, ["scheduler"])
+    sub.add_argument("--verify", action="store_true", help="then check it, as `gigapipe verify --slide` does")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="write there, too, which resolutions it has, as JSON")
+    sub.set_defaults(crashed=crashed)
+
+
+def add(args: argparse.Namespace) -> None:
+    import json
+
+    from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.adding import add_resolutions
+    from gigapipe.pyramids.store import left_out
+
+    resolutions = []
+    if reason := left_out(args.pyramid):
+        print(f"{args.pyramid}: the slide was left out: {reason}")
+    else:
+        pyramid = Pyramid(args.pyramid)
+        reader = reader_named(pyramid, args.reader) if args.slide else None
+        added = add_resolutions(pyramid.folder, args.mpp, args.slide, args.threads, args.scheduler, reader)
+        said = ", ".join(f"{mpp:g}" for mpp in added)
+        print(f"{args.pyramid}: {f'{said} µm/px added' if added else 'has them all'}")
+        resolutions = Pyramid(args.pyramid).resolutions
+        if args.verify and args.slide:
+            verify(argparse.Namespace(pyramid=args.pyramid, slide=args.slide, adopt=False, reader=args.reader))
+    if args.output:
+        with atomic_file(args.output) as partial:
+            partial.write_text(json.dumps({"resolutions": resolutions}) + "\n", encoding="utf-8")
+
+
+def give_up(args: argparse.Namespace, error: InputError) -> None:
+    """Leave out the slide that `error` tells of, if it is to; or raise it."""
+    from gigapipe.pyramids.store import leave_out
+
+    if not args.leave_out:
+        raise error
+    print(f"gigapipe: {error}\nleft out", file=sys.stderr)
+    leave_out(args.folder, str(error))
+
+
+def add_sizes(verbs: Verbs) -> None:
+    sub = verb(verbs, sizes, "How large pyramids become, judged by a sample of each slide.")
+    sub.add_argument("slides", type=Path, nargs="+", help="the slides")
+    sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
+    reader_argument(sub)
+    add_options(sub, PyramidPixels)
+
+
+def sizes(args: argparse.Namespace) -> None:
+    from gigapipe.pyramids.settings import Settings
+    from gigapipe.pyramids.sizes import estimate
+    from gigapipe.slides.crashes import ask
+
+    settings = Settings.of(values(PyramidPixels, args) | {"reader": args.reader})
+    print("slide", "bytes", *(f"{mpp:g}um" for mpp in args.mpp), sep="\t")
+    faults = []
+    for slide, found in zip(
+        args.slides, ask(estimate, [(slide, args.mpp, settings) for slide in args.slides]), strict=True
+    ):
+        if found.error:
+            faults.append(str(found.error))
+        else:
+            print(slide, found.value.slide, *found.value.pyramid, sep="\t")
+    if faults:
+        raise InputError("\ngigapipe: ".join(faults))
 
 
 def add_verify(verbs: Verbs) -> None:
     sub = verb(verbs, verify, "Check a pyramid against its checksums, and against its slide.")
     sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
     sub.add_argument("--slide", type=Path, help="the slide that it was made from: some rectangles are made again")
+    reader_argument(sub)
+    sub.add_argument(
+        "--adopt", action="store_true", help="give a store of 0.1, if all else is right, checksums of what it holds"
+    )
+    sub.set_defaults(crashed=crashed)
+
+
+def crashed(args: argparse.Namespace, what: str) -> None:
+    """What a native crash came of: the slide, or of a verb that reads none the pyramid."""
+    raise crash_of(args.slide or args.pyramid, what)
 
 
 def verify(args: argparse.Namespace) -> None:
     from gigapipe.pyramids import Pyramid
-    from gigapipe.pyramids.verify import verify_chunks, verify_pixels
-    from gigapipe.slides.reader import Slide
+    from gigapipe.pyramids.settings import Settings, open_slide
+    from gigapipe.pyramids.verify import adopt, verify_chunks, verify_pixels
 
     pyramid = Pyramid(args.pyramid)
     print(f"{args.pyramid}: {verify_chunks(pyramid) / 1e6:.0f} MB of pixels, every chunk there and whole")
     if args.slide:
-        with Slide(args.slide, pyramid.settings["mpp"], pyramid.settings["assume_mpp"]) as slide:
-            print(f"{args.slide}: {verify_pixels(pyramid, slide)} rectangles made again, every pixel the same")
+        reader = reader_named(pyramid, args.reader)
+        with open_slide(args.slide, Settings(**pyramid.settings | {"reader": reader})) as slide:
+            lossy = "" if pyramid.codec["name"] == "zstd" else f", but for what {pyramid.codec['name']} loses"
+            print(f"{args.slide}: {verify_pixels(pyramid, slide)} rectangles made again, every pixel the same{lossy}")
+    if args.adopt and (number := adopt(pyramid)):
+        print(f"{args.pyramid}: {number} arrays have checksums now")
 
 
 def add_canvas(verbs: Verbs) -> None:
@@ -108,10 +248,11 @@ def canvases(args: argparse.Namespace) -> None:
     from gigapipe.pyramids import Pyramid
     from gigapipe.pyramids.canvas import suitable_canvases
     from gigapipe.pyramids.store import left_out
+    from gigapipe.slides.written_tables import write_table
 
     table = suitable_canvases([Pyramid(folder) for folder in args.pyramids if not left_out(folder)], args.mpp)
     with atomic_file(args.output) as partial:
-        table.to_csv(partial, sep="\t", index=False)
+        write_table(table, partial)
     for row in table.itertuples():
         print(
             f"canvas of {row.canvas} px at {row.mpp:g} µm/px: it holds the whole tissue of {row.whole} of {row.slides} "
@@ -126,11 +267,16 @@ def add_survey(verbs: Verbs) -> None:
 
 
 def survey(args: argparse.Namespace) -> None:
-    from gigapipe.pyramids.survey import contact_sheet, table
+    from gigapipe.pyramids.survey import contact_sheet, same_files, summary, table
+    from gigapipe.slides.written_tables import write_table
 
     slides = [folder.name for folder in args.pyramids]
     folder = args.pyramids[0].parent
+    rows = table(slides, folder)
     with atomic_file(args.output / "slides.tsv") as partial:
-        table(slides, folder).to_csv(partial, sep="\t", index=False)
+        write_table(rows, partial)
+    if same := same_files(rows):
+        print(same, file=sys.stderr)
     with atomic_file(args.output / "slides.png") as partial:
         contact_sheet(slides, folder).save(partial, "PNG")
+    print(summary(rows))

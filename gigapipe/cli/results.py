@@ -1,13 +1,22 @@
 """Verbs that show results: what networks saw in slides, and the report of a whole run."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file, atomic_folder
 from gigapipe.cli.arguments import Verbs, verb
-from gigapipe.cli.distributed import launching, mesh_of, ranks_arguments, stage_of
+from gigapipe.cli.distributed import (
+    applied_model_arguments,
+    launching,
+    mesh_of,
+    own_network,
+    own_task,
+    ranks_arguments,
+    stage_of,
+)
 from gigapipe.configuration import Configuration
 from gigapipe.configuration.command_line import add_options
 from gigapipe.errors import InputError
@@ -16,6 +25,7 @@ from gigapipe.errors import InputError
 def add_verbs(verbs: Verbs) -> None:
     add_map(verbs)
     add_report(verbs)
+    add_leftovers(verbs)
 
 
 def add_map(verbs: Verbs) -> None:
@@ -24,6 +34,7 @@ def add_map(verbs: Verbs) -> None:
     sub.add_argument(
         "--models", type=Path, nargs="+", required=True, help="models that `gigapipe train` wrote at one resolution"
     )
+    applied_model_arguments(sub)
     sub.add_argument(
         "--predictions", type=Path, nargs="+", required=True, help="what `gigapipe predict` wrote for each of them"
     )
@@ -36,32 +47,48 @@ def add_map(verbs: Verbs) -> None:
 
 def map(args: argparse.Namespace) -> None:
     return_freed_tensors()
+    from gigapipe.evaluation.columns import NUMBER
+    from gigapipe.evaluation.identity import identity_beside, refuse_another_network, without_identity
     from gigapipe.evaluation.maps import chosen_slides, draw_map
-    from gigapipe.models.resnet import ResNet
     from gigapipe.pyramids.maps import on_slide, write_map
-    from gigapipe.training.activation import STRIDE, activations
-    from gigapipe.training.classification import ClassifierSettings
+    from gigapipe.slides.written_tables import write_table
+    from gigapipe.training.activation import Mapper
+    from gigapipe.training.classification import CanvasSettings
     from gigapipe.training.model_files import trained_model
     from gigapipe.training.ranks import started
+    from gigapipe.training.regression import RegressorSettings
     from gigapipe.training.streaming import Streaming
+    from gigapipe.training.task import files_of, kinds_of_settings
 
     if len(args.models) != len(args.predictions):
         raise InputError(
             f"{len(args.models)} models and {len(args.predictions)} predictions: give those of each model, in one order"
         )
+    task = own_task(args, canvas=True)
     chosen = chosen_slides(args.predictions, args.maps, args.slides)
     data, rows, columns = mesh_of(args)
     with started(1, data * rows, columns, **launching(args)) as mesh:
+        if mesh.rank == 0:
+            unknown = [model for model in args.models if identity_beside(model) is None]
+            without_identity(len(unknown), len(args.models), "models")
 
         def maps():
             for network, slides in chosen.groupby("network"):
-                model, settings = trained_model(args.models[network], ClassifierSettings, mesh)
-                assert isinstance(model, ResNet)  # as every classifier's is
+                kinds = kinds_of_settings(canvas=True)
+                model, settings = trained_model(args.models[network], kinds, mesh, own_network(args), task)
+                assert isinstance(settings, CanvasSettings)
+                unit = 1.0
+                if isinstance(settings, RegressorSettings):
+                    unit, slides = settings.deviation, slides.assign(**{settings.target: slides[NUMBER]})
+                mapper = Mapper(model, settings)
                 canvases = settings.canvases(slides, args.pyramids, mesh, stage_of(args))
-                found = activations(model, settings, canvases, Streaming(args.memory, mesh))
-                for slide, pyramid, values in zip(slides.itertuples(), canvases.pyramids, found, strict=True):
-                    head = settings.classes, model.fc.bias.tolist()
-                    yield slide, pyramid, on_slide(values, *head, pyramid, settings.mpp, settings.canvas, STRIDE)
+                refuse_another_network(args.models[network], slides, files_of(canvases))
+                activations = mapper.activations(canvases, Streaming(args.memory, mesh))
+                mpp, canvas = settings.mpp, settings.canvas
+                for slide, pyramid, found in zip(slides.itertuples(), canvases.pyramids, activations, strict=True):
+                    head = settings.outputs, [unit * bias for bias in found.bias]
+                    values = unit * found.values
+                    yield slide, pyramid, on_slide(values, *head, pyramid, mpp, canvas, *mapper.places)
 
         if mesh.rank:
             for _ in maps():
@@ -74,7 +101,7 @@ def map(args: argparse.Namespace) -> None:
                 write_map(partial / slide.slide, found, slide.slide, tuple(pyramid.source["mpp"]))
                 draw_map(partial / f"{slide.slide}.png", found, pyramid, slide.label)
                 print(f"slide {slide.slide}: {slide.chosen}", file=sys.stderr, flush=True)
-            chosen.drop(columns="network").to_csv(partial / "maps.tsv", sep="\t", index=False)
+            write_table(chosen.drop(columns="network"), partial / "maps.tsv")
 
 
 def add_report(verbs: Verbs) -> None:
@@ -89,6 +116,37 @@ def add_report(verbs: Verbs) -> None:
 def report(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.report import report
 
-    page = report(args.results, args.config, args.benchmarks or args.results / "benchmarks", args.figures)
+    benchmarks = args.benchmarks or args.results / "benchmarks"
+    page = report(args.results, args.config, benchmarks, args.figures, args.output.parent)
     with atomic_file(args.output) as partial:
-        partial.write_text(page)
+        partial.write_text(page, encoding="utf-8")
+
+
+def add_leftovers(verbs: Verbs) -> None:
+    sub = verb(verbs, leftovers, "List what is left of networks that a run no longer has, and remove it if told.")
+    sub.add_argument("results", type=Path, help="the folder of results of one run of the workflow")
+    sub.add_argument("--config", type=Path, metavar="FILE", help="the run's config; by default config.yaml in there")
+    sub.add_argument("--remove", action="store_true", help="remove what is listed")
+
+
+def leftovers(args: argparse.Namespace) -> None:
+    import yaml
+
+    from gigapipe.evaluation.leftovers import leftovers
+
+    path = args.config or args.results / "config.yaml"
+    try:
+        config = Configuration.of(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"config {path}: ")
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path}: is no YAML ({str(error).splitlines()[0]}); correct it") from None
+    found = leftovers(args.results, config)
+    for folder in found:
+        files = [file for file in folder.glob("**/*") if file.is_file() and not file.is_symlink()]
+        print(f"{folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
+    if not found:
+        print(f"{args.results}: everything belongs to the networks of {path}")
+    elif not args.remove:
+        print("nothing is removed; add --remove to remove these folders")
+    for folder in found if args.remove else []:
+        shutil.rmtree(folder)
+        print(f"removed {folder}")

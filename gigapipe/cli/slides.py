@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, verb
-from gigapipe.configuration.command_line import add_options
-from gigapipe.configuration.configuration import Archive, Phantom
+from gigapipe.configuration.command_line import add_options, values
+from gigapipe.configuration.sources import Archive, Phantom
 from gigapipe.errors import InputError
 
 
@@ -17,28 +17,35 @@ def add_verbs(verbs: Verbs) -> None:
 
 def add_phantom(verbs: Verbs) -> None:
     sub = verb(verbs, phantom, "Generate slides whose right answer is known.")
-    sub.add_argument("folder", type=Path, help="where to write the slides and their sample sheet, slides.tsv")
+    sub.add_argument(
+        "folder", type=Path, help="where to write the slides, their masks, and their sample sheet, slides.tsv"
+    )
     add_options(sub, Phantom)
     sub.add_argument("--only", metavar="FILE", help="write only this file of the folder: slides.tsv, or one slide")
 
 
 def phantom(args: argparse.Namespace) -> None:
     from gigapipe.progress import Progress
-    from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
+    from gigapipe.slides.phantom import cohort, region_labels, render, sheet_row, write_labels, write_slide
 
-    slides = cohort(args.seed, args.patients, args.sites, args.confounder, folder=str(args.folder))
+    slides = cohort(**values(Phantom, args), folder=str(args.folder))
     if args.only in (None, "slides.tsv"):
         import pandas as pd
 
+        from gigapipe.slides.written_tables import write_table
+
         with atomic_file(args.folder / "slides.tsv") as partial:
-            pd.DataFrame(map(sheet_row, slides)).to_csv(partial, sep="\t", index=False)
+            write_table(pd.DataFrame(map(sheet_row, slides)), partial)
+    files = {Path(path).name: slide for slide in slides for path in (slide.source, slide.mask) if path}
     if args.only:
-        chosen = [slide for slide in slides if Path(slide.source).name == args.only]
-        if not chosen and args.only != "slides.tsv":
+        files = {name: slide for name, slide in files.items() if name == args.only}
+        if not files and args.only != "slides.tsv":
             raise InputError(f"{args.only}: no slide of this cohort; they are listed in slides.tsv")
-        slides = chosen
-    for slide in Progress(slides, what="phantom", unit="slides"):
-        write_slide(Path(slide.source), render(slide))
+    for name, slide in Progress(files.items(), what="phantom", unit="files"):
+        if name == Path(slide.source).name:
+            write_slide(Path(slide.source), render(slide))
+        else:
+            write_labels(Path(slide.mask), region_labels(slide))
 
 
 def add_download(verbs: Verbs) -> None:
@@ -56,8 +63,9 @@ def download(args: argparse.Namespace) -> None:
     from gigapipe.gdc.client import Client, Session, addresses_of, read_token
     from gigapipe.slides.download import NotThere, download
 
-    session = Session(read_token(Path(args.token)) if args.token else None)
-    addresses = addresses_of(args.source, args.filename, args.api, args.mirrors)
+    archive = Archive.of(values(Archive, args))
+    session = Session(read_token(Path(archive.token)) if archive.token else None, archive.api)
+    addresses = addresses_of(args.source, args.filename, archive.api, archive.mirrors)
     try:
         download(addresses, args.output, args.md5, args.size, session, args.tries, args.timeout)
     except NotThere as error:

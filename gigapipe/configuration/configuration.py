@@ -9,9 +9,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gigapipe import named
+from gigapipe.configuration.messages import either
 from gigapipe.configuration.options import Options
+from gigapipe.configuration.pyramids import Pyramids
+from gigapipe.configuration.sources import Archive, Cohort, Phantom
+from gigapipe.configuration.tasks import TASKS, Task, TaskName
 from gigapipe.configuration.values import (
-    Address,
     Bytes,
     Count,
     Device,
@@ -19,21 +23,20 @@ from gigapipe.configuration.values import (
     File,
     Flag,
     Folder,
+    Function,
+    Keywords,
     Micrometres,
     Number,
     Pixels,
-    Project,
-    Scheduler,
-    Seconds,
     Seed,
     Share,
+    Since,
     SourcePattern,
-    ZarrVersion,
 )
 
 Split = Literal["site", "patient"]
-Strategy = Literal["Diagnostic Slide", "Tissue Slide"]  # as the archive calls paraffin sections, and frozen ones
-Label = Literal["project", "sample_type", "primary_diagnosis"]  # of which the portal's own sheets know the first two
+RESNETS = Literal["resnet10", "resnet18", "resnet34", "resnet50"]
+POOLS = Literal["average", "max", "attention"]
 
 
 class Places(Options):
@@ -43,61 +46,6 @@ class Places(Options):
     resources: Folder = Field(default="resources", description="slides that are fetched")
 
 
-class Phantom(Options):
-    """The generated cohort, whose right answer is known."""
-
-    seed: Seed = Field(default=0, description="another seed makes another cohort")
-    patients: Annotated[int, Field(ge=6), Number] = Field(
-        default=40, description="number of patients, of one or two slides each"
-    )
-    sites: Count = Field(default=4, description="number of sites that patients come from")
-    confounder: Annotated[float, Field(ge=0, le=1), Number] = Field(
-        default=0.0, description="how far a patient's site gives away the class; 0: every site has both classes alike"
-    )
-
-
-class Cohort(Options):
-    """Slides of the Genomic Data Commons that the sample sheet `slides` is made of."""
-
-    projects: Annotated[list[Project], Field(min_length=1)] | None = Field(
-        default=None, description="projects whose open slides are asked for"
-    )
-    manifests: Annotated[dict[str, File], Field(min_length=1)] | None = Field(
-        default=None, description="instead of projects: for each label, a manifest from the archive's portal"
-    )
-    strategy: Strategy = Field(
-        default="Diagnostic Slide", description="paraffin sections, or Tissue Slide: frozen ones"
-    )
-    label: Label = Field(
-        default="project", description="what the class is; sample_type is tumor or normal tissue, as the barcode says"
-    )
-    classes: Annotated[dict[str, str], Field(min_length=1)] | None = Field(
-        default=None, description="only slides of these values of label, each under its class's name, as {name: value}"
-    )
-    sites: File | None = Field(
-        default=None, description="for manifests, which name no hospitals: a table with site, and code or patient"
-    )
-
-    @model_validator(mode="after")
-    def one_origin(self) -> Self:
-        if (self.projects is None) == (self.manifests is None):
-            raise ValueError("projects: give either projects or manifests")
-        return self
-
-
-class Archive(Options):
-    """Where slides with the source gdc:UUID come from."""
-
-    api: Address = Field(default="https://api.gdc.cancer.gov", description="address of the archive")
-    mirrors: Annotated[list[Address], Flag("--mirror")] = Field(
-        default=[], description="addresses of copies laid out as UUID/filename, tried in turn when the archive fails"
-    )
-    token: File | None = Field(
-        default=None, description="file with the portal's token, for controlled access; only you may be able to read it"
-    )
-    timeout: Seconds = Field(default=60, description="how long a download may bring no byte before it is tried again")
-
-
 class Resolution(Options):
     """A network is trained at each resolution."""
 
@@ -105,7 +53,7 @@ class Resolution(Options):
     canvas: Pixels | Literal["auto"] = Field(
         default="auto",
         description="pixels a side that the network sees, centred on the tissue; auto: what holds the tissue of nearly "
-        "all slides, known when their pyramids are made. Task tissue takes whole slides",
+        "all slides, known when their pyramids are made. Tasks tissue and segmentation take whole slides",
     )
     mesh: tuple[Count, Count, Count] | Literal["auto"] = Field(
         default="auto",
@@ -115,59 +63,6 @@ class Resolution(Options):
 
     def __str__(self) -> str:
         return f"{self.mpp:g} µm/px"
-
-
-class PyramidPixels(Options):
-    """What determines the pixels of a pyramid."""
-
-    source_level: Literal["exact", "fast"] = Field(
-        default="exact",
-        description="exact: the area mean of level 0; fast: of the nearest finer level of the file, which was "
-        "compressed once more",
-    )
-    damaged: Literal["refuse", "white"] = Field(
-        default="refuse",
-        description="refuse a slide with a tile that cannot be decoded, or make the tile white and count it",
-    )
-    colours: Literal["scanner", "srgb"] = Field(
-        default="scanner",
-        description="as they are in the file, or srgb: by the scanner's ICC profile, where the file has one",
-    )
-    chunk: Annotated[int, Field(ge=16), Number] = Field(
-        default=512, description="pixels a side that are read at a time"
-    )
-    shard: Annotated[int, Field(ge=16), Number] | None = Field(
-        default=None,
-        description="pixels a side of the files that chunks are gathered in; without it, a chunk is a file",
-    )
-    ome_zarr: ZarrVersion = Field(
-        default="0.5", description="version of the format; 0.4 for QuPath and other old readers"
-    )
-    assume_mpp: bool = Field(
-        default=False, description="a slide that does not say its µm per pixel has 10 divided by its objective's power"
-    )
-    clean_background: bool = Field(
-        default=False, description="what lies outside the tissue's outline becomes exactly white"
-    )
-
-    @model_validator(mode="after")
-    def whole_chunks(self) -> Self:
-        if self.shard and (self.shard % self.chunk or self.ome_zarr == "0.4"):
-            raise ValueError(f"shard: {self.shard} px must be a multiple of chunk, {self.chunk} px, and OME-Zarr 0.5")
-        return self
-
-
-class Pyramids(PyramidPixels):
-    """How slides are converted."""
-
-    unusable: Literal["stop", "leave_out"] = Field(
-        default="stop",
-        description="a slide that cannot be used stops the cohort, or is left out: slides.tsv and the report say why",
-    )
-    scheduler: Scheduler = Field(
-        default="threads",
-        description="Dask's; with slurm, lsf, pbs or sge each pyramid submits jobs of its own, as jobqueue.yaml says",
-    )
 
 
 class Folds(Options):
@@ -193,26 +88,49 @@ class Folds(Options):
         return [self.by] if isinstance(self.by, str) else list(self.by)
 
 
-class Network(Options):
+class OwnNetwork(Options):
+    """A network of the user's own."""
+
+    network: Annotated[Function | None, Since("0.2")] = Field(default=None, description="a network of your own")
+    network_options: Annotated[Keywords, Since("0.2")] = Field(
+        default={}, description="what the function of a network of your own is given"
+    )
+
+    @property
+    def own(self) -> bool:
+        """Whether a function of the user's makes the network."""
+        return ":" in (self.network or "")
+
+    def code(self) -> str | None:
+        """What changes if that function's code does; see `named.code_of`. InputError if there is no such function."""
+        return named.code_of(self.network) if self.network and self.own else None
+
+
+class Network(OwnNetwork):
     """The network that learns a slide's class, and what it sees."""
 
-    network: Literal["resnet10", "resnet18", "resnet34", "resnet50"] = Field(
-        default="resnet18", description="which ResNet; resnet10 has half the blocks of resnet18"
+    network: RESNETS | Function = Field(
+        default="resnet18",
+        description="which ResNet, of which resnet10 has half the blocks of resnet18; or a network of your own, in a "
+        "file beside the config or a package that is installed",
     )
     width: Count = Field(
-        default=64, description="channels after the stem, 64 in the published networks; doubled by each stage"
+        default=64, description="a ResNet's channels after the stem, 64 in the published ones; doubled by each stage"
     )
     norm: Literal["batch", "frozen", "group", "none"] = Field(
         default="batch",
-        description="normalisation: BatchNorm over all ranks, the same with the statistics of weights, GroupNorm, none",
+        description="a ResNet's normalisation: BatchNorm over all ranks, the same with the statistics of weights, "
+        "GroupNorm, none",
     )
-    pool: Literal["average", "max", "attention"] = Field(
+    pool: POOLS = Field(
         default="average",
         description="pooling over all positions: their mean, largest value, or a mean by learnt weights "
-        "(arXiv:1802.04712)",
+        "(arXiv:1802.04712); a network of your own may have its own",
     )
     weights: File | None = Field(
-        default=None, description="checkpoint of torchvision's network of that name, to begin with"
+        default=None,
+        description="weights to begin with: a checkpoint of torchvision's network of that name; or, for a network of "
+        "your own, whatever has the name and shape of one of its weights",
     )
     class_weights: Literal["none", "balanced"] = Field(
         default="none", description="balanced: the classes weigh the same in the loss, however many slides each has"
@@ -224,6 +142,18 @@ class Network(Options):
     background: Literal["keep", "white"] = Field(
         default="keep", description="white: glass becomes white, and costs less where it is streamed"
     )
+
+    @model_validator(mode="after")
+    def options_of_their_networks(self) -> Self:
+        fields = type(self).model_fields
+        if not self.own and self.network_options:
+            raise ValueError(
+                f"network_options: {self.network} takes width, norm and pool; these are for a network of your own"
+            )
+        for name in ("width", "norm") if self.own else ():
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name}: is of ResNets; give what {self.network} takes in network_options")
+        return self
 
 
 class Learning(Options):
@@ -300,6 +230,11 @@ class Training(Computing, Network, Learning):
     keep_checkpoints: Count = Field(
         default=2, description="how many of a training's last states stay on disk until it is whole"
     )
+    tensorboard: Annotated[bool, Since("0.2")] = Field(
+        default=False,
+        description="each epoch's losses, scores, learning rate, seconds and memory are written for TensorBoard, too, "
+        "into a folder of that name beside the model",
+    )
     coarse_to_fine: bool = Field(
         default=False,
         description="a training begins with the model of the next coarser resolution of its fold",
@@ -312,6 +247,16 @@ class Training(Computing, Network, Learning):
         return self
 
 
+class Comparison(Options):
+    """How resolutions are compared."""
+
+    margin: Annotated[Share, Since("0.2")] = Field(
+        default=0.02,
+        description="what a resolution's AUC, R² or Dice may be below the best and still be recommended, where that is "
+        "shown to be all",
+    )
+
+
 PHANTOMS_RESOLUTIONS = [
     Resolution(mpp=2, canvas=208, mesh=(1, 2, 1)),
     Resolution(mpp=8, canvas=52, mesh=(1, 1, 1)),
@@ -322,14 +267,20 @@ PHANTOMS_RESOLUTIONS = [
 class Configuration(Options):
     """A run of the workflow. The defaults are a phantom cohort, to try everything without a slide."""
 
-    task: Literal["classes", "tissue"] = Field(
-        default="classes", description="what is learnt: the slide's class, or where its tissue is"
+    task: TaskName = Field(
+        default="classes",
+        description=f"what is learnt: {either([task.learns for task in TASKS.values()])}; or a task of your own",
     )
     pathvars: Places = Field(default=Places(), description="where things are written")
     slides: File | None = Field(
         default=None, description="path of the sample sheet; without it the cohort is made of phantoms"
     )
     source: SourcePattern | None = Field(default=None, description="stands in for a sheet's missing source column")
+    confirmed_labels: Annotated[list[str], Flag("--confirmed-label")] = Field(
+        default=[],
+        description="labels of the sheet that are meant, though they differ from another only in capitals or spaces, "
+        "or are called NA or the like",
+    )
     cohort: Cohort | None = Field(
         default=None, description="slides of the Genomic Data Commons that the sheet `slides` is made of"
     )
@@ -342,6 +293,16 @@ class Configuration(Options):
         default=True, description="false: a fetched slide is removed when its pyramid is made and was compared with it"
     )
     pyramids: Pyramids = Field(default=Pyramids(), description="how slides are converted")
+    mask_classes: Annotated[list[str], Distinct] = Field(
+        default=[],
+        description="task tissue: of annotations in the sheet's column mask, only the areas of these classes; none: of "
+        "all. Task segmentation: the classes, in the order of their values 1, 2, …; where areas overlap, the last of "
+        "them counts",
+    )
+    target: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="task regression: the column of the sheet whose numbers are learnt; of phantoms, tumour_share",
+    )
     seeds: Annotated[list[Seed], Field(min_length=1), Distinct] = Field(
         default=[0],
         description="each divides the patients otherwise, and begins with other weights; with several the table has "
@@ -349,6 +310,7 @@ class Configuration(Options):
     )
     folds: Folds = Field(default=Folds(), description="how patients are divided")
     training: Training = Field(default=Training(), description="how networks are trained")
+    comparison: Comparison = Field(default=Comparison(), description="how resolutions are compared")
     maps: Annotated[int, Field(ge=0), Number, Flag("--number")] = Field(
         default=2,
         description="maps of what networks saw, at each resolution: of so many slides each of highest, lowest and most "
@@ -366,8 +328,8 @@ class Configuration(Options):
             yield "cohort: needs `slides`, the sample sheet to make of it"
         if len({r.mpp for r in self.resolutions}) < len(self.resolutions):
             yield "resolutions: an mpp is given twice; remove one"
-        if self.task == "tissue" and len(self.folds.splits) * len(self.seeds) > 1:
-            yield "task: tissue takes one seed and one kind of folds; give one of each"
+        if self.task in TASKS:
+            yield from self.contradictions(TASKS[self.task])
         for number, resolution in enumerate(self.resolutions):
             if resolution.mesh == "auto":
                 continue
@@ -382,3 +344,14 @@ class Configuration(Options):
                     f"{key}.mesh: {rows} × {columns} ranks are more than a canvas of {resolution.canvas} px has rows "
                     "or columns; give a smaller mesh"
                 )
+
+    def contradictions(self, task: Task) -> Iterator[str]:
+        """What does not suit the task; of one of the user's it is to be asked when its code is run."""
+        if not task.divisions and len(self.folds.splits) * len(self.seeds) > 1:
+            yield f"task: {self.task} takes one seed and one kind of folds; give one of each"
+        if task.needs == "mask" and not self.mask_classes:
+            yield f"mask_classes: task {self.task} needs the names of the classes, in the order of their values"
+        if task.needs == "target" and not self.target:
+            yield f"target: task {self.task} needs the column of the sample sheet whose numbers are to be learnt"
+        if task.needs in ("mask", "target") and not self.slides and not self.phantom.regions:
+            yield f"phantom.regions: task {self.task} of phantoms needs it; give true"

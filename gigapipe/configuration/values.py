@@ -1,9 +1,12 @@
 """The kinds of values that options have. `Said` is how a message or a table describes what a pattern allows."""
 
+import os
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringConstraints, WithJsonSchema
+
+from gigapipe import named
 
 
 class Said(NamedTuple):
@@ -16,6 +19,12 @@ class Flag(NamedTuple):
     """The option's name on the command line, where it is not its key."""
 
     name: str
+
+
+class Since(NamedTuple):
+    """The release that brought the option. At its default no verb is told of it: what was made before stays."""
+
+    release: str
 
 
 class Unit(NamedTuple):
@@ -62,11 +71,15 @@ Bytes = Annotated[
     Said("a size such as 6GiB or 500MB"),
     WithJsonSchema({"type": ["string", "integer"], "pattern": "^[1-9][0-9]*([.][0-9]+)? *([kMGT]i?)?B$"}),
 ]
-File = Annotated[str, StringConstraints(min_length=1), Said("the path of a file")]
+File = Annotated[str, StringConstraints(min_length=1), AfterValidator(os.path.expanduser), Said("the path of a file")]
 Folder = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_./-]+$"), Said("a folder, of letters, digits and the signs _ . / -")
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_./-]*$"),
+    Said("a folder, of letters, digits and the signs _ . / -, the last of which is not its first"),
 ]
+Name = Annotated[str, StringConstraints(pattern=r"^[^=]+$"), Said("a name without =")]
 Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$"), Said("an address, http:// or https://")]
+Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$"), Said("a host's name, as localhost")]
 Project = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Said("the name of a project, as TCGA-LUAD")
 ]
@@ -81,8 +94,17 @@ Scheduler = Annotated[
     Said("threads, processes, slurm, lsf, pbs, sge, or an address as tcp://host:8786"),
 ]
 SourcePattern = Annotated[
-    str, StringConstraints(pattern=r"\{slide\}"), Said("a path with {slide} in it, as slides/{slide}.svs")
+    str,
+    StringConstraints(pattern=r"\{slide\}"),
+    Said("a path with {slide} in it, as slides/{slide}.svs"),
 ]
+Function = Annotated[
+    str,
+    StringConstraints(pattern=named.PATTERN),
+    Said("a function that makes one, as mine.py:net or package.module:net"),
+]
+Suffix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+$"), Said("a suffix in small letters, as svs")]
+Keywords = Annotated[dict[str, JsonValue], Said("keywords with values, as {depth: 3}; on the command line depth=3")]
 ZarrVersion = Annotated[Literal["0.5", "0.4"], BeforeValidator(_text)]
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
-from gigapipe.evaluation.columns import LABEL, ONE_NETWORK, PATIENT
+from gigapipe.evaluation.columns import BY_FOLD, LABEL, ONE_NETWORK, PATIENT, POOLED
+from gigapipe.evaluation.intervals import Estimate, auc_limits, separated_bound
 from gigapipe.evaluation.targets import Targets
+
+Held = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""What one network was tested on: whether slides are positive (slides,), scores (…, slides), patients (slides,)."""
 
 
 @dataclass(frozen=True)
@@ -27,55 +29,78 @@ class MeanAuc:
     """AUC of each network, indexed by seed and fold; NaN where its held-out slides lack a class."""
     influence: pd.Series
     """How far each patient moves the mean, indexed by patient: the sum of squares is DeLong's variance."""
-    positives: int
-    negatives: int
-    """Patients with and without the first target class."""
+    held_out: list[tuple[int, int]]
+    """Of each network with an AUC the patients with and without a class, that of which it has fewest; who has slides of
+    both is counted with both."""
+    folds: int
+    """How many networks with an AUC were tested on different patients."""
+    method: str
+    """`BY_FOLD` or `POOLED`."""
 
     @property
     def deviation(self) -> float:
         """Standard error over patients."""
         return float(np.sqrt((self.influence**2).sum(skipna=False)))
 
+    def separated(self, z: float, times: float = 1) -> float:
+        """The lower limit if the AUC is 1, of so many times the patients."""
+        if not self.held_out:
+            return np.nan
+        return separated_bound([(times * ones, times * others) for ones, others in self.held_out], self.folds, z)
+
+    def limits(self, z: float) -> Estimate:
+        """The AUC with limits so many standard errors away: see `auc_limits`."""
+        return auc_limits(self.value, self.deviation, z, self.separated(z))
+
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """DeLong's interval on the logit scale, which stays within 0 and 1 and covers better (Pohar Perme and Manevski
-        2019, "Confidence intervals for the Mann-Whitney test", Statistical Methods in Medical Research 28:3755).
-
-        Where classes are apart altogether the variance is zero, which nobody believes: `separated_bound` stands in.
-        """
-        z = norm.ppf((1 + level) / 2)
-        if self.value == 1:
-            return separated_bound(self.positives, self.negatives, z), 1.0
-        if self.value == 0:
-            return 0.0, 1 - separated_bound(self.positives, self.negatives, z)
-        width = z * self.deviation / (self.value * (1 - self.value))
-        return float(expit(logit(self.value) - width)), float(expit(logit(self.value) + width))
+        """The two-sided interval."""
+        _, low, high = self.limits(float(norm.ppf((1 + level) / 2)))
+        return float(low), float(high)
 
 
-def auc_and_influence(positive: np.ndarray, score: np.ndarray, patient: np.ndarray) -> tuple[float, np.ndarray]:
-    """AUC of slides, and the influence of each slide on it: arrays (slides,), bool, float and any.
+def auc_and_influence(
+    positive: np.ndarray, score: np.ndarray, patient: np.ndarray, pooled: tuple[np.ndarray, list[int]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUC of slides (…), and the influence of each slide on it (…, slides), from `Held`.
 
     With influences summed by patient, the sum of their squares is the AUC's variance, and the sum of products with
     those of other scores on the same slides is the covariance: with one slide a patient those of DeLong et al. 1988,
     "Comparing the areas under two or more correlated receiver operating characteristic curves", Biometrics 44:837, by
     the ranks of Sun and Xu 2014, "Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 21:1389;
-    with more, for patients whose slides have one label, those of Obuchowski 1997, "Nonparametric analysis of clustered
-    ROC curve data", Biometrics 53:567. NaN if a class is missing; influences of a class of one patient are NaN.
+    with more those of Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data", Biometrics 53:567, also
+    for patients with slides of both classes. NaN if a class is missing; influences of a class of one patient are NaN,
+    unless deviations are `pooled`: from an AUC (…) of several folds, of so many patients with and without the class.
     """
     sides = positive, ~positive
     if not (positive.any() and (~positive).any()):
-        return np.nan, np.full(len(score), np.nan)
-    above = np.empty(len(score))  # share of the other class that a slide is on the right side of
-    ranks = rankdata(score)
+        return np.full(score.shape[:-1], np.nan), np.full(score.shape, np.nan)
+    above = np.empty(score.shape)  # share of the other class that a slide is on the right side of
+    ranks = rankdata(score, axis=-1)
     for side, other in (sides, sides[::-1]):
-        above[side] = (ranks[side] - rankdata(score[side])) / other.sum()
-    above[~positive] = 1 - above[~positive]
-    auc = above[positive].mean()
-    influence = np.empty(len(score))
-    for side in sides:
-        patients = len(set(patient[side]))
-        correction = np.sqrt(patients / (patients - 1)) if patients > 1 else np.nan
-        influence[side] = correction * (above[side] - auc) / side.sum()
-    return float(auc), influence
+        above[..., side] = (ranks[..., side] - rankdata(score[..., side], axis=-1)) / other.sum()
+    above[..., ~positive] = 1 - above[..., ~positive]
+    auc = above[..., positive].mean(axis=-1)
+    around, patients = pooled or (auc, [len(set(patient[side])) for side in sides])
+    influence = np.empty(score.shape)
+    for side, count in zip(sides, patients, strict=True):
+        correction = np.sqrt(count / (count - 1)) if count > 1 else np.nan
+        influence[..., side] = correction * (above[..., side] - around[..., None]) / side.sum()
+    return auc, influence
+
+
+def mean_of_folds(folds: list[Held]) -> tuple[np.ndarray, list[np.ndarray], str]:
+    """AUC of each network (networks, …), the influence of its slides, and how variances were found.
+
+    A fold with one patient of a class has no variance of its own. Deviations are then those from the mean of all folds,
+    as if their networks had one AUC, which is more than within folds rather than less.
+    """
+    found = [auc_and_influence(*held) for held in folds]
+    aucs, influences = np.stack([auc for auc, _ in found]), [influence for _, influence in found]
+    if not any(np.isnan(influence).any() for influence in influences):
+        return aucs, influences, BY_FOLD
+    patients = [len({name for held in folds for name in held[2][held[0] == side]}) for side in (True, False)]
+    pooled = aucs.mean(axis=0), patients
+    return aucs, [auc_and_influence(*held, pooled)[1] for held in folds], POOLED
 
 
 def mean_auc(scores: pd.DataFrame, targets: Targets) -> MeanAuc:
@@ -85,21 +110,33 @@ def mean_auc(scores: pd.DataFrame, targets: Targets) -> MeanAuc:
     have no AUC, and are left out of the mean; NaN if that is all of them. Patients that are held out once for each seed
     count as the same patients.
     """
-    values, parts = {}, []
-    for network, held_out in scores.groupby(ONE_NETWORK):
-        patient = held_out[PATIENT].to_numpy()
-        found = [
-            auc_and_influence((held_out[LABEL] == label).to_numpy(), held_out[column].to_numpy(), patient)
-            for label, column in targets.items()
-        ]
-        values[network] = np.mean([auc for auc, _ in found])
-        if not np.isnan(values[network]):
-            parts.append(pd.Series(np.mean([influence for _, influence in found], axis=0), patient))
-    networks = pd.Series(values).rename_axis(ONE_NETWORK)
-    influence = (pd.concat(parts) / len(parts)).groupby(level=0).sum(min_count=1) if parts else pd.Series([np.nan])
-    label_of = scores.drop_duplicates(PATIENT)[LABEL]
-    positives = int((label_of == next(iter(targets))).sum())
-    return MeanAuc(float(networks.mean()), networks, influence, positives, len(label_of) - positives)
+    tested = dict(list(scores.groupby(ONE_NETWORK)))
+    values = pd.Series(np.nan, pd.MultiIndex.from_tuples(tested, names=ONE_NETWORK))
+    patients = {network: held_out[PATIENT].to_numpy() for network, held_out in tested.items()}
+    sides = {network: [held_out[LABEL].to_numpy() == c for c in targets] for network, held_out in tested.items()}
+    whole = [network for network in tested if all(0 < side.sum() < len(side) for side in sides[network])]
+    if not whole:
+        return MeanAuc(np.nan, values, pd.Series([np.nan]), [], 0, BY_FOLD)
+    found = [
+        mean_of_folds([(sides[one][i], tested[one][column].to_numpy(), patients[one]) for one in whole])
+        for i, column in enumerate(targets.values())
+    ]
+    values[values.index.isin(whole)] = np.mean([aucs for aucs, _, _ in found], axis=0)
+    of_slides = [np.mean(of_targets, axis=0) for of_targets in zip(*(each for _, each, _ in found), strict=True)]
+    influence = pd.Series(np.concatenate(of_slides) / len(whole), np.concatenate([patients[one] for one in whole]))
+    return MeanAuc(
+        float(values.mean()),
+        values,
+        influence.groupby(level=0).sum(min_count=1),
+        [_fewest(sides[one], patients[one]) for one in whole],
+        len({fold for _, fold in whole}),
+        POOLED if any(method == POOLED for _, _, method in found) else BY_FOLD,
+    )
+
+
+def _fewest(sides: list[np.ndarray], patients: np.ndarray) -> tuple[int, int]:
+    """Patients with and without a class, of the class that has the fewest on either side."""
+    return min(((len(set(patients[side])), len(set(patients[~side]))) for side in sides), key=min)
 
 
 def paired_test(one: MeanAuc, other: MeanAuc, level: float = 0.95) -> tuple[float, float, float, float]:
@@ -112,13 +149,19 @@ def paired_test(one: MeanAuc, other: MeanAuc, level: float = 0.95) -> tuple[floa
     return difference, max(-1.0, difference - width), min(1.0, difference + width), float(p)
 
 
+def correlation(one: MeanAuc, other: MeanAuc) -> float:
+    """Of two mean AUCs on the same slides and folds; 0 where one has no deviation."""
+    scale = one.deviation * other.deviation
+    return float((one.influence * other.influence).sum(skipna=False) / scale) if scale else 0.0
+
+
 def bootstrapped(scores: pd.DataFrame, targets: Targets, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """`mean_auc` of `resamples` cohorts (resamples,), of patients drawn with replacement among those of their label.
+    """`mean_auc` of `resamples` cohorts (resamples,), of patients drawn with replacement among those of their labels.
 
     A patient comes with all slides, in all seeds. Networks whose drawn slides lack a class are left out of that mean.
     """
     rng = np.random.default_rng(seed)
-    label_of = scores.drop_duplicates(PATIENT).set_index(PATIENT)[LABEL]
+    label_of = scores.groupby(PATIENT, sort=False)[LABEL].agg(lambda labels: "\0".join(sorted(set(labels))))
     weights = np.empty((resamples, len(label_of)))  # how often a patient was drawn
     for label in sorted(label_of.unique()):
         those = np.flatnonzero(label_of == label)
@@ -157,23 +200,15 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def of_several_labels(scores: pd.DataFrame) -> int:
+    """How many patients have slides of more than one label, so that they have none themselves."""
+    return int((scores.groupby(PATIENT)[LABEL].nunique() > 1).sum())
+
+
 def by_patient(scores: pd.DataFrame, targets: Targets) -> pd.DataFrame:
-    """One row a patient and network, with the mean of its slides' scores."""
+    """One row a patient and network, with the mean of its slides' scores; patients must have one label."""
     of = scores.groupby([*ONE_NETWORK, PATIENT, LABEL], as_index=False)
     return of[list(targets.values())].mean()
-
-
-def separated_bound(positives: int, negatives: int, z: float) -> float:
-    """Lower bound of an AUC that was found to be 1: Newcombe's score interval (method 5 of Newcombe 2006, "Confidence
-    intervals for an effect size measure based on the Mann–Whitney statistic. Part 2", Statistics in Medicine 25:559).
-    """
-    more = (positives + negatives) / 2 - 1
-
-    def excess(auc: float) -> float:
-        spread = 1 + more * ((1 - auc) / (2 - auc) + auc / (1 + auc))
-        return 1 - auc - z * np.sqrt(auc * (1 - auc) * spread / (positives * negatives))
-
-    return float(brentq(excess, 0, 1 - 1e-9))
 
 
 def _weighted(positive: pd.Series, score: pd.Series, weight: np.ndarray) -> np.ndarray:

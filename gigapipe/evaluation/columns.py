@@ -8,16 +8,23 @@ from typing import NamedTuple
 import pandas as pd
 
 UNKNOWN = "unknown"
+NOT_KNOWN = "not known"
 
 NAMES = ["slide", "patient", "site", "label", "part", "split"]
 """Of predictions, which may look like numbers: `part` is `TEST` or `VALIDATION`, `split` one of `SPLITS`."""
 SLIDE, PATIENT, SITE, LABEL, PART, SPLIT = NAMES
+
+IDENTITY, MD5 = BELONGS = ["identity", "md5"]
+"""Of predictions: the digest of the network, and the MD5 of the slide's file; see identity.py. Digits, perhaps."""
 
 TEST, VALIDATION = "test", "validation"
 """The slides that were held out, and those that chose the epoch, on which thresholds are fixed and nothing else."""
 
 SEED, FOLD = ONE_NETWORK = ["seed", "fold"]
 """What tells networks apart that are `ALIKE`."""
+
+NUMBER, PREDICTED, TARGET = "number", "predicted", "target"
+"""Of predictions of numbers: what it is, what was predicted, and the number's name."""
 
 FILE = "network"
 """Of predictions that were read together, the number of each one's file; `NETWORK` is an architecture."""
@@ -28,12 +35,19 @@ canvas in px, ranks as data × rows × columns, bytes that a rank was told to ta
 begin with."""
 MPP, METHOD, CANVAS, MESH, MEMORY, NETWORK, START = ALIKE
 
+ONE_CANDIDATE = [MPP, CANVAS, NETWORK, START]
+"""What rows of one network have in common, however it was computed: the same weights, up to rounding."""
+
 SPLITS = {"site": "folds by site", "given": "given folds", "patient": "folds by patient"}
 """What folds do not share. The first that was run is what a row is about, the others stand beside it."""
+
+NETWORKS = "networks"
+"""The digests of a row's networks, with spaces between; `UNKNOWN` stands for those that have none."""
 
 PIXELS, RANKS = "pixels", "ranks"
 
 SLIDES, PATIENTS, SEEDS, FOLDS = "slides", "patients", "seeds", "folds"
+PATIENTS_OF_SEVERAL_LABELS = "patients_of_several_labels"
 FOLDS_WITHOUT_AUC = "folds_without_auc"
 AUC, PATIENT_AUC = "auc", "patient_auc"
 DECISION_FIGURES = ["balanced_accuracy", "sensitivity", "specificity"]
@@ -41,8 +55,26 @@ BALANCED_ACCURACY, SENSITIVITY, SPECIFICITY = DECISION_FIGURES
 AVERAGE_PRECISION, BRIER, CALIBRATION_ERROR = "average_precision", "brier", "calibration_error"
 DECISIONS_AND_PROBABILITIES = [AVERAGE_PRECISION, *DECISION_FIGURES, BRIER, CALIBRATION_ERROR]
 
-COARSER, DELTA, P, P_BEST = "coarser", "delta", "p", "p_best"
-"""The next coarser µm per pixel, the AUC above that of it and p of that, and p against the best AUC of all."""
+R2, SPEARMAN, ABSOLUTE_ERROR = NUMBER_FIGURES = ["r2", "spearman", "mean_absolute_error"]
+"""What predictions of numbers are worth."""
+
+FLAGGED, FLAGS = "flagged", "flags"
+"""How many of a row's networks have learnt nothing that validation could see, and which; see learning.py."""
+
+INTERVAL_METHOD = "auc_interval_method"
+"""How the AUC's variance was found, by one of these: see `auc.mean_of_folds`."""
+BY_FOLD, POOLED = "DeLong", "DeLong, deviations pooled over folds"
+
+COARSER, DELTA, P = "coarser", "delta", "p"
+"""The next coarser µm per pixel, the AUC, or R², above that of it and p of that."""
+
+TO_BEST, RIVAL = "to_best", "rival"
+"""The AUC, or R², above the best of the other resolutions, and the µm per pixel of the one that it may be furthest
+below."""
+MARGIN, PATIENTS_NEEDED = "margin", "patients_needed"
+
+MISSING = "missing"
+"""Why columns are empty in a row, as `not measured: joules_per_step, sent_bytes_per_step; one seed: auc_sd_seeds`."""
 
 COSTS = [
     "parameters",
@@ -70,6 +102,16 @@ def bounds(name: str) -> tuple[str, str]:
     return f"{name}_low", f"{name}_high"
 
 
+def low_of_all(name: str) -> str:
+    """The column of a figure's lower limit that holds for all rows together."""
+    return f"{name}_low_of_all"
+
+
+def networks_of(scores: pd.DataFrame) -> str:
+    """What stands in `NETWORKS`."""
+    return " ".join(sorted(set(scores.get(IDENTITY, pd.Series(""))))).strip() or UNKNOWN
+
+
 def sd(name: str, over: str) -> str:
     """The column of a figure's standard deviation over `SEEDS` or `FOLDS`."""
     return f"{name}_sd_{over}"
@@ -80,9 +122,28 @@ def of_split(split: str, name: str) -> str:
     return f"{split}_split_{name}"
 
 
+CHANCE = 0.5
+"""The AUC of who knows nothing."""
+
+
+class Main(NamedTuple):
+    """The figure by which resolutions are compared."""
+
+    name: str
+    """Its column."""
+    heading: str
+    chance: float
+    """What who knows nothing reaches."""
+
+
+def main_figure(table: pd.DataFrame) -> Main:
+    """That of a comparison: of classes the AUC, of numbers R²."""
+    return Main(R2, "R²", 0.0) if R2 in table else Main(AUC, "AUC", CHANCE)
+
+
 def other_splits(table: pd.DataFrame) -> list[str]:
     """Those whose figures a comparison has beside the ones that its rows are about."""
-    return [split for split in SPLITS if of_split(split, AUC) in table]
+    return [split for split in SPLITS if of_split(split, main_figure(table).name) in table]
 
 
 def rank_seconds(rows: pd.DataFrame | pd.Series, seconds: str):
@@ -98,45 +159,94 @@ class Column(NamedTuple):
     text: Callable[[dict], str]
 
 
-def number(value: float, form: str = ".3f") -> str:
-    return UNKNOWN if pd.isna(value) else format(value, form)
+def as_missing(reasons: dict[str, str]) -> str:
+    """What stands in `MISSING`, from the reason of each empty column."""
+    columns: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        columns.setdefault(reason, []).append(name)
+    return "; ".join(f"{reason}: {', '.join(names)}" for reason, names in columns.items())
+
+
+def why_missing(row: dict | pd.Series, name: str) -> str:
+    """Why a column is empty in a row; tables that were made before they had reasons do not say."""
+    for group in str(row.get(MISSING, "")).split("; "):
+        reason, _, names = group.rpartition(": ")
+        if name in names.split(", "):
+            return reason
+    return UNKNOWN
+
+
+def number(row: dict | pd.Series, name: str, form: str = ".3f", unit: float = 1) -> str:
+    return why_missing(row, name) if pd.isna(row[name]) else format(row[name] / unit, form)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def interval(row: dict | pd.Series, name: str, deviation: bool = False) -> str:
     """A figure with its 95 % interval, where the table has one; if asked for, with its deviation over seeds."""
     if pd.isna(row[name]):
-        return UNKNOWN
+        return why_missing(row, name)
     low, high = bounds(name)
     over_seeds = row[sd(name, SEEDS)] if deviation else math.nan
     return (
         f"{row[name]:.3f}"
         + ("" if pd.isna(over_seeds) else f" ± {over_seeds:.3f}")
-        + (f" ({_between(row[low], row[high])})" if low in row else "")
+        + (f" ({_between(row, low, high)})" if low in row else "")
     )
 
 
-def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
-
-
 def aucs(table: pd.DataFrame, deviation: bool = False) -> list[Column]:
-    """The AUC on the folds that the rows are about, and beside it those on folds of other splits."""
+    """The AUC, or R², on the folds that the rows are about, and beside it those on folds of other splits."""
     about = f", {SPLITS[table[SPLIT].iloc[0]]}" if SPLIT in table else ""
-    folds = {AUC: about} | {of_split(split, AUC): f", {SPLITS[split]}" for split in other_splits(table)}
+    main = main_figure(table)
+    folds = {main.name: about} | {of_split(split, main.name): f", {SPLITS[split]}" for split in other_splits(table)}
     return [
-        Column(f"AUC{of_folds}", [name], functools.partial(interval, name=name, deviation=deviation))
+        Column(f"{main.heading}{of_folds}", [name], functools.partial(interval, name=name, deviation=deviation))
         for name, of_folds in folds.items()
     ]
 
 
-def _between(low: float, high: float) -> str:
-    return UNKNOWN if pd.isna(low) else f"{low:.3f}–{high:.3f}"
+def more_figures(table: pd.DataFrame) -> list[Column]:
+    """What beside it says what a resolution is worth, and how variances were found, where that is not as usual."""
+    pooled = INTERVAL_METHOD in table and (table[INTERVAL_METHOD] == POOLED).any()
+    return read(SPEARMAN, ABSOLUTE_ERROR) if R2 in table else read(*[INTERVAL_METHOD] * bool(pooled), PATIENT_AUC)
+
+
+def gains(table: pd.DataFrame) -> list[Column]:
+    """What a resolution is worth above the next coarser one, and the best of the others."""
+    heading = main_figure(table).heading
+    return [column._replace(heading=f"Δ {heading} {column.heading}") for column in read(DELTA, TO_BEST)]
+
+
+def _between(row: dict | pd.Series, low: str, high: str) -> str:
+    if pd.isna(row[low]):
+        return f"no interval: {why_missing(row, low)}"
+    return f"{row[low]:.3f}–{row[high]:.3f}"
 
 
 def _gain(row: dict) -> str:
     if pd.isna(row[DELTA]):
-        return UNKNOWN if pd.notna(row.get(COARSER)) else "–"
-    return f"{row[DELTA]:+.3f} ({p_value(row[P])})".replace("-", "−")
+        return why_missing(row, DELTA)
+    p = f"no p: {why_missing(row, P)}" if pd.isna(row[P]) else f"p = {row[P]:.3f}" if row[P] >= 0.001 else "p < 0.001"
+    return f"{signed(row[DELTA])} ({p})"
+
+
+def _to_best(row: dict) -> str:
+    if pd.isna(row[TO_BEST]):
+        return why_missing(row, TO_BEST)
+    low, high = bounds(TO_BEST)
+    limits = (
+        f"no limits: {why_missing(row, low)}" if pd.isna(row[low]) else f"{signed(row[low])} to {signed(row[high])}"
+    )
+    return f"{signed(row[TO_BEST])} ({limits})"
+
+
+def _of_patients(row: dict) -> str:
+    """The AUC of patients; where some have slides of several labels, that is why there is none."""
+    mixed = row.get(PATIENTS_OF_SEVERAL_LABELS)
+    return f"none: {mixed:.0f} of them have several labels" if mixed else interval(row, PATIENT_AUC)
 
 
 def _networks(row: dict) -> str:
@@ -144,8 +254,12 @@ def _networks(row: dict) -> str:
     return f"{row[SEEDS]} × {row[FOLDS]}{without}"
 
 
+def _flagged(row: dict) -> str:
+    return f"{row[FLAGGED]:.0f}{', of others not known' if NOT_KNOWN in row[FLAGS] else ''}"
+
+
 def _number(name: str, heading: str, form: str = ".3f", unit: float = 1) -> Column:
-    return Column(heading, [name], lambda row: number(row[name] / unit, form))
+    return Column(heading, [name], lambda row: number(row, name, form, unit))
 
 
 def _name(name: str, heading: str) -> Column:
@@ -158,8 +272,13 @@ _READ = {
     START: _name(START, "begun with"),
     SLIDES: Column("slides (patients)", [SLIDES, PATIENTS], lambda row: f"{row[SLIDES]} ({row[PATIENTS]})"),
     SEEDS: Column("seeds × folds", [SEEDS, FOLDS], _networks),
-    PATIENT_AUC: Column("AUC of patients", [PATIENT_AUC], lambda row: interval(row, PATIENT_AUC)),
-    DELTA: Column("Δ AUC to the next coarser", [DELTA, P], _gain),
+    FLAGGED: Column("networks flagged", [FLAGGED, FLAGS], _flagged),
+    INTERVAL_METHOD: _name(INTERVAL_METHOD, "variance by"),
+    PATIENT_AUC: Column("AUC of patients", [PATIENT_AUC], _of_patients),
+    DELTA: Column("to the next coarser", [DELTA, P], _gain),
+    TO_BEST: Column("to the best other (limits of all together)", [TO_BEST, *bounds(TO_BEST)], _to_best),
+    SPEARMAN: Column("Spearman's ρ", [SPEARMAN], functools.partial(interval, name=SPEARMAN)),
+    ABSOLUTE_ERROR: Column("mean absolute error", [ABSOLUTE_ERROR], functools.partial(interval, name=ABSOLUTE_ERROR)),
     AVERAGE_PRECISION: _number(AVERAGE_PRECISION, "average precision"),
     BALANCED_ACCURACY: _number(BALANCED_ACCURACY, "balanced accuracy"),
     SENSITIVITY: _number(SENSITIVITY, "sensitivity"),

@@ -17,8 +17,8 @@ from gigapipe.evaluation.columns import (
 )
 from gigapipe.evaluation.targets import SCORE, targets_of
 
-DECIDED = "decided"
-"""The column with the class that a slide is taken for."""
+DECIDED, FROM = "decided", "from"
+"""The columns with the class that a slide is taken for, and, of two classes, from which score on it is the second."""
 
 
 def rule(classes: list[str]) -> str:
@@ -44,7 +44,8 @@ def threshold(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def decided(scores: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """The test slides of networks that are alike, with a column `decided`, the class that each takes them for.
+    """The test slides of networks that are alike, with a column `decided`, the class that each takes them for; of two
+    classes with a column `from`, the score from which on that is the second.
 
     Of two classes by its `threshold` on its validation slides, of more by the highest score. Slides of networks without
     a threshold are left out. Decisions of different networks, other than their scores, may be counted together.
@@ -55,7 +56,8 @@ def decided(scores: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
         if len(classes) == 2:
             limit = threshold((validation[LABEL] == classes[1]).to_numpy(), validation[SCORE].to_numpy())
             if not np.isnan(limit):
-                parts.append(test.assign(**{DECIDED: np.where(test[SCORE] >= limit, classes[1], classes[0])}))
+                taken = np.where(test[SCORE] >= limit, classes[1], classes[0])
+                parts.append(test.assign(**{DECIDED: taken}).assign(**{FROM: limit}))
         else:
             highest = test[list(targets_of(classes).values())].to_numpy().argmax(axis=1)
             parts.append(test.assign(**{DECIDED: np.array(classes)[highest]}))

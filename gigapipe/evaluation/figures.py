@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,26 @@ from matplotlib.figure import Figure
 
 from gigapipe.atomic import atomic_file
 from gigapipe.evaluation.columns import (
-    AUC,
     FILE,
     LABEL,
     METHOD,
     MPP,
+    NUMBER,
+    PREDICTED,
     SECONDS_PER_STEP,
     SPLIT,
     SPLITS,
+    TARGET,
     bounds,
+    main_figure,
     of_split,
     other_splits,
     rank_seconds,
+    why_missing,
 )
 from gigapipe.evaluation.decisions import DECIDED
 from gigapipe.evaluation.decisions import confusion as confusion_counts
+from gigapipe.evaluation.labels import above, beside, legend, literal, said, ticks, width
 from gigapipe.evaluation.predictions import score_columns
 
 STYLE: dict[Any, Any] = {
@@ -80,20 +85,19 @@ def write(figure: Figure, file, kind: str) -> None:
 
 @styled
 def auc_against_resolution(table: pd.DataFrame) -> Figure:
-    """AUC with its interval at each µm per pixel. Columns: `mpp`, `canvas`, `auc`, `auc_low`, `auc_high`."""
-    figure, (axes,) = _figure(1, 4.6, 3.1)
-    _auc(axes, table, table[MPP])
-    axes.invert_xaxis()
-    axes.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel="AUC on held-out slides, 95 % interval")
+    """AUC, or R², with its interval at each µm per pixel. Columns: `mpp`, `canvas`, `auc`, `auc_low`, `auc_high`."""
+    figure, (axes,) = _figure(1, 4.6, 3.3)
+    said(figure, _auc(axes, table, table[MPP]))
+    axes.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel=_main(table))
     return figure
 
 
 @styled
 def auc_against_cost(table: pd.DataFrame) -> Figure:
-    """AUC with its interval against rank-seconds a training step. Also needs `ranks` and `seconds_per_step`."""
-    figure, (axes,) = _figure(1, 4.6, 3.1)
-    _auc(axes, table, rank_seconds(table, SECONDS_PER_STEP), resolution=True)
-    axes.set(xlabel="cost of a training step, seconds × ranks", ylabel="AUC on held-out slides, 95 % interval")
+    """AUC, or R², with its interval against rank-seconds a training step. Also needs `ranks` and `seconds_per_step`."""
+    figure, (axes,) = _figure(1, 4.6, 3.3)
+    said(figure, _auc(axes, table, rank_seconds(table, SECONDS_PER_STEP), cost=True))
+    axes.set(xlabel="cost of a training step, seconds × ranks", ylabel=_main(table))
     return figure
 
 
@@ -101,10 +105,8 @@ def auc_against_cost(table: pd.DataFrame) -> Figure:
 def comparison(table: pd.DataFrame) -> Figure:
     """The two side by side; the cost is the time of a step, on however many ranks."""
     figure, (left, right) = _figure(2, 4.5, 3.6, sharey=True)
-    _auc(left, table, table[MPP])
-    _auc(right, table, table[SECONDS_PER_STEP])
-    left.invert_xaxis()
-    left.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel="AUC on held-out slides, 95 % interval")
+    said(figure, [*_auc(left, table, table[MPP]), *_auc(right, table, table[SECONDS_PER_STEP], cost=True)])
+    left.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel=_main(table))
     right.set_xlabel("cost, seconds a training step")
     return figure
 
@@ -142,17 +144,25 @@ def confusion(decisions: pd.DataFrame) -> Figure:
     """How many slides of each label were taken for each. Columns: `mpp`, `label`, `decided`."""
     groups = sorted(decisions.groupby(MPP), reverse=True)
     labels = sorted(set(decisions[LABEL]) | set(decisions[DECIDED]))
-    figure, panels = _figure(len(groups), 2.3, 2.5, sharey=True)
+    side = max(2.3, 0.4 * len(labels))  # inches
+    cell, longest = 72 * 0.7 * side / len(labels), max(width(label, 10) for label in labels)  # points
+    flat = longest < cell - 4
+    more = 0 if flat else longest / 72
+    figure, panels = _figure(
+        len(groups), side + more / min(len(groups), PANELS_IN_A_ROW), side + 0.2 + more, "compressed", sharey=True
+    )
     for axes, (mpp, rows) in zip(panels, groups, strict=True):
         counts = confusion_counts(rows, labels)
+        size = min(11, 1.5 * cell / len(str(counts.to_numpy().max())))
         shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
         axes.imshow(shares, cmap="Purples", vmin=0, vmax=1)
         for (i, j), share in np.ndenumerate(shares):
             colour = "white" if share > 0.6 else "#222"
-            axes.text(j, i, str(counts.iloc[i, j]), ha="center", va="center", color=colour, fontsize=11)
+            axes.text(j, i, str(counts.iloc[i, j]), ha="center", va="center", color=colour, fontsize=size)
         axes.set(title=f"{mpp:g} µm/px", xlabel="taken for")
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_yticks(range(len(labels)), labels, rotation=90, va="center")
+        names = [literal(label) for label in labels]
+        axes.set_xticks(range(len(labels)), names, rotation=0 if flat else 90)
+        axes.set_yticks(range(len(labels)), names, rotation=90 if flat else 0, va="center")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     _name_rows(panels, "is")
@@ -160,7 +170,23 @@ def confusion(decisions: pd.DataFrame) -> Figure:
 
 
 @styled
-def training_curves(history: pd.DataFrame) -> Figure:
+def predicted(predictions: pd.DataFrame) -> Figure:
+    """What was predicted of each slide, against what it is. Columns: `mpp`, `target`, `number`, `predicted`."""
+    groups = sorted(predictions.groupby(MPP), reverse=True)
+    figure, panels = _figure(len(groups), 2.5, 2.8, sharey=True)
+    both = predictions[[NUMBER, PREDICTED]]
+    ends = both.min().min(), both.max().max()
+    for axes, (mpp, rows) in zip(panels, groups, strict=True):
+        axes.plot(ends, ends, linestyle=":", color=FAINT)
+        axes.plot(rows[NUMBER], rows[PREDICTED], "o", color=INK, markersize=3, alpha=0.6, markeredgewidth=0)
+        axes.set(title=f"{mpp:g} µm/px", xlabel=literal(predictions[TARGET].iloc[0]))
+        axes.locator_params(axis="x", nbins=4)
+    _name_rows(panels, "predicted")
+    return figure
+
+
+@styled
+def training_curves(history: pd.DataFrame, loss: str = "cross-entropy") -> Figure:
     """Loss by epoch at each resolution: thin for a network, thick their mean; a dot where its weights were taken.
 
     Columns: `mpp`, `network`, `epoch`, `training_loss`, `validation_loss`, and `best_epoch` of the network.
@@ -180,8 +206,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
         axes.plot(best["epoch"], best["validation_loss"], "o", color=INK, markersize=3, label="weights taken")
         axes.set(title=f"{mpp:g} µm/px", xlabel="epoch")
         axes.locator_params(axis="x", integer=True)
-    _name_rows(panels, "loss (cross-entropy)")
-    panels[-1].legend(fontsize=8)
+    _name_rows(panels, f"loss ({loss})")
+    legend(figure, panels[-1])
     return figure
 
 
@@ -206,11 +232,12 @@ def memory(table: pd.DataFrame) -> Figure:
         min(table["gigabytes"].min(), 10) / 2, max(table["gigabytes"].max(), max(GPU_MEMORY_GB.values())) * 1.6
     )
     axes.yaxis.set_major_formatter("{x:g}")
-    for name, gigabytes in GPU_MEMORY_GB.items():
+    low, high = np.log10(axes.get_ylim())
+    for gigabytes in GPU_MEMORY_GB.values():
         axes.axhline(gigabytes, color="#d9a441", linewidth=0.8, zorder=0)
-        place = axes.get_yaxis_transform()
-        axes.text(1.01, gigabytes, f"{gigabytes} GB  {name}", transform=place, va="center", fontsize=7.5, color="#555")
-    axes.legend(fontsize=8, loc="upper left")
+    shares = [(np.log10(gigabytes) - low) / (high - low) for gigabytes in GPU_MEMORY_GB.values()]
+    beside(axes, shares, [f"{gigabytes} GB  {name}" for name, gigabytes in GPU_MEMORY_GB.items()])
+    legend(figure, axes)
     return figure
 
 
@@ -230,25 +257,25 @@ def scaling(table: pd.DataFrame) -> Figure:
         axes.axhline(1, linestyle=":", color=FAINT)
         axes.plot(model["ranks"], model["efficiency"], "--", color=FAINT, label="model")
         axes.plot(measured["ranks"], measured["efficiency"], "o", color=INK, label="measured")
-        for row in measured.itertuples():
-            axes.annotate(
-                f"{row.seconds:.3g} s", (row.ranks, row.efficiency), (4, 5), textcoords="offset points", fontsize=7.5
-            )
         ranks = sorted(set(rows["ranks"]))
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ranks[:: max(1, len(ranks) // 8)], [f"{n:,}" for n in ranks[:: max(1, len(ranks) // 8)]])
-        axes.minorticks_off()
-        axes.set(title=titles[mode], xlabel="ranks", ylim=(0, max(1.1, rows["efficiency"].max() * 1.05)))
+        share = _log_axis(axes, ranks[0], ranks[-1])
+        ticks(axes, ranks, share, "{:,.0f}".format, exact=True)
+        lines = above(
+            axes, measured["ranks"], [f"{s:.3g} s" if s < 1000 else f"{s:,.0f} s" for s in measured["seconds"]], share
+        )
+        axes.set_title(titles[mode], pad=6 + 11 * lines)
+        axes.set(xlabel="ranks", ylim=(0, max(1.1, rows["efficiency"].max() * 1.05)))
     panels[0].set_ylabel("efficiency")
-    panels[-1].legend(fontsize=8, loc="lower left")
+    legend(figure, panels[-1])
     return figure
 
 
-def _figure(panels: int, width: float, height: float, **options) -> tuple[Figure, Sequence[Axes]]:
+def _figure(panels: int, width: float, height: float, layout="constrained", **options) -> tuple[Figure, Sequence[Axes]]:
     """A figure of panels side by side, each so many inches, and in rows if they are more than a page is wide."""
     columns = min(panels, PANELS_IN_A_ROW)
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    figure = Figure(figsize=(columns * width, rows * height), layout=layout)
     found = figure.subplots(rows, columns, squeeze=False, **options).flatten()
     for unused in found[panels:]:
         unused.remove()
@@ -260,46 +287,70 @@ def _name_rows(panels: Sequence[Axes], name: str) -> None:
         first.set_ylabel(name)
 
 
-def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, resolution: bool = False) -> None:
-    """AUC and interval at these places on a logarithmic axis, each with its canvas, or with its resolution.
+def _main(table: pd.DataFrame) -> str:
+    return f"{main_figure(table).heading} on held-out slides, 95 % interval"
 
-    Where a resolution was computed by several methods (`method`, if the table has it) each has its colour; AUCs of
-    folds that were made otherwise (`…_split_auc`) stand beside it, dashed.
+
+def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, cost: bool = False) -> list[str]:
+    """The main figure and interval at these places on a logarithmic axis: resolutions, finer to the right, each with
+    its canvas, or what each cost, with the resolution.
+
+    Where a resolution was computed by several methods (`method`, if the table has it) each has its colour; figures of
+    folds that were made otherwise (`…_split_auc`) stand beside it, dashed. What has no figure, interval or place is
+    returned, in words.
     """
+    main, _, chance = main_figure(table)
+    low = bounds(main)[0]
+    absent = [(row, main) for _, row in table[table[main].isna()].iterrows()]
+    absent += [(row, low) for _, row in table[table[main].notna() & table[low].isna()].iterrows()]
+    lacking = [
+        f"{row[MPP]:g} µm/px: {'no interval, ' * (name != main)}{why_missing(row, name)}" for row, name in absent
+    ]
+    lacking += [f"{mpp:g} µm/px: cost not measured" for mpp in table[MPP][places.isna()]]
+    table = table[table[main].notna() & places.notna()]
+    places = places[table.index]
+    if table.empty:
+        axes.set_xscale("log")
+        axes.set(ylim=(0, 1.05), xticks=[])
+        axes.minorticks_off()
+        return lacking
     several = METHOD in table and table[MPP].duplicated().any()
     ways = table[METHOD] if several else pd.Series("", table.index)
     others = other_splits(table)
     for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
-        kinds = [("o-", AUC, SPLITS[rows[SPLIT].iloc[0]] if others else "")]
-        kinds += [("s--", of_split(split, AUC), SPLITS[split]) for split in others]
-        for form, auc, folds in kinds:
-            low, high = bounds(auc)
-            error = [rows[auc] - rows[low], rows[high] - rows[auc]]
+        kinds = [("o-", main, SPLITS[rows[SPLIT].iloc[0]] if others else "")]
+        kinds += [("s--", of_split(split, main), SPLITS[split]) for split in others]
+        for form, name, folds in kinds:
+            low, high = bounds(name)
+            error = [rows[name] - rows[low], rows[high] - rows[name]]
             label = ", ".join(filter(None, (way, folds)))
             faint: dict[str, Any] = {"alpha": 0.6, "linewidth": 1} if form == "s--" else {}
-            axes.errorbar(places[rows.index], rows[auc], error, fmt=form, capsize=4, color=colour, label=label, **faint)
-    if others or several:
-        axes.legend(fontsize=8, loc="lower right")
-    axes.axhline(0.5, linestyle=":", color=FAINT)
+            axes.errorbar(
+                places[rows.index], rows[name], error, fmt=form, capsize=4, color=colour, label=label, **faint
+            )
+    figure = axes.get_figure()
+    if (others or several) and isinstance(figure, Figure) and not figure.legends:
+        legend(figure, axes)
+    axes.axhline(chance, linestyle=":", color=FAINT)
     axes.set_xscale("log")
-    ticks = sorted(set(places))
-    if any(b / a < 1.3 for a, b in itertools.pairwise(ticks)):  # they would lie on one another
-        decades = range(*np.floor(np.log10([ticks[0], ticks[-1] * 100])).astype(int))
-        round_ones = [n * 10.0**decade for decade in decades for n in (1, 2, 5)]
-        within = [tick for tick in round_ones if ticks[0] / 1.5 < tick < ticks[-1] * 1.5]
-        ticks = within if len(within) > 1 else [ticks[0], ticks[-1]]
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axes.minorticks_off()
-    low, high = np.log10([places.min(), places.max()])
-    room = max(0.15 * (high - low), 0.1)
-    axes.set_xlim(10 ** (low - room), 10 ** (high + 1.7 * room))
-    axes.set_ylim(0, 1.05)
-    before, down = -math.inf, 11  # points
-    for row, place in sorted(zip(table.itertuples(), places, strict=True), key=lambda pair: pair[1]):
-        text = f"{row.mpp:g} µm/px" if resolution else f"{row.canvas:,} px"
-        down = 22 if down == 11 and np.log10(place) - before < 0.2 * (high - low) else 11  # or they lie on one another
-        before = np.log10(place)
-        axes.annotate(text, (place, row.auc), xytext=(7, -down), textcoords="offset points", fontsize=8)
+    share = _log_axis(axes, *((places.min(), places.max()) if cost else (places.max(), places.min())))
+    ticks(axes, places, share, "{:.3g}".format, exact=not cost)
+    for place in places:
+        axes.axvline(place, color="#eee", linewidth=0.8, zorder=0)
+    names = [f"{row.mpp:g} µm/px" if cost else f"{row.canvas:,} px" for row in table.itertuples()]
+    above(axes, places, names, share)
+    least = table[[main, bounds(main)[0]]].min().min()
+    axes.set_ylim(min(0, least - 0.05), 1.05)  # R² may be below what a guess reaches
+    return lacking
+
+
+def _log_axis(axes: Axes, first: float, last: float) -> Callable[[float], float]:
+    """Let a logarithmic axis go from `first` to `last`, with some room; how far along it a value is, from 0 to 1."""
+    begin, end = np.log10([first, last])
+    room = max(0.15 * abs(end - begin), 0.1) * (1 if end >= begin else -1)
+    begin, end = begin - room, end + room
+    axes.set_xlim(10**begin, 10**end)
+    return lambda value: float((np.log10(value) - begin) / (end - begin))
 
 
 def _roc(truth: pd.Series, score: pd.Series) -> tuple[np.ndarray, np.ndarray] | None:

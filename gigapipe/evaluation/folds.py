@@ -11,18 +11,21 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.errors import InputError
+from gigapipe.slides.sheet import UNKNOWN
+from gigapipe.slides.tables import read_table
+from gigapipe.slides.written_tables import read_written
 
 STARTS = 16  # divisions that are begun at random, of which the most even is taken
 BALANCE = 2  # what the balance of classes weighs, against folds of one size
-UNKNOWN = "unknown"  # a site that the sheet does not know
 
 
 def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> pd.DataFrame:
     """The sheet with columns `fold` (0 … folds − 1), in which labels have shares as even as can be, and `split`.
 
-    `by` is what stays in one fold: a `site`, with all its patients, or a `patient`. Patients of unknown site stand each
-    for themselves. `split` says which it was: `patient` where no site is known. Raises InputError if there are fewer
-    than three folds, fewer patients of a label than folds, or fewer sites than folds.
+    `by` is what stays in one fold: a `site`, with all its patients, or a `patient`, with all slides, whatever their
+    labels. Patients of unknown site stand each for themselves. `split` says which it was: `patient` where no site is
+    known. Raises InputError if there are fewer than three folds, fewer patients of a label than folds, or fewer sites
+    than folds.
     """
     if folds < 3:
         raise InputError(
@@ -30,7 +33,7 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
         )
     if sheet.empty:
         raise InputError("sample sheet: has no slides")
-    patients = sheet.drop_duplicates("patient").groupby("label").size()
+    patients = sheet.groupby("label")["patient"].nunique()
     if patients.min() < folds:
         raise InputError(
             f"label {patients.idxmin()}: {patients.min()} patients are too few for {folds} folds; add some"
@@ -59,13 +62,16 @@ def given_folds(sheet: pd.DataFrame, path: Path) -> pd.DataFrame:
     Its column `split` is `given`, whatever they share.
     Raises InputError, naming the slide or patient, if one has no fold, or a patient two.
     """
-    try:
-        table = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str, keep_default_na=False)
-        key = "slide" if "slide" in table else "patient"
-        folds = dict(zip(table[key], table["fold"].astype(int), strict=True))
-    except (OSError, ValueError, KeyError) as error:
-        needed = "it needs columns fold, and slide or patient"
-        raise InputError(f"folds {path}: cannot be read ({error}); {needed}") from None
+    given = read_table(Path(path), ["fold", "slide", "patient"], "folds")
+    key = "slide" if "slide" in given else "patient"
+    if not {key, "fold"} <= set(given):
+        raise InputError(f"folds {path}: needs columns fold, and slide or patient; {given.attrs['seen']}")
+    if not given["fold"].str.fullmatch("[0-9]+").all():
+        raise InputError(f"folds {path}: column fold must have whole numbers, 0, 1, …, and no others")
+    several = given.groupby(key)["fold"].nunique()
+    if several.max() > 1:
+        raise InputError(f"folds {path}: {key} {several.idxmax()} is listed with {several.max()} folds; give one")
+    folds = dict(zip(given[key], given["fold"].astype(int), strict=True))
     for name in sheet[key]:
         if name not in folds:
             raise InputError(f"folds {path}: {key} {name} has no fold; add it, or remove its slides from the sheet")
@@ -106,18 +112,26 @@ def divide(parts: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """The fold of each group, such that every fold has about the same sum of each quantity.
 
     `parts` has shape (groups, quantities). The sum of the squared differences from an even share is made small: from
-    random beginnings, the best move of a group, or exchange of two, is made until none helps.
+    random beginnings, the best move of a group, or exchange of two, is made until none helps. No fold is empty.
     """
-    rng = np.random.default_rng(seed)
-    divisions = []
-    for _ in range(STARTS):
-        fold = rng.permutation(len(parts)) % folds
-        divisions.append((improve(parts, fold, folds), fold))
+    for may_empty in (True, False):  # of few groups each division may be most even with an empty fold
+        rng = np.random.default_rng(seed)
+        divisions = []
+        for _ in range(STARTS):
+            fold = rng.permutation(len(parts)) % folds
+            uneven = improve(parts, fold, folds, may_empty)
+            if len(set(fold)) == folds:
+                divisions.append((uneven, fold))
+        if divisions:
+            break
     return min(divisions, key=lambda division: division[0])[1]
 
 
-def improve(parts: np.ndarray, fold: np.ndarray, folds: int) -> float:
-    """Change `fold` until no move and no exchange makes it more even; how uneven it is then."""
+def improve(parts: np.ndarray, fold: np.ndarray, folds: int, may_empty: bool = True) -> float:
+    """Change `fold` until no move and no exchange makes it more even; how uneven it is then.
+
+    If no fold may become empty, a group that is alone in one only changes places.
+    """
     excess = np.stack([parts[fold == f].sum(axis=0) for f in range(folds)]) - parts.sum(axis=0) / folds
     groups = np.arange(len(parts))
     products = parts @ parts.T
@@ -129,6 +143,8 @@ def improve(parts: np.ndarray, fold: np.ndarray, folds: int) -> float:
         move = gain + squares[:, None]
         exchange = gain[:, fold] + gain[:, fold].T + squares[:, None] + squares - 2 * products
         move[groups, fold] = exchange[fold[:, None] == fold] = 0
+        if not may_empty:
+            move[np.bincount(fold, minlength=folds)[fold] == 1] = 0
         if min(move.min(), exchange.min()) > -1e-12:
             return float((excess**2).sum())
         if move.min() <= exchange.min():
@@ -167,6 +183,6 @@ def read_folds(path) -> pd.DataFrame:
     """The table that `gigapipe folds` wrote."""
     try:
         # As text: a slide may be called 001.
-        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).astype({"fold": int})
+        return read_written(path, dtype=str, keep_default_na=False).astype({"fold": int})
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"folds {path}: cannot be read ({error}); make them with `gigapipe folds`") from None

@@ -4,18 +4,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.columns import PART, TEST
-from gigapipe.evaluation.predictions import probabilities, read_predictions
+from gigapipe.evaluation.columns import NUMBER, PART, PREDICTED, TEST
+from gigapipe.evaluation.labels import literal
+from gigapipe.evaluation.predictions import classes_of, probabilities, read_predictions
 from gigapipe.pyramids.maps import ActivationMap
 from gigapipe.pyramids.store import OVERVIEW, Pyramid
 
-HEIGHT, WIDEST = 2.7, 12.0  # of a picture, in inches
+HEIGHT, WIDEST = 6.0, 10.6  # of a picture, in inches, of 150 pixels each
+CHOSEN = HIGHEST, LOWEST, MOST_WRONG, ASKED_FOR = "highest", "lowest", "most wrong", "asked for"
+"""Why a slide was mapped."""
+PROBABILITY_OF = "probability of "
+"""How the columns begin, in what is told of a mapped slide, that have the probabilities of classes."""
+OPACITY = 0.6  # of colours over a slide
 
 
 def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None = None) -> pd.DataFrame:
@@ -28,79 +35,117 @@ def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None
     table = read_predictions(predictions)
     if table["mpp"].nunique() != 1:
         raise InputError(f"predictions are of {sorted(set(table['mpp']))} µm/px: give those of one resolution")
+    numbers = PREDICTED in table
+    classes = [] if numbers else classes_of(table)
+    if len(classes) == 1:
+        raise InputError(f"predictions are of slides of {classes[0]} only: give those of all folds")
     table = table[table[PART] == TEST]
-    table = table.assign(**probabilities(table).add_prefix("probability of "))
+    if not numbers:
+        table = table.assign(**probabilities(table, classes).add_prefix(PROBABILITY_OF))
     if slides is None:
-        why = extremes(table, number)
+        why = extremes_of_numbers(table, number) if numbers else extremes(table, number, classes)
     else:
-        why = dict.fromkeys(table["slide"] if slides == ["all"] else slides, "asked for")
+        why = dict.fromkeys(table["slide"] if slides == ["all"] else slides, ASKED_FOR)
     if strange := set(why) - set(table["slide"]):
         raise InputError(f"slide {min(strange)}: no network has held it out; correct --slides")
     return table[table["slide"].isin(why)].drop_duplicates("slide").assign(chosen=lambda rows: rows["slide"].map(why))
 
 
-def extremes(held_out: pd.DataFrame, number: int) -> dict[str, str]:
+def extremes(held_out: pd.DataFrame, number: int, classes: list[str]) -> dict[str, str]:
     """Slide to why it is one: the `number` slides each of `highest` and `lowest` score, and the `most wrong`.
 
     A score is the probability of the last class in alphabetical order, and of a slide that several networks have scored
     their mean. Most wrong is whose own class has the least probability, if another has more. A slide is chosen once,
     as wrong before all else.
     """
-    of_class = probabilities(held_out).groupby(held_out["slide"]).mean()
+    of_class = probabilities(held_out, classes).groupby(held_out["slide"]).mean()
     label = held_out.groupby("slide")["label"].first()
     own = pd.Series(
         of_class.to_numpy()[np.arange(len(label)), of_class.columns.get_indexer(pd.Index(label))], label.index
     )
     wrong = own[of_class.idxmax(axis=1) != label].nsmallest(number).index
-    score = of_class.iloc[:, -1].drop(wrong)
+    return _chosen(of_class.iloc[:, -1], wrong, number)
+
+
+def extremes_of_numbers(held_out: pd.DataFrame, number: int) -> dict[str, str]:
+    """The same of predicted numbers: most wrong are those that are furthest from the slide's."""
+    said = held_out.groupby("slide")[[PREDICTED, NUMBER]].mean()
+    wrong = (said[PREDICTED] - said[NUMBER]).abs().nlargest(number).index
+    return _chosen(said[PREDICTED], wrong, number)
+
+
+def _chosen(score: pd.Series, wrong: pd.Index, number: int) -> dict[str, str]:
+    score = score.drop(wrong)
     highest = score.nlargest(number).index
     lowest = score.drop(highest).nsmallest(number).index
-    return dict.fromkeys(highest, "highest") | dict.fromkeys(lowest, "lowest") | dict.fromkeys(wrong, "most wrong")
+    return dict.fromkeys(highest, HIGHEST) | dict.fromkeys(lowest, LOWEST) | dict.fromkeys(wrong, MOST_WRONG)
 
 
 def draw_map(path: Path, found: ActivationMap, pyramid: Pyramid, label: str) -> None:
     """A PNG: the slide and what was mapped of it, and the evidence over it, around zero, with its legend.
 
-    The evidence is that for the second of two classes, and for `label` if there are more.
+    The evidence is that for the second of two classes, and for `label` if there are more; of a number, for a higher
+    one. What of the canvas lies beside the slide has no colour.
     """
     classes = found.classes
-    label = classes[1] if len(classes) == 2 else label
-    picture = Image.open(pyramid.folder / OVERVIEW).convert("RGB")
-    pale = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.5)
-    # In mm: the slide, the canvas on it, and the map's places, which reach past the canvas.
-    high, wide = (n * mpp / 1000 for n, mpp in zip(pyramid.source["shape"], pyramid.source["mpp"], strict=True))
+    label = label if len(classes) > 2 else classes[-1]
+    picture = np.asarray(Image.open(pyramid.folder / OVERVIEW).convert("RGB"))
+    evidence = found.evidence(label)
+    most = max(float(np.abs(evidence).max()), 1e-6)
+    colours = ScalarMappable(Normalize(-most, most), "RdBu_r")
+    coloured = overlay(picture, found, colours.to_rgba(evidence)[:, :, :3], pyramid)
+    # In mm: the picture, and the canvas on it.
+    high, wide = (n * um / 1000 for n, um in zip(picture.shape, picture_um(picture, pyramid), strict=False))
     top, left = (start / 1000 for start in found.corner_um)
     side = found.canvas * found.mpp / 1000
-    first_row, first_column = (start / 1000 for start in found.first_um)
-    evidence = found.evidence(label)
-    rows, columns = (n * found.place_um / 1000 for n in evidence.shape)
-    most = max(float(np.abs(evidence).max()), 1e-6)
 
     xlim, ylim = (min(left, 0), max(left + side, wide)), (max(top + side, high), min(top, 0))
     shape = (xlim[1] - xlim[0]) / (ylim[0] - ylim[1])
     high_in = min(HEIGHT, (WIDEST - 1) / (2 * shape))
     figure = Figure(figsize=(2 * high_in * shape + 1, high_in + 0.4), layout="constrained")
-    for axes, image in zip(figure.subplots(1, 2), (picture, pale), strict=True):
+    for axes, image in zip(figure.subplots(1, 2), (picture, coloured), strict=True):
         axes.imshow(image, extent=(0, wide, high, 0))
         axes.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
+        axes.add_patch(Rectangle((left, top), side, side, fill=False, color="0.4", linewidth=0.8))
     slide, mapped = figure.axes
-    slide.add_patch(Rectangle((left, top), side, side, fill=False, color="0.4", linewidth=0.8))
-    drawn = mapped.imshow(
-        evidence,
-        extent=(first_column, first_column + columns, first_row + rows, first_row),
-        cmap="RdBu_r",
-        norm=TwoSlopeNorm(0, -most, most),
-        alpha=0.6,
-        interpolation="nearest",
-    )
-    drawn.set_clip_path(Rectangle((left, top), side, side, transform=mapped.transData))
-    mapped.set(xlim=xlim, ylim=ylim)
     others = classes[0] if len(classes) == 2 else f"not {label}"
-    bar = figure.colorbar(drawn, ax=mapped, shrink=0.9, label=f"log-odds:   {others}  ←    →  {label}")
+    text = f"log-odds:   {others}  ←    →  {label}" if len(classes) > 1 else f"{label}, from the mean"
+    bar = figure.colorbar(colours, ax=mapped, shrink=0.9, label=literal(text), alpha=OPACITY)
     bar.outline.set_visible(False)
     _scale_bar(slide, wide)
     figure.savefig(path, dpi=150, format="png")
+
+
+def picture_um(picture: np.ndarray, pyramid: Pyramid) -> tuple[float, float]:
+    """µm of a row and a column of a pyramid's picture, (row, column, …), which is smaller by one ratio down and across.
+
+    Its sides are rounded, so that it may end half a pixel beside the slide.
+    """
+    ratio = max(pyramid.source["shape"]) / max(picture.shape)
+    down, across = pyramid.source["mpp"]
+    return ratio * down, ratio * across
+
+
+def overlay(picture: np.ndarray, found: ActivationMap, colours: np.ndarray, pyramid: Pyramid) -> np.ndarray:
+    """A pyramid's picture (row, column, 3), uint8, pale, with the colour of each place of a map (row, column, 3), from
+    0 to 1, on the pixels whose centres lie in it, and within the canvas.
+    """
+    grey = picture @ np.array([0.299, 0.587, 0.114])
+    pale = np.repeat((grey[:, :, None] + 255) / 2, 3, axis=2)
+    places, inside = [], []
+    sides = zip(
+        picture.shape, picture_um(picture, pyramid), found.first_um, found.corner_um, colours.shape, strict=False
+    )
+    for pixels, um, first, corner, count in sides:
+        centres = (np.arange(pixels) + 0.5) * um
+        place = np.floor((centres - first) / found.place_um).astype(int)
+        within = (centres >= corner) & (centres < corner + found.canvas * found.mpp)
+        inside.append(within & (place >= 0) & (place < count))
+        places.append(place[inside[-1]])
+    where = np.ix_(*inside)
+    pale[where] = (1 - OPACITY) * pale[where] + OPACITY * 255 * colours[np.ix_(*places)]
+    return pale.round().astype(np.uint8)
 
 
 def _scale_bar(axes, wide: float) -> None:

@@ -1,10 +1,12 @@
 """What held-out predictions are worth: AUC, precision, decisions at a fixed threshold, calibration."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
 
-from gigapipe.evaluation.auc import bootstrap_interval, by_patient, mean_auc
+from gigapipe.evaluation.auc import bootstrap_interval, by_patient, mean_auc, of_several_labels
 from gigapipe.evaluation.columns import (
     AUC,
     AVERAGE_PRECISION,
@@ -13,12 +15,14 @@ from gigapipe.evaluation.columns import (
     FOLD,
     FOLDS,
     FOLDS_WITHOUT_AUC,
+    INTERVAL_METHOD,
     LABEL,
     ONE_NETWORK,
     PART,
     PATIENT,
     PATIENT_AUC,
     PATIENTS,
+    PATIENTS_OF_SEVERAL_LABELS,
     SEED,
     SEEDS,
     SLIDE,
@@ -31,33 +35,42 @@ from gigapipe.evaluation.decisions import decided, decision_figures
 from gigapipe.evaluation.targets import Targets, targets_of
 
 
-def summary(scores: pd.DataFrame, classes: list[str]) -> dict[str, float]:
+def summary(scores: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
     """All figures of the networks of one resolution, on one kind of folds; NaN where there is nothing to tell.
 
     Columns of `scores`: `seed`, `fold`, `part` (`test`, or `validation`: the fold that chose the epoch, which is used
     for thresholds only), `slide`, `patient`, `label`, and of `targets_of` the classes. `low` and `high` are 95 %
-    intervals, DeLong's by patients; `bootstrap_low` and `_high` those of drawing patients; `sd_folds` and `sd_seeds`
-    are standard deviations over networks and over seeds; `patient_auc` is of patients, by their slides' mean score.
+    intervals, DeLong's by patients, and `auc_interval_method` how variances were found; `bootstrap_low` and `_high`
+    those of drawing patients; `sd_folds` and `sd_seeds` are standard deviations over networks and over seeds;
+    `patient_auc` is of patients, by their slides' mean score, and NaN if any has slides of several labels.
     """
     targets = targets_of(classes)
     test = scores[scores[PART] == TEST]
-    of_slides = mean_auc(test, targets)
-    patients = by_patient(test, targets)
-    of_patients = mean_auc(patients, targets)
+    tables = {AUC: test}
+    mixed = of_several_labels(test)
+    if not mixed:
+        tables[PATIENT_AUC] = by_patient(test, targets)
+    found = {name: mean_auc(table, targets) for name, table in tables.items()}
+    of_slides = found[AUC]
     figures = {
         SLIDES: test[SLIDE].nunique(),
         PATIENTS: test[PATIENT].nunique(),
+        PATIENTS_OF_SEVERAL_LABELS: mixed,
         SEEDS: test[SEED].nunique(),
         FOLDS: test[FOLD].nunique(),
         FOLDS_WITHOUT_AUC: int(of_slides.networks.isna().sum()),
         AUC: of_slides.value,
+        INTERVAL_METHOD: of_slides.method,
         sd(AUC, FOLDS): of_slides.networks.std(),
         sd(AUC, SEEDS): of_slides.networks.groupby(SEED).mean().std(),
-        PATIENT_AUC: of_patients.value,
+        PATIENT_AUC: found[PATIENT_AUC].value if PATIENT_AUC in found else np.nan,
     }
-    for name, table, found in ((AUC, test, of_slides), (PATIENT_AUC, patients, of_patients)):
-        figures |= dict(zip(bounds(name), found.interval(), strict=True))
-        figures |= dict(zip(bounds(f"{name}_bootstrap"), bootstrap_interval(table, targets), strict=True))
+    for name in (AUC, PATIENT_AUC):
+        within = drawn = np.nan, np.nan
+        if name in found:
+            within, drawn = found[name].interval(), bootstrap_interval(tables[name], targets)
+        figures |= dict(zip(bounds(name), within, strict=True))
+        figures |= dict(zip(bounds(f"{name}_bootstrap"), drawn, strict=True))
     figures[AVERAGE_PRECISION] = average_precision(test, targets)
     figures |= decision_figures(decided(scores, classes), classes)
     figures[BRIER] = brier(test, targets)

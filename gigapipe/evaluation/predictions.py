@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.columns import FILE, FOLD, LABEL, MPP, NAMES, PART, SEED, TEST
+from gigapipe.evaluation.columns import BELONGS, FILE, FOLD, LABEL, MPP, NAMES, PART, SEED, TEST
 from gigapipe.evaluation.targets import SCORE, Targets, several, targets_of
+from gigapipe.slides.written_tables import read_written
 
 
 def read_predictions(paths: list[Path]) -> pd.DataFrame:
@@ -20,7 +21,7 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
     tables = []
     for network, path in enumerate(paths):
         try:
-            table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(NAMES, str), keep_default_na=False)
+            table = read_written(path, dtype=dict.fromkeys([*NAMES, *BELONGS], str), keep_default_na=False)
             tables.append(table.astype({FOLD: int, MPP: float}).assign(**{FILE: network}))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"predictions {path}: cannot be read ({error}); make it with `gigapipe predict`") from None
@@ -39,11 +40,13 @@ def score_columns(predictions: pd.DataFrame) -> Targets:
     return targets_of(classes) if len(classes) > 1 else {classes[0]: SCORE}
 
 
-def probabilities(predictions: pd.DataFrame) -> pd.DataFrame:
-    """A column for each class, in alphabetical order, a row for each row of `predictions`."""
-    classes, scores = classes_of(predictions), score_columns(predictions)
-    if len(scores) > 1:
-        return predictions[[scores[label] for label in classes]].set_axis(classes, axis=1)
+def probabilities(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """A column for each of `classes`, in alphabetical order, a row for each row of `predictions`.
+
+    Classes are those of the cohort: some slides may be of one only.
+    """
+    if len(classes) != 2:
+        return predictions[list(targets_of(classes).values())].set_axis(classes, axis=1)
     first, second = classes
     score = predictions[SCORE].to_numpy()
     return pd.DataFrame(np.stack([1 - score, score], axis=1), predictions.index, [first, second])

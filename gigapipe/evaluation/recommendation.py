@@ -1,33 +1,42 @@
-"""Which resolution to use, as a sentence that a table of the comparison bears out."""
+"""Which resolution to use, as a sentence that a table of the comparison bears out, or why that cannot be told."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
+from gigapipe.evaluation.best import MOST, TOO_MANY
 from gigapipe.evaluation.columns import (
     AUC,
-    COARSER,
+    INTERVAL_METHOD,
+    MARGIN,
     MPP,
-    P_BEST,
+    NETWORK,
     PATIENTS,
+    PATIENTS_NEEDED,
+    POOLED,
+    RIVAL,
     SECONDS_PER_SLIDE,
     SECONDS_PER_STEP,
-    P,
+    SLIDES,
+    START,
+    TO_BEST,
+    Main,
     bounds,
     interval,
-    p_value,
+    low_of_all,
+    main_figure,
     rank_seconds,
+    why_missing,
 )
 
-LEVEL = 0.05
-"""A p below which two AUCs differ."""
-
-LOW, HIGH = bounds(AUC)
+CANNOT_BE_TOLD = "Which resolution to use cannot be told."
+NAME = "name"
+BELOW = bounds(TO_BEST)[0]
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What `headline` says in a few words, and `reason` with its figures; `mpp` is None where nothing is found."""
+    """What `headline` says in a few words, and `reason` with its figures; `mpp` is None where nothing is shown."""
 
     mpp: float | None
     headline: str
@@ -35,63 +44,156 @@ class Recommendation:
 
 
 def recommend(table: pd.DataFrame) -> Recommendation:
-    """The coarsest resolution whose AUC does not differ from the best.
+    """The coarsest resolution whose AUC, or R², is shown to be above chance, and within the margin of any other.
 
-    Columns: `mpp`, `auc`, `auc_low`, `auc_high`, `ranks`, `seconds_per_step`. Whether two differ is told by a paired
-    test where the table has one (`p_best`, that of each row and the best; or `p`, that of the best and the row of
-    `coarser` µm per pixel), and else by whether their intervals are apart, which takes more of a difference.
+    Shown is what the table's limits say (see best.py): `auc_low` and `auc_low_of_all` above 0.5, or those of R² above
+    0, and `to_best_low` above −`margin`. Where they are missing, nothing is shown.
     """
-    rows = table.dropna(subset=[AUC]).reset_index(drop=True)
-    if rows.empty:
-        return Recommendation(None, "There is no answer yet.", "No resolution has held-out slides of all classes.")
-    best = rows.iloc[int(rows[AUC].argmax())]
-    if best[LOW] <= 0.5:
-        return Recommendation(
-            None,
-            "No resolution is told from chance.",
-            f"The best AUC, {interval(best, AUC)} at {best[MPP]:g} µm per pixel, has an interval that holds 0.5, "
-            "which is chance.",
+    main = main_figure(table)
+    if not {low_of_all(main.name), BELOW, RIVAL, MARGIN} <= set(table):
+        return cannot_be_told(
+            "this comparison was made before resolutions were compared with the best: make it again with "
+            "`gigapipe evaluate`"
         )
-    coarser = rows[rows[MPP] > best[MPP]].sort_values(MPP, ascending=False)
-    compared = [(row, *_differs(row, best)) for _, row in coarser.iterrows()]
-    chosen, how = next(((row, how) for row, differs, how in compared if not differs), (best, None))
-    headline = f"Use {chosen[MPP]:g} µm per pixel."
-    if how is None:
-        reason = f"Its AUC of {interval(chosen, AUC)} is the best of all"
-        if compared:
-            row, _, how = compared[-1]
-            reason += (
-                f", and {row[MPP]:g} µm per pixel does not reach it: {interval(row, AUC)}, {how}, "
-                f"at {_ratio(row, best)} of the cost"
-            )
-        elif len(rows) > 1:
-            reason += ", and no resolution is coarser"
-        return Recommendation(chosen[MPP], headline, reason + ".")
-    reason = (
-        f"Its AUC of {interval(chosen, AUC)} is not told apart from the best, {interval(best, AUC)} at "
-        f"{best[MPP]:g} µm per pixel ({how}), at {_ratio(chosen, best)} of the cost."
+    rows = _named(table.sort_values(MPP, ascending=False, kind="stable"))
+    above = rows[(rows[bounds(main.name)[0]] > main.chance) & (rows[low_of_all(main.name)] > main.chance)]
+    if above.empty:
+        return _at_chance(rows, main)
+    if rows[NAME].nunique() == 1:
+        return _alone(above.iloc[0], main)
+    near = above[above[BELOW] > -above[MARGIN]]
+    if near.empty:
+        return _not_near(above, rows, main)
+    chosen = min((row for _, row in near[near[MPP] == near[MPP].max()].iterrows()), key=_cost)
+    return _chosen(chosen, rows, main)
+
+
+def cannot_be_told(reason: str) -> Recommendation:
+    return Recommendation(None, CANNOT_BE_TOLD, f"That is because {reason}.")
+
+
+def _at_chance(rows: pd.DataFrame, main: Main) -> Recommendation:
+    known = rows.dropna(subset=[main.name])
+    if known.empty:
+        return cannot_be_told(f"there is no {main.heading} at any resolution: {why_missing(rows.iloc[0], main.name)}")
+    highest = known.iloc[int(known[main.name].argmax())]
+    what = f"the highest {main.heading}, {interval(highest, main.name)} at {highest[NAME]},"
+    if pd.isna(highest[bounds(main.name)[0]]):
+        return cannot_be_told(f"{what} cannot be told from chance, {main.chance:g}, without an interval")
+    if highest[bounds(main.name)[1]] < main.chance:
+        why = f"is below chance, {main.chance:g}"
+        if main.name == AUC:
+            why += ": look whether labels, or their order, are right"
+    elif highest[bounds(main.name)[0]] > main.chance:
+        why = (
+            f"is above chance, {main.chance:g}, by itself, but not with a lower limit that holds for all {len(known)} "
+            f"together, {highest[low_of_all(main.name)]:.3f}"
+        )
+    else:
+        why = f"has an interval that holds chance, {main.chance:g}"
+    return cannot_be_told(
+        f"no network is shown to be better than chance: {what} {why}{_method(highest)}{_needed(highest)}"
     )
-    if PATIENTS in rows:
-        reason += f" With more than these {chosen[PATIENTS]:.0f} patients a difference might be seen."
-    return Recommendation(chosen[MPP], headline, reason)
 
 
-def _differs(row: pd.Series, best: pd.Series) -> tuple[bool, str]:
-    """Whether the AUCs of two rows differ, and how that is known."""
-    p = row.get(P_BEST)
-    if pd.isna(p) and best.get(COARSER) == row[MPP]:
-        p = best.get(P)
-    if pd.notna(p):
-        return p < LEVEL, "paired test, " + p_value(p).replace(" ", "\xa0")
-    if row[HIGH] < best[LOW]:
-        return True, "their intervals are apart"
-    return False, "their intervals overlap"
+def _alone(row: pd.Series, main: Main) -> Recommendation:
+    return Recommendation(
+        row[MPP],
+        f"{row[NAME]} does better than chance, and no other was tried.",
+        f"Its {main.heading} of {interval(row, main.name)} is above chance, {main.chance:g}{_method(row)}. Whether a "
+        "coarser one would do, or a finer one do better, only they can tell.",
+    )
 
 
-def _ratio(row: pd.Series, best: pd.Series) -> str:
-    """A share as 1/8 or 0.6: of a step for each of its slides, or of a step where those are not known."""
-    seconds = SECONDS_PER_SLIDE if SECONDS_PER_SLIDE in row else SECONDS_PER_STEP
-    share = rank_seconds(row, seconds) / rank_seconds(best, seconds)
-    if share > 0.67:
-        return f"{share:.2g}"
-    return f"1/{1 / share:.2g}" if share > 0.1 else f"1/{1 / share:,.0f}"
+def _not_near(above: pd.DataFrame, rows: pd.DataFrame, main: Main) -> Recommendation:
+    known = above.dropna(subset=[BELOW])
+    if known.empty:
+        row = above.iloc[0]
+        return cannot_be_told(f"{row[NAME]} cannot be compared with others: {why_missing(row, BELOW)}")
+    nearest = known.iloc[int(known[BELOW].argmax())]
+    best = rows.iloc[int(rows[main.name].argmax())]
+    rival = rows.loc[rows[MPP] == nearest[RIVAL], NAME].iloc[0]
+    found = f"with an {main.heading} of {interval(nearest, main.name)}"
+    if nearest[main.name] < best[main.name]:
+        found += f" (the highest is {interval(best, main.name)}, at {best[NAME]})"
+    return cannot_be_told(
+        f"no resolution is shown to be within {nearest[MARGIN]:g} of the best. {nearest[NAME]} comes nearest, {found}, "
+        f"but may be {-nearest[BELOW]:.3f} below {rival} ({_limits(nearest, rows)}){_needed(nearest)}"
+    )
+
+
+def _chosen(chosen: pd.Series, rows: pd.DataFrame, main: Main) -> Recommendation:
+    best, margin = rows.iloc[int(rows[main.name].argmax())], chosen[MARGIN]
+    reason = f"Its {main.heading} of {interval(chosen, main.name)} is above chance, and "
+    if chosen[main.name] == best[main.name]:
+        reason += "the highest of all; "
+    bound = "not below any other" if chosen[BELOW] >= 0 else f"below no other by more than {-chosen[BELOW]:.3f}"
+    reason += f"it is shown to be {bound}, where {margin:g} is allowed ({_limits(chosen, rows)})."
+    if chosen[main.name] < best[main.name]:
+        reason += f" The highest {main.heading} is {interval(best, main.name)}, at {best[NAME]}{_saving(chosen, best)}."
+    coarser = rows[rows[MPP] > chosen[MPP]]
+    if len(coarser):
+        short = [_falls_short(row, main) for row in coarser.to_dict("records")]
+        reason += f" Of what is coarser that is not shown: {'; '.join(short)}."
+    return Recommendation(chosen[MPP], f"Use {chosen[NAME]}.", reason)
+
+
+def _falls_short(row: dict, main: Main) -> str:
+    what = f"{row[NAME]} with {interval(row, main.name)}"
+    if pd.isna(row[BELOW]):
+        return f"{what} cannot be compared with others: {why_missing(row, BELOW)}"
+    if row[BELOW] > -row[MARGIN]:
+        return f"{what} is not shown to be above chance"
+    if row[bounds(TO_BEST)[1]] < -row[MARGIN]:
+        return f"{what} is worse by more"
+    return f"{what} may be {-row[BELOW]:.3f} below the best"
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """With a column for people: a resolution, and what else tells its networks from others at that resolution."""
+    names = rows[MPP].map("{:g} µm per pixel".format)
+    for column, words in ((NETWORK, "with {}"), (START, "begun with {}")):
+        if column in rows and (rows.groupby(MPP)[column].nunique() > 1).any():
+            names += rows[column].map(f", {words}".format)
+    return rows.assign(**{NAME: names})
+
+
+def _limits(row: pd.Series, rows: pd.DataFrame) -> str:
+    others = rows[NAME].nunique() - 1
+    whom = f"the same {row[SLIDES]:.0f} slides of {row[PATIENTS]:.0f} patients"
+    corrected = f", corrected for {others} comparisons" if others > 1 else ""
+    return f"one-sided 95 % limits of paired differences on {whom}{corrected}{_method(row)}"
+
+
+def _method(row: pd.Series) -> str:
+    """What to know of how variances were found."""
+    if row.get(INTERVAL_METHOD) != POOLED:
+        return ""
+    return " (deviations are pooled over folds, for in some a class has one patient)"
+
+
+def _needed(row: pd.Series) -> str:
+    """How many patients would tell."""
+    if PATIENTS_NEEDED not in row:
+        return ""
+    if pd.notna(row[PATIENTS_NEEDED]):
+        return (
+            f". With about {row[PATIENTS_NEEDED]:,.0f} patients in place of {row[PATIENTS]:.0f} it would be told in "
+            "four of five such cohorts, if they are what was found here"
+        )
+    if why_missing(row, PATIENTS_NEEDED) == TOO_MANY:
+        return f". If they are what was found here, {MOST} times as many patients would not tell either"
+    return ""
+
+
+def _cost(row: pd.Series) -> float:
+    return rank_seconds(row, SECONDS_PER_SLIDE if SECONDS_PER_SLIDE in row else SECONDS_PER_STEP)
+
+
+def _saving(row: pd.Series, best: pd.Series) -> str:
+    """What a row costs of another, as 1/8 or 0.6: of a step for each slide, or of a step where those are not known."""
+    share = _cost(row) / _cost(best)
+    if pd.isna(share):
+        return ""
+    ratio = f"{share:.2g}" if share > 0.67 else f"1/{1 / share:.2g}" if share > 0.1 else f"1/{1 / share:,.0f}"
+    return f", of whose cost {row[NAME]} takes {ratio}"

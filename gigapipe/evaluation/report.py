@@ -1,22 +1,19 @@
 """The report: one page of a whole run, made of the files in its folder of results, that needs nothing beside it."""
 
-import base64
 import datetime
 import importlib.metadata
-import io
 import json
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
-from PIL import Image
 
 import gigapipe
 from gigapipe.errors import InputError
@@ -26,20 +23,30 @@ from gigapipe.evaluation.columns import (
     FILE,
     FOLD,
     FOLDS,
-    LABEL,
+    IDENTITY,
     METHOD,
     MPP,
+    NETWORKS,
     PART,
     PEAK_MEMORY,
+    PREDICTED,
     SLIDE,
     SPLIT,
+    TARGET,
     TEST,
+    main_figure,
 )
+from gigapipe.evaluation.comparison_text import NOTE_OF_FLAGS
 from gigapipe.evaluation.decisions import decided, rule
+from gigapipe.evaluation.identity import of_networks
+from gigapipe.evaluation.learning import flags_of
 from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.recommendation import recommend
+from gigapipe.evaluation.report_pictures import Place, found, inline_figure, inline_picture, maps, wrong_slides
 from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
 from gigapipe.evaluation.targets import SCORE
+from gigapipe.pyramids.survey import same_files, summary
+from gigapipe.slides.written_tables import read_written
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +59,21 @@ DASHED = (
     "divide it."
 )
 SIDES = [1024, 22528]  # px, between which the memory of an undivided step is drawn
-PICTURE = 1600  # px of the longest side of a picture in the page
 
 
-def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Path | None = None) -> str:
+def report(
+    results: Path, config: Path | None, benchmarks: Path, figures_to: Path | None = None, page: Path | None = None
+) -> str:
     """The page, as HTML, of a run in the folder `results`; its figures are written to a folder, too, if one is given.
+
+    `page` is the folder that the page will lie in, by default the results: from there it links to stores of slides.
 
     Needed is only comparison.tsv, and InputError is raised without it: what else is missing is left out, so are columns
     that the table has not, and figures of what was not measured. What stems from other resolutions or folds than those
     of the table is not looked at.
     """
     try:
-        table = pd.read_csv(results / "comparison.tsv", sep="\t")
+        table = read_written(results / "comparison.tsv")
     except (OSError, ValueError) as error:
         raise InputError(
             f"report: {results}/comparison.tsv cannot be read ({error}); make it with `gigapipe evaluate`"
@@ -73,38 +83,53 @@ def report(results: Path, config: Path | None, benchmarks: Path, figures_to: Pat
             f"{results}/comparison.tsv: its column arm is called {METHOD} now; `gigapipe evaluate` renames it"
         )
         table = table.rename(columns={"arm": METHOD})
-    paths = found(results, "predictions.tsv")
+    networks = list(table[NETWORKS]) if NETWORKS in table else list[str]()
+    scored = {path: _identities(path) for path in found(results, "predictions.tsv")}
+    paths = of_networks(scored, networks, results / "comparison.tsv")
     predictions = of_table(read_predictions(paths), table) if paths else None
-    trainings = [json.loads(path.read_text()) for path in found(results, "training.json")]
-    trainings = [record for record in trainings if record["settings"]["mpp"] in set(table[MPP])]
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in found(results, "training.json")}
+    for path in set(scored) - set(paths):
+        records.pop(path.with_name("training.json"), None)
+    trainings = [record for record in records.values() if record["settings"]["mpp"] in set(table[MPP])]
     drawn = {}
     for name, (figure, caption) in all_figures(table, predictions, trainings, results).items():
         if figures_to:
             figures.save(figure, figures_to / name)
         drawn[name] = {"source": inline_figure(figure), "caption": caption}
     recommended = recommend(table)
+    place = Place(results, page or results)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.jinja").render(
         recommendation=recommended,
         table=table,
+        main=main_figure(table).heading,
+        target=table[TARGET].iloc[0] if TARGET in table else "",
         worth=worth(table),
         decisions=decisions(table),
         costs=costs(table),
         figures=drawn,
         cohort=cohort(results),
-        contact_sheet=inline_picture(results / "slides.png"),
-        maps=list(maps(results, table, recommended.mpp)),
+        slides=slides(place),
+        flags=flags_of(table),
+        note_of_flags=NOTE_OF_FLAGS,
+        decided_by=rule(classes_of(predictions)) if predictions is not None and TARGET not in table else "",
+        maps=list(maps(place, table, recommended.mpp)),
+        mistakes=wrong_slides(place, predictions, recommended.mpp),
         runtimes=runtimes(benchmarks),
-        config=config.read_text() if config else "",
+        config=config.read_text(encoding="utf-8") if config else "",
         made=made(),
     )
 
 
-def found(results: Path, name: str) -> list[Path]:
-    """Files of this name of all networks of a run; another run's results may lie in a folder beside them."""
-    return sorted(results.glob(f"*um/**/{name}"))
+def _identities(path: Path) -> set[str]:
+    """Of which networks the predictions or maps in a table are; empty where it does not say."""
+    try:
+        table = read_written(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); make it again") from None
+    return set(table.get(IDENTITY, []))
 
 
 def cohort(results: Path) -> dict[str, list[dict]]:
@@ -112,8 +137,30 @@ def cohort(results: Path) -> dict[str, list[dict]]:
     divisions: dict[str, list[dict]] = {}
     for path in sorted([*results.glob("folds.md"), *results.glob("folds/*/folds.md")]):
         split = "" if path.parent == results else path.parent.name.rpartition("-")[0]
-        divisions.setdefault(split, blocks(path.read_text()))
+        divisions.setdefault(split, blocks(path.read_text(encoding="utf-8")))
     return divisions
+
+
+def slides(place: Place) -> dict[str, Any]:
+    """A line about what became of the slides and their tissue, whether to look at it, which were one file, and `each`.
+
+    The lines are empty where there is nothing to say, or no slides.tsv. Each has what `Place.slide` says, and `why` it
+    was left out or its tissue is doubtful; where none has a picture, there are none, and `sheet` is that of them all.
+    """
+    sheet, path = inline_picture(place.results / "slides.png"), place.results / "slides.tsv"
+    if not path.exists():
+        return {"line": "", "look": False, "same_files": "", "each": [], "sheet": sheet}
+    rows = read_written(path, dtype={SLIDE: str, "md5": str}, keep_default_na=False, na_values=[""])
+    line, each = summary(rows), []
+    for row in rows.to_dict("records"):
+        why = row["fate"] if row["fate"] != "whole" else row.get("why")
+        each.append(place.slide(row[SLIDE]) | {"why": "" if pd.isna(why) else why, "out": row["fate"] != "whole"})
+    if any(slide["source"] for slide in each):
+        sheet = ""
+    else:
+        each = []
+    look = not line.endswith(f"{len(rows)} with tissue")
+    return {"line": line, "look": look, "same_files": same_files(rows), "each": each, "sheet": sheet}
 
 
 def of_table(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +181,13 @@ def all_figures(
         "auc-resolution": (figures.auc_against_resolution(table), "What resolution buys."),
         "auc-cost": (figures.auc_against_cost(table), "What it costs. A rank is a process, on a GPU or on CPU cores."),
     }
-    if predictions is not None and len(held_out := predictions[predictions[PART] == TEST]):
+    held_out = predictions[predictions[PART] == TEST] if predictions is not None else None
+    if held_out is not None and len(held_out) and PREDICTED in held_out:
+        drawn["predicted"] = (
+            figures.predicted(held_out),
+            "What was predicted of each held-out slide, against what it is; all folds and seeds together.",
+        )
+    elif predictions is not None and held_out is not None and len(held_out):
         drawn["roc"] = (
             figures.roc(held_out),
             "ROC curves on held-out slides: thin for each network, thick their mean. Of each network its own slides, "
@@ -158,16 +211,17 @@ def all_figures(
         if "validation_loss" in epoch
     ]:
         drawn["training"] = (
-            figures.training_curves(pd.DataFrame(history)),
+            figures.training_curves(pd.DataFrame(history), loss_of(table)),
             "Loss by epoch: thin for each network, thick their mean. The weights are those of the epoch that is best "
             "in validation, on slides that are neither trained on nor held out.",
         )
     memory = memory_table(table, trainings)
-    drawn["memory"] = (
-        figures.memory(memory),
-        "What training takes of memory. Points: the largest process of a run, with all that it loads."
-        + DASHED * bool((memory["kind"] == "model").any()),
-    )
+    if len(memory):
+        drawn["memory"] = (
+            figures.memory(memory),
+            "What training takes of memory. Points: the largest process of a run, with all that it loads."
+            + DASHED * bool((memory["kind"] == "model").any()),
+        )
     if (path := results / "scaling.tsv").exists():
         drawn["scaling"] = (
             figures.scaling(pd.read_csv(path, sep="\t")),
@@ -176,58 +230,22 @@ def all_figures(
     return drawn
 
 
+def loss_of(table: pd.DataFrame) -> str:
+    return "squared error, of numbers with deviation 1" if TARGET in table else "cross-entropy"
+
+
 def memory_table(table: pd.DataFrame, trainings: list[dict]) -> pd.DataFrame:
     """What `figures.memory` draws: measured peaks, and what an undivided step keeps of the networks that were used."""
-    measured = table.assign(side=table[CANVAS], gigabytes=table[PEAK_MEMORY] / 1000, kind="measured", what="measured")
+    measured = table.dropna(subset=[PEAK_MEMORY])
+    measured = measured.assign(
+        side=measured[CANVAS], gigabytes=measured[PEAK_MEMORY] / 1000, kind="measured", what="measured"
+    )
     parts = [measured[["side", "gigabytes", "kind", "what"]]]
     full = {r["settings"].get("network") for r in trainings if r["settings"].get("width", FULL_WIDTH) == FULL_WIDTH}
     for network in sorted(full & set(SAVED_BYTES)):
         kept = SAVED_BYTES[network] * np.array(SIDES) ** 2 / 1e9
         parts.append(pd.DataFrame({"side": SIDES, "gigabytes": kept, "kind": "model", "what": f"{network}, undivided"}))
     return pd.concat(parts)
-
-
-def maps(results: Path, table: pd.DataFrame, first: float | None) -> Iterator[dict]:
-    """What `gigapipe map` has left of each resolution, that of the answer first, then from fine to coarse."""
-    tables = {path: pd.read_csv(path, sep="\t", dtype={SLIDE: str, LABEL: str}) for path in found(results, "maps.tsv")}
-    tables = {path: rows for path, rows in tables.items() if len(rows) and rows[MPP].iloc[0] in set(table[MPP])}
-    for path, rows in sorted(tables.items(), key=lambda item: (item[1][MPP].iloc[0] != first, item[1][MPP].iloc[0])):
-        groups = []
-        for chosen in ("highest", "lowest", "most wrong", "asked for"):
-            slides = [
-                {
-                    "slide": row[SLIDE],
-                    "label": row[LABEL],
-                    "said": {
-                        name.removeprefix("probability of "): row[name]
-                        for name in rows.columns
-                        if name.startswith("probability of ")
-                    },
-                    "source": inline_picture(path.parent / f"{row[SLIDE]}.png"),
-                }
-                for row in rows[rows["chosen"] == chosen].to_dict("records")
-            ]
-            if slides:
-                groups.append({"chosen": chosen, "slides": slides})
-        yield {"mpp": rows[MPP].iloc[0], "groups": groups}
-
-
-def inline_figure(figure: Figure) -> str:
-    file = io.BytesIO()
-    figures.write(figure, file, "svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def inline_picture(path: Path) -> str:
-    """A picture as JPEG, smaller if it is large; empty if there is none."""
-    if not path.exists():
-        return ""
-    Image.MAX_IMAGE_PIXELS = None  # a contact sheet of many slides is larger than what Pillow takes for an attack
-    picture = Image.open(path).convert("RGB")
-    picture.thumbnail((PICTURE, PICTURE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def made() -> dict[str, str]:

@@ -9,20 +9,22 @@ from gigapipe.evaluation.columns import (
     CANVAS,
     COSTS,
     DECISIONS_AND_PROBABILITIES,
-    DELTA,
+    FLAGGED,
     MESH,
     METHOD,
     MPP,
-    PATIENT_AUC,
     RANKS,
     SEEDS,
     SLIDES,
     START,
-    UNKNOWN,
     Column,
     aucs,
+    gains,
+    more_figures,
     read,
 )
+
+NOT_MEASURED = "not measured"
 
 
 class Table(NamedTuple):
@@ -33,7 +35,7 @@ class Table(NamedTuple):
 def worth(table: pd.DataFrame) -> Table:
     """What each resolution is worth."""
     of_slides = [column._replace(heading=f"{column.heading} (95 % interval)") for column in aucs(table)]
-    return _table(table, [*read(SLIDES, SEEDS), *of_slides, *read(PATIENT_AUC, DELTA)])
+    return _table(table, [*read(SLIDES, SEEDS, FLAGGED), *of_slides, *more_figures(table), *gains(table)])
 
 
 def decisions(table: pd.DataFrame) -> Table | None:
@@ -58,7 +60,7 @@ def runtimes(benchmarks: Path) -> Table | None:
     rules = (
         pd.concat(jobs)
         .groupby("rule")
-        .agg(jobs=("s", "size"), total=("s", "sum"), longest=("s", "max"), mb=("max_rss", "max"))
+        .agg(jobs=("s", "size"), total=("s", _sum), longest=("s", "max"), mb=("max_rss", "max"))
     )
     rows = [
         [
@@ -66,7 +68,7 @@ def runtimes(benchmarks: Path) -> Table | None:
             f"{of.jobs:.0f}",
             _duration(of.total),
             _duration(of.longest),
-            UNKNOWN if pd.isna(of.mb) else f"{of.mb:,.0f}",
+            NOT_MEASURED if pd.isna(of.mb) else f"{of.mb:,.0f}",
         ]
         for rule, of in rules.sort_values("total", ascending=False).iterrows()
     ]
@@ -97,7 +99,14 @@ def _table(table: pd.DataFrame, columns: list[Column]) -> Table:
     return Table([column.heading for column in there], rows)
 
 
+def _sum(seconds: pd.Series) -> float:
+    """NaN if none is known."""
+    return seconds.sum(min_count=1)
+
+
 def _duration(seconds: float) -> str:
+    if pd.isna(seconds):
+        return NOT_MEASURED
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

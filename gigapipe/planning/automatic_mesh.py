@@ -1,10 +1,15 @@
 """How many ranks share an image, and whether it is streamed, where nobody has said so: what a step takes decides."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
+from torch import nn
+
 from gigapipe.configuration.configuration import Configuration, Resolution
-from gigapipe.models import RESNETS, GigapixelUNet
+from gigapipe.configuration.tasks import task_named
+from gigapipe.models import GigapixelUNet
+from gigapipe.models.networks import classifier, segmenter
 from gigapipe.planning.machines import Machine, machine
 from gigapipe.planning.scaling import Job, cost_of, shapes
 
@@ -62,10 +67,17 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
     limit = int(place.memory)
     if side is None:
         return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: how large its images are is not known yet")
-    make = functools.partial(RESNETS[training.network], 2, training.norm, training.pool, training.width)
-    batch = training.batch if config.task == "classes" else 1
-    network = make if config.task == "classes" else GigapixelUNet
-    job = Job(network, (side, side), training.precision, on_gpu=place.on_gpu)
+    options, form = training.network_options, (training.norm, training.pool, training.width)
+    make: Callable[[], nn.Module]
+    task = task_named(config.task)
+    if task.canvas:
+        batch, make = training.batch, functools.partial(classifier, training.network, options, 2, side, *form)
+    elif training.own:
+        channels = 1 + len(config.mask_classes) if task.needs == "mask" else 1
+        batch, make = 1, functools.partial(segmenter, training.network, options, channels, (side, side))
+    else:
+        batch, make = 1, GigapixelUNet
+    job = Job(make, (side, side), training.precision, on_gpu=place.on_gpu)
     for ranks in (n for n in range(1, place.ranks + 1) if place.ranks % n == 0):
         if found := shapes(ranks, job.canvas):
             taken = cost_of(job, (1, *found[0]), batch).memory

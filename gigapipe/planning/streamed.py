@@ -27,7 +27,8 @@ def streamed(job: Job, machine: Machine) -> list[str]:
     try:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shape = 1, job.channels, *job.canvas
-            plan = plan_streaming(model, shape, machine.usable_memory, loss=job.loss, base=state)
+            # By one thread: how many the machine's rank has, and what tiles side by side are worth there, nobody knows.
+            plan = plan_streaming(model, shape, machine.usable_memory, loss=job.loss, base=state, threads=1)
     except NotImplementedError as error:
         raise InputError(f"it cannot be streamed: {error}") from None
     except ValueError as error:

@@ -5,11 +5,14 @@ shares and sums are integers: what is computed depends on the image alone, not o
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numba
 import numpy as np
+
+from gigapipe.disks import tell_once
 
 ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 LARGEST = 8_000_000  # numerator of a ratio: times a grey level it must fit 32 bits
@@ -92,8 +95,27 @@ def _shares(begins: np.ndarray, ends: np.ndarray, unit: int, start: int) -> tupl
     return (3 * (first[:, 0] - start)).astype(np.uint64), np.maximum(covered, 0) / (right - left)
 
 
-# Of given types, the code is loaded when this file is imported, not while the first slide waits for it.
-@numba.njit("void(float64[::1], uint64[::1], float64[:, ::1], float64[:, ::1])", nogil=True, cache=True)
+def compiled(signature: str) -> Callable[[Callable], Callable]:
+    """Compile a function of given types here and now, or load what was compiled before where numba may keep that.
+
+    So the code is there when this file is imported, and no slide waits for it.
+    """
+
+    def now(function: Callable) -> Callable:
+        try:
+            return numba.njit(signature, nogil=True, cache=True)(function)
+        except Exception as error:  # of no folder a RuntimeError, of a full one an OSError, of torn files anything
+            reason = "no folder may be written" if isinstance(error, RuntimeError) else type(error).__name__
+            tell_once(
+                f"numba cannot keep what it compiles ({getattr(error, 'strerror', None) or reason}), so each process "
+                "compiles it again, which takes some seconds; set NUMBA_CACHE_DIR to a folder that may be written"
+            )
+            return numba.njit(signature, nogil=True)(function)
+
+    return now
+
+
+@compiled("void(float64[::1], uint64[::1], float64[:, ::1], float64[:, ::1])")
 def _across(sums, first, shares, line):
     """Means (channel, output pixel) along a row of sums. Three source pixels at once, for that is mostly all."""
     for j in range(len(first)):
@@ -111,11 +133,9 @@ def _across(sums, first, shares, line):
         line[0, j], line[1, j], line[2, j] = red, green, blue
 
 
-@numba.njit(
+@compiled(
     "int64(Array(uint8, 2, 'C', readonly=True), int64, int64, int64, int64, int64[::1], int64[::1], uint64[::1],"
-    "float64[:, ::1], int32[::1], int64, uint8[:, :, ::1])",
-    nogil=True,
-    cache=True,
+    "float64[:, ::1], int32[::1], int64, uint8[:, :, ::1])"
 )
 def _feed(band, begin, end, row, unit, begins, ends, first, shares, sums, at, mean):
     """Add source rows, from the value `begin` to `end`, to the sums of the output row `at`.

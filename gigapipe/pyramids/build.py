@@ -5,18 +5,15 @@ the finest is whole chunks, which it writes; of coarser ones it is pieces of chu
 neighbour is there. A task that is done leaves a mark, so that a run that was killed goes on from there.
 """
 
-import contextlib
 import functools
-import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import dask
-import dask.threaded
 import numpy as np
 import zarr
 from dask.tokenize import tokenize
@@ -24,30 +21,30 @@ from PIL import Image, ImageCms
 from tqdm.dask import TqdmCallback
 
 import gigapipe
+from gigapipe import named
 from gigapipe.atomic import atomic_file, resumable_folder
-from gigapipe.configuration.configuration import PyramidPixels
-from gigapipe.configuration.values import Micrometres
-from gigapipe.errors import InputError
+from gigapipe.errors import InputError, Unavailable
 from gigapipe.progress import Progress
 from gigapipe.pyramids import store
 from gigapipe.pyramids.area import AreaMean, Axis
 from gigapipe.pyramids.blocks import Blocks, Range
+from gigapipe.pyramids.codecs import Codec, rounded
+from gigapipe.pyramids.schedulers import LOST, workers
+from gigapipe.pyramids.settings import Settings, drawn_when, open_slide, refuse_replaced
+from gigapipe.slides.checksum import md5_of_file
+from gigapipe.slides.crashes import crash_of
+from gigapipe.slides.level_checks import fault
 from gigapipe.slides.levels import Level, Mended, open_level
 from gigapipe.slides.reader import Slide
-from gigapipe.slides.tissue import Tissue, find_tissue
+from gigapipe.slides.regions import read_regions
+from gigapipe.slides.tissue import FINE, NO_TISSUE, NONE, Tissue, find_tissue, of_mask
+
+logger = logging.getLogger(__name__)
 
 OVERVIEW = 1024  # px of the longest side, at most, of the picture in which tissue is found
-QUEUES = {"slurm": "SLURMCluster", "lsf": "LSFCluster", "pbs": "PBSCluster", "sge": "SGECluster"}  # of dask-jobqueue
 # What a build needs until it ends, in the folder of the store.
 WORK = Path("work")
 BEGUN, DONE, PIECES, TISSUE = (WORK / name for name in ("begun", "done", "pieces", "tissue.npz"))
-
-
-class Settings(PyramidPixels):
-    """How a pyramid is made, beside its resolutions."""
-
-    mpp: Micrometres | None = None
-    """Of the slide, against what its file says."""
 
 
 DEFAULT = Settings()
@@ -65,23 +62,31 @@ def build_pyramid(
 
     The store is written under another name and renamed when whole; what was in `folder` before is replaced only then.
     A build that was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's:
-    `threads`, `processes`, the address of a distributed one, or one of `QUEUES`, to which as many jobs are
+    `threads`, `processes`, the address of a distributed one, or one of `schedulers.QUEUES`, to which as many jobs are
     submitted as there are `threads`.
 
     Raises InputError, naming the slide, if it cannot be read or is coarser than one of `resolutions`.
     """
     slide_path, folder, resolutions = Path(slide_path), Path(folder), sorted(resolutions)
-    with Slide(slide_path, settings.mpp, settings.assume_mpp) as slide:
-        slide.refuse_finer(resolutions[0])
-        status = slide_path.stat()
-        made_of = [slide_path.name, status.st_size, status.st_mtime_ns, slide.quickhash]
-        identity = json.dumps([made_of, resolutions, settings.model_dump(), gigapipe.__version__])
+    with open_slide(slide_path, settings) as slide:
+        slide.refuse_finer(resolutions[0], settings.mpp_tolerance)
+        made_of = slide.identity()
+        code = named.code_of(settings.reader) if settings.reader else None
+        identity = json.dumps(
+            [made_of, drawn_when(settings), resolutions, settings.model_dump(), code, gigapipe.__version__]
+        )
         with resumable_folder(folder, identity) as partial:
             job = Job(slide_path.absolute(), partial.absolute(), tuple(resolutions), settings, identity)
             passes = _passes(slide, resolutions, settings)
             if not (partial / BEGUN).exists():
                 _begin(job, slide, passes)
-            _finish(job, slide, md5=_run(job, passes, threads, scheduler))
+            try:
+                md5 = _run(job, passes, threads, scheduler)
+            except InputError:
+                refuse_replaced(slide_path, settings, made_of)
+                raise
+            refuse_replaced(slide_path, settings, made_of)
+            _finish(job, slide, md5)
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,9 @@ def _passes(slide: Slide, resolutions: list[float], settings: Settings) -> list[
 
 
 def _nearest_level(slide: Slide, ratio: float) -> int:
-    """The coarsest level of the file that is not coarser than level 0 by more than `ratio`."""
+    """The coarsest level of the file that shows what level 0 does, and is not coarser by more than `ratio`."""
     fine_enough = [i for i, d in enumerate(slide.level_downsamples) if d <= ratio * (1 + 1e-6)]
-    return max(fine_enough, key=lambda i: slide.level_downsamples[i])
+    return next(i for i in sorted(fine_enough, key=lambda i: -slide.level_downsamples[i]) if not fault(slide, i))
 
 
 def _axes(slide: Slide, ratio: list[float], level: int) -> tuple[Axis, Axis]:
@@ -138,6 +143,7 @@ def _begin(job: Job, slide: Slide, passes: list[Blocks]) -> None:
         slide.mpp,
         settings.chunk,
         settings.shard,
+        settings.codec,
     )
     (job.folder / BEGUN).touch()
 
@@ -198,14 +204,21 @@ def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
                 key = f"chunk-{i}-{at}"
                 after = [task for task in after if task is not None]
                 tasks[key] = _unless_done(job, key, _join_pieces, blocks, i, unit, after=after)
-    md5 = dask.delayed(_md5)(job.slide)
+    md5 = dask.delayed(md5_of_file)(job.slide)
     progress = TqdmCallback(tqdm_class=Progress, what=job.slide.stem, unit="tasks")
     try:
-        with _workers(threads, scheduler), progress:
+        with workers(threads, scheduler, job.folder / WORK), progress:
             found = dask.compute(md5, *(task for task in tasks.values() if task is not None))[0]
     except InputError as error:
         # From another process it comes with that one's traceback.
-        raise InputError(str(getattr(error, "exception", error))) from None
+        told = getattr(error, "exception", error)
+        raise (Unavailable if isinstance(told, Unavailable) else InputError)(str(told)) from None
+    except OSError as error:
+        raise getattr(error, "exception", error) from None
+    except Exception as error:
+        if type(error).__name__ in LOST:
+            raise crash_of(job.slide, "a process that Dask had started was lost") from None
+        raise
     finally:
         _opened.cache_clear()
     undone = [key for key in tasks if not (job.folder / DONE / key).exists()]
@@ -224,59 +237,47 @@ def _unless_done(job: Job, key: str, function, *arguments, after=None):
     return bound(after, dask_key_name=f"{key}-{tokenize(job)}")
 
 
-@contextlib.contextmanager
-def _workers(threads: int, scheduler: str) -> Iterator[None]:
-    if scheduler == "threads":
-        # A pool that is waited for: if a task fails, no other still writes when the folder is removed.
-        # By the function, not its name: looking a name up imports `distributed`, where that is installed.
-        with ThreadPoolExecutor(threads) as pool, dask.config.set(scheduler=dask.threaded.get, pool=pool):
-            yield
-    elif scheduler == "processes":
-        with dask.config.set(scheduler="processes", num_workers=threads, chunksize=1):
-            yield
-    else:
-        try:
-            from distributed import Client
-        except ImportError:
-            raise InputError(f"scheduler {scheduler}: needs `pip install distributed`") from None
-        cluster = _submitted(scheduler, threads) if scheduler in QUEUES else contextlib.nullcontext(scheduler)
-        with cluster as address, Client(address):
-            yield
-
-
-def _submitted(queue: str, jobs: int):
-    """A cluster of Dask's own, of so many jobs; what each of them asks for stands in Dask's configuration."""
-    try:
-        import dask_jobqueue
-    except ImportError:
-        raise InputError(f"scheduler {queue}: needs `pip install dask-jobqueue`") from None
-    cluster = getattr(dask_jobqueue, QUEUES[queue])()
-    cluster.scale(jobs=jobs)
-    return cluster
-
-
 @functools.lru_cache(maxsize=4)
 def _opened(job: Job, level: int) -> tuple[Level, list[zarr.Array]]:
     """A level of the slide and the store's arrays, once a process: a slide survives no fork."""
-    slide = Slide(job.slide, job.settings.mpp, job.settings.assume_mpp)
+    slide = open_slide(job.slide, job.settings)
     return open_level(slide, level), store.arrays(job.folder)
 
 
 def _make_overview(job: Job, key: str, _after: None) -> None:
     """The whole slide in small, from a level of the file that is not much finer, and where its tissue is."""
-    with Slide(job.slide, job.settings.mpp, job.settings.assume_mpp) as slide:
+    with open_slide(job.slide, job.settings) as slide:
         ratio = [max(1.0, max(slide.shape) / OVERVIEW)] * 2
         index = _nearest_level(slide, ratio[0])
         axes = _axes(slide, ratio, index)
         mean = AreaMean(*axes, *((0, axis.size) for axis in axes))
         _feed(_read_as(open_level(slide, index), job.settings), [mean], job.settings)
         picture = np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
-        tissue = find_tissue(picture, slide.shape, slide.mpp)
+        tissue = _tissue(picture, slide, job.settings)
+        faults = {level: found for level in range(len(slide.level_shapes)) if (found := fault(slide, level))}
     with atomic_file(job.folder / store.OVERVIEW) as partial:
         Image.fromarray(picture).save(partial, "PNG", compress_level=1)
     with atomic_file(job.folder / TISSUE) as partial, open(partial, "wb") as file:
         np.savez(file, **asdict(tissue))
-    _mark(job, key, [])
+    _mark(job, key, faults)
+
+
+def _tissue(picture: np.ndarray, slide: Slide, settings: Settings) -> Tissue:
+    """Where a slide has tissue, as it is drawn or else found. InputError if it has none, and such are not kept."""
+    if settings.tissue is None:
+        tissue, remedy = find_tissue(picture, slide.shape, slide.mpp), "draw it (column tissue of the sample sheet)"
+    else:
+        drawn = Path(settings.tissue)
+        mask = read_regions(drawn, slide.shape, picture.shape[:2])
+        mpp = [n * own / pixels for n, own, pixels in zip(slide.shape, slide.mpp, mask.shape, strict=True)]
+        tissue = of_mask(mask, FINE if mask.any() else NONE, f"as drawn in {drawn.name}", mpp)
+        remedy = "correct the drawing"
+    if tissue.verdict == NONE and not settings.keep_without_tissue:
+        raise InputError(
+            f"slide {slide.path}: {NO_TISSUE}: {tissue.why}; {remedy}, keep such slides whole "
+            "(pyramids.keep_without_tissue), or take it out of the sample sheet"
+        )
+    return tissue
 
 
 def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _after: None) -> None:
@@ -288,18 +289,21 @@ def _make_block(job: Job, key: str, blocks: Blocks, block: tuple[int, int], _aft
         i: AreaMean(*blocks.outputs[i], *part) for i, part in parts.items() if all(a < b for a, b in part)
     }  # of coarse outputs no pixel may begin here
     _feed(level, list(means.values()), job.settings)
+    errors = {}
     for i, mean in means.items():
         if job.settings.clean_background:
             outline = np.load(job.folder / TISSUE)["outline"]
             shape = tuple(axis.size for axis in blocks.outputs[i])
-            mean.mean[:, ~store.at_pixels(outline, *parts[i], shape)] = 255
+            if outline.any():  # of a slide without tissue nothing is erased
+                mean.mean[:, ~store.at_pixels(outline, *parts[i], shape)] = 255
         if blocks.is_whole(i):
-            store.write(arrays[i], *parts[i], mean.mean)
+            errors[i] = write_rounded(arrays[i], *parts[i], mean.mean, job.settings.codec)
         else:
             with atomic_file(_piece(job, i, block)) as partial, open(partial, "wb") as file:
                 np.save(file, mean.mean)
     d = level.slide.level_downsamples[blocks.level]
-    _mark(job, key, [[d * row, d * column] for row, column in sorted(getattr(level, "damaged", []))])
+    damaged = [[d * row, d * column] for row, column in sorted(getattr(level, "damaged", []))]
+    _mark(job, key, {"damaged": damaged, "errors": errors})
 
 
 def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple[Range, Range], _after: list) -> None:
@@ -312,25 +316,53 @@ def _join_pieces(job: Job, key: str, blocks: Blocks, i: int, unit: tuple[Range, 
         piece = np.load(_piece(job, i, block), mmap_mode="r")
         whole[:, a - top : b - top, c - left : d - left] = piece[:, a - row : b - row, c - column : d - column]
     _, arrays = _opened(job, blocks.level)
-    store.write(arrays[i], *unit, whole)
-    _mark(job, key, [])
+    _mark(job, key, {"errors": {i: write_rounded(arrays[i], *unit, whole, job.settings.codec)}})
+
+
+def write_rounded(
+    array: zarr.Array, rows: Range, columns: Range, pixels: np.ndarray, codec: Codec
+) -> tuple[int, int, int]:
+    """Write pixels; how many grey levels they lose by it, in sum and at most, and how many values they are."""
+    stored = rounded(pixels, codec)
+    store.write(array, rows, columns, stored)
+    if codec == "jpeg":
+        stored = np.asarray(array[:, slice(*rows), slice(*columns)])
+    if codec == "zstd":
+        return 0, 0, pixels.size
+    lost = np.maximum(pixels, stored) - np.minimum(pixels, stored)
+    return int(lost.sum()), int(lost.max()), lost.size
+
+
+def mean_error(parts: Sequence[Sequence[int]]) -> float:
+    """Of what `write_rounded` told of each part of an array."""
+    return round(sum(part[0] for part in parts) / sum(part[2] for part in parts), 3)
+
+
+def largest_error(parts: Sequence[Sequence[int]]) -> int:
+    return max(part[1] for part in parts)
 
 
 def _piece(job: Job, i: int, block: tuple[int, int]) -> Path:
     return job.folder / PIECES / f"{i}-{block[0]}-{block[1]}.npy"
 
 
-def _mark(job: Job, key: str, damaged: list) -> None:
+def _mark(job: Job, key: str, found: dict) -> None:
+    """Leave word that a task is done, and what it `found`: damaged tiles and errors, or levels that cannot be used."""
     with atomic_file(job.folder / DONE / key) as partial:
-        partial.write_text(json.dumps(damaged), encoding="utf-8")
+        partial.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _finish(job: Job, slide: Slide, md5: str) -> None:
     with np.load(job.folder / TISSUE) as saved:
         tissue = Tissue(**{name: saved[name].tolist() if name != "outline" else saved[name] for name in saved})
     marks = [json.loads(mark.read_text(encoding="utf-8")) for mark in (job.folder / DONE).glob("[bc]*")]
-    damaged = {tuple(at) for mark in marks for at in mark}
-    profile = slide.colour_profile
+    damaged = {tuple(at) for mark in marks for at in mark.get("damaged", [])}
+    parts = [mark["errors"] for mark in marks]
+    errors = [[part[str(i)] for part in parts if str(i) in part] for i in range(len(job.resolutions))]
+    faults = json.loads((job.folder / DONE / "tissue").read_text(encoding="utf-8"))
+    faults |= {str(level): found for level, found in slide.faults.items() if found}
+    for level, found in faults.items():
+        logger.warning(f"slide {slide.path}: its level {level} is not used: {found}")
     version, levels = job.settings.ome_zarr, len(job.resolutions)
     down, across = tissue.outline_mpp
     store.add_label(job.folder, "tissue", tissue.outline, (down, across), slide.mpp, version, levels)
@@ -345,18 +377,25 @@ def _finish(job: Job, slide: Slide, md5: str) -> None:
                 "shape": list(slide.shape),
                 "vendor": slide.vendor,
                 "objective": slide.objective,
-                "icc_profile": profile and ImageCms.getProfileDescription(profile).strip(),
+                "icc_profile": slide.profile_name,
                 "damaged_tiles": sorted(damaged),
+                "unused_levels": faults,
+                **({"reader_code": named.code_of(job.settings.reader)} if job.settings.reader else {}),
+            },
+            "resolutions": list(job.resolutions),
+            "codec": {
+                "name": job.settings.codec,
+                "mean_error": [mean_error(each) for each in errors],
+                "largest_error": [largest_error(each) for each in errors],
             },
             "settings": job.settings.model_dump(),
-            "tissue": {"box_um": tissue.box_um, "fraction": tissue.fraction},
+            "tissue": {
+                "box_um": tissue.box_um,
+                "fraction": tissue.fraction,
+                "verdict": tissue.verdict,
+                "why": tissue.why,
+            },
         },
     )
     (job.folder / BEGUN).unlink()  # first: without it nothing else of this is taken for anything
     shutil.rmtree(job.folder / WORK)
-
-
-def _md5(path: Path) -> str:
-    """The checksum that slide archives publish; it tells versions apart, nothing rests on it for security."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

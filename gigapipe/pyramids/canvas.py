@@ -9,6 +9,7 @@ import pandas as pd
 from gigapipe.errors import InputError
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.store import Pyramid
+from gigapipe.slides.tissue import NONE
 
 WHITE = 255
 
@@ -19,7 +20,8 @@ WHOLE = 0.95
 def corner(pyramid: Pyramid, mpp: float, size: int) -> tuple[int, int]:
     """Row and column, in the slide at `mpp`, of the first pixel of a canvas of `size` px a side; may be negative."""
     top, left, bottom, right = pyramid.tissue["box_um"]
-    return round((top + bottom) / 2 / mpp - size / 2), round((left + right) / 2 / mpp - size / 2)
+    down, across = pyramid.scale(mpp)
+    return round((top + bottom) / 2 / down - size / 2), round((left + right) / 2 / across - size / 2)
 
 
 def read_canvas(
@@ -59,7 +61,8 @@ def read_canvas(
 def lost_tissue(pyramid: Pyramid, mpp: float, size: int) -> float:
     """Share of the tissue's bounding box that lies outside a canvas of `size` px a side at `mpp`."""
     top, left, bottom, right = pyramid.tissue["box_um"]
-    kept = [min(1.0, size * mpp / length) for length in (bottom - top, right - left)]
+    lengths = zip((bottom - top, right - left), pyramid.scale(mpp), strict=True)
+    kept = [min(1.0, size * scale / length) for length, scale in lengths]
     return 1 - kept[0] * kept[1]
 
 
@@ -67,10 +70,12 @@ def suitable_canvases(pyramids: Sequence[Pyramid], mpps: Sequence[float]) -> pd.
     """For each resolution a `canvas` (pixels a side) that holds the tissue's box of at least `WHOLE` of the slides.
 
     It is rounded up to four steps between a power of two and the next, so that a slide more or less seldom changes it.
+    A slide that is kept without tissue counts whole.
     Columns `mpp`, `canvas`, and `whole`, the number of `slides` whose box lies within. Raises InputError if no slide
     has tissue.
     """
-    boxes = [pyramid.tissue["box_um"] for pyramid in pyramids if pyramid.tissue["fraction"] > 0]
+    tissues = [pyramid.tissue for pyramid in pyramids]
+    boxes = [tissue["box_um"] for tissue in tissues if tissue["fraction"] > 0 or tissue["verdict"] == NONE]
     if not boxes:
         raise InputError("canvas: auto: none of the slides has tissue that was found; give the canvas in pixels")
     sides = np.sort([max(bottom - top, right - left) for top, left, bottom, right in boxes])

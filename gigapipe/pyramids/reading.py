@@ -12,13 +12,12 @@ import numpy as np
 import zarr
 
 from gigapipe.atomic import atomic_file
-from gigapipe.errors import InputError
-from gigapipe.pyramids.store import files_of_rectangle, folder_of, open_array
+from gigapipe.disks import WAITS, tell_once
+from gigapipe.errors import InputError, Unavailable
+from gigapipe.pyramids.files import check, files_of_rectangle, folder_of
+from gigapipe.pyramids.store import open_array
 
 logger = logging.getLogger(__name__)
-
-WAITS = (1.0, 5.0, 25.0)
-"""Seconds before a read that failed is tried again: a file system that many nodes share has its moments."""
 
 SLOW = 60.0
 """Seconds from which on a read is told of."""
@@ -34,19 +33,22 @@ def read_pixels(
 
     Only the chunks that this rectangle touches are read. With a folder to `stage` in, on the node's own disk, they are
     copied there first, and read there from then on, by all of the node's ranks; what it has no room for is read where
-    it lies. Raises InputError, naming the array and the host, if the read fails again after `WAITS`.
+    it lies. Raises InputError, naming the array, its chunk and the host, if what is there is not what was written, and
+    Unavailable if the read fails again after `WAITS`.
     """
     host, begun = socket.gethostname(), time.monotonic()
     for wait in (*WAITS, None):
         try:
             source = staged(array, rows, columns, stage) if stage else array
+            check(source, rows, columns)
             pixels = np.asarray(source[:, slice(*rows), slice(*columns)])
             break
         except (OSError, ValueError, RuntimeError) as error:  # zarrs and zarr's own codecs raise one each
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             where = f"{folder_of(array)}: rows {rows[0]}–{rows[1]}, columns {columns[0]}–{columns[1]}"
             if wait is None:
-                raise InputError(
+                # A disk may do better another time, and damage stays.
+                raise (Unavailable if isinstance(error, OSError) else InputError)(
                     f"{where}: cannot be read on {host} ({reason}); look at its disk, and check the pyramid with "
                     "`gigapipe verify`"
                 ) from None
@@ -61,20 +63,24 @@ def read_pixels(
 def staged(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], stage: Path) -> zarr.Array:
     """The array as far as it lies in `stage`, where now lie the chunks that the rectangle touches.
 
-    The array itself where there is no room for them.
+    The array itself where they cannot be written there.
     """
-    folder = folder_of(array)
-    copy = _copy(folder, stage)
-    for file in files_of_rectangle(array, rows, columns):
-        near = folder_of(copy) / file.relative_to(folder)
-        if near.exists() or not file.exists():  # what is white has no file
-            continue
-        disk = shutil.disk_usage(stage)
-        if disk.free - file.stat().st_size < RESERVE * disk.total:
-            _tell_once(f"{stage}: the disk of {socket.gethostname()} is full; the rest is read where it lies")
-            return array
-        with atomic_file(near) as partial:
-            shutil.copyfile(file, partial)
+    folder, host = folder_of(array), socket.gethostname()
+    try:
+        copy = _copy(folder, stage)
+        for file in files_of_rectangle(array, rows, columns):
+            near = folder_of(copy) / file.relative_to(folder)
+            if near.exists() or not file.exists():  # what is white has no file
+                continue
+            disk = shutil.disk_usage(stage)
+            if disk.free - file.stat().st_size < RESERVE * disk.total:
+                tell_once(f"{stage}: the disk of {host} is full; the rest is read where it lies")
+                return array
+            with atomic_file(near) as partial:
+                shutil.copyfile(file, partial)
+    except OSError as error:
+        tell_once(f"{stage}: of no use on {host} ({error.strerror or error}); what is not there is read where it lies")
+        return array
     return copy
 
 
@@ -88,8 +94,3 @@ def _copy(folder: Path, stage: Path) -> zarr.Array:
         with atomic_file(copy / path.name) as partial:
             shutil.copyfile(path, partial)
     return open_array(copy)
-
-
-@functools.lru_cache
-def _tell_once(text: str) -> None:
-    logger.warning(text)

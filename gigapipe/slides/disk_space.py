@@ -25,14 +25,14 @@ class Wanted:
     resumable: bool  # what has arrived is gone on with, by another process too
 
 
-def announce(slides: Mapping[Path, Wanted], keep: bool) -> None:
+def announce(slides: Mapping[Path, Wanted], keep: bool, together: int = 1) -> None:
     """Say how much is going to be fetched, and how long that takes at the rate of a first look.
 
     Raises InputError as `check_disk_space` does.
     """
     if not slides:
         return
-    logger.info(f"{check_disk_space({path: slide.size for path, slide in slides.items()}, keep)}.")
+    logger.info(f"{check_disk_space({path: slide.size for path, slide in slides.items()}, keep, together)}.")
     # Not for what takes no time anyway; and what the first look brings must be of use.
     probe = next((path for path, slide in slides.items() if slide.resumable and slide.size > 1 << 26), None)
     if probe:
@@ -43,10 +43,11 @@ def announce(slides: Mapping[Path, Wanted], keep: bool) -> None:
             logger.info(f"The first bytes came at {amount(rate)} a second: {hours:.2g} hours at that rate.")
 
 
-def check_disk_space(sizes: Mapping[Path, int], keep: bool) -> str:
+def check_disk_space(sizes: Mapping[Path, int], keep: bool, together: int = 1) -> str:
     """What is going to be fetched, in a line; `sizes` are the slides' bytes, 0 where nobody knows them.
 
-    Raises InputError if the disk cannot hold all of them, or, where they are not kept, the largest.
+    Raises InputError if the disk cannot hold all of them, or, where they are not kept, the largest: as many as are
+    worked on `together`.
     """
     folder = next(iter(sizes)).parent
     while not folder.exists():
@@ -60,7 +61,7 @@ def check_disk_space(sizes: Mapping[Path, int], keep: bool) -> str:
     text += f", and {unknown} of unknown size" if unknown else ""
     text += f" ({amount(sum(here.values()))} have arrived before)" if any(here.values()) else ""
     text += f"; the disk of {folder} has {amount(free)} to give"
-    needed = sum(missing.values()) if keep else max(missing.values(), default=0)
+    needed = sum(sorted(missing.values(), reverse=True)[: None if keep else together])
     if needed > free:
         remedy = ", or set `keep_slides: false`, which removes each slide when its pyramid is made" if keep else ""
         raise InputError(f"{text}, which is not enough: make room, set `pathvars: resources:` to another disk{remedy}")

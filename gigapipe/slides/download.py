@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import random
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +14,44 @@ import requests
 import urllib3
 
 from gigapipe.atomic import resumable_file
-from gigapipe.errors import InputError
+from gigapipe.errors import InputError, Unavailable
 from gigapipe.progress import Progress
+from gigapipe.slides.checksum import md5_of_file
+from gigapipe.slides.replies import (
+    Span,
+    compression_of,
+    is_text,
+    md5_of,
+    passes,
+    pause_of,
+    quoted,
+    total_of,
+)
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20
+BEGINNING = 512  # bytes by which a slide is told from a message
 SAMPLE = 8 << 20  # bytes that tell how fast a network is
 TRIES = 8  # in a row, without a new byte
 LONGEST_PAUSE = 120  # seconds
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a server answers that may do better later
 ABSENT = {404, 410}
+UNUSABLE = (
+    requests.TooManyRedirects,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
+"""What is wrong with an address itself."""
 FORBIDDEN = {401, 403}
 
 
-class NotThere(InputError):
-    """No server has the file."""
+class Refused(InputError):
+    """A server will not give the file, whenever it is asked; another may."""
+
+
+class NotThere(Refused):
+    """A server does not have the file."""
 
 
 class Interrupted(Exception):
@@ -41,25 +62,55 @@ class Interrupted(Exception):
         self.pause = pause
 
 
-class Arrived:
-    """What there is of a file, with its checksum if that is to be `checked`; it goes on from what the file holds."""
+class NoRange(Interrupted):
+    """The server does not give the part that was asked for, and may give the whole."""
 
-    def __init__(self, file: BinaryIO, name: str, total: int | None, checked: bool):
-        self._file, self._checked = file, checked
-        self.total = total
+
+class Arrived:
+    """What there is of a file; it goes on from what the file holds.
+
+    Its checksum is counted if its `md5` is known, or if a server tells it before the first byte.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, total: int | None, md5: str | None):
+        self._file, self._given = file, (total, md5)
+        self.total, self.md5 = self._given
         self.bytes = 0
-        self.version: str | None = None  # the server's word for it, if it has one
+        self.versions: dict[str, str] = {}  # each server's word for it, if it has one
         self.progress = Progress(what=name, unit="bytes", total=total)
         self._checksum = hashlib.md5(usedforsecurity=False)
         while block := file.read(BLOCK):
             self._count(block)
 
     @property
-    def md5(self) -> str:
+    def found_md5(self) -> str:
         return self._checksum.hexdigest()
 
-    def add(self, block: bytes) -> None:
-        self._file.write(block)  # unbuffered: what was written is there, even after a kill
+    def is_right(self) -> bool:
+        """Whether it has the md5, if that is known."""
+        return self.md5 is None or self.md5 == self.found_md5
+
+    def expect(self, md5: str | None) -> None:
+        """What a server says that the md5 will be, unless that is known already."""
+        if self.md5 is None and not self.bytes:
+            self.md5 = md5
+
+    def take(self, block: bytes, at: int) -> None:
+        """Add bytes of the file from byte `at` on, without those that have arrived before.
+
+        Raises Interrupted, and drops all, if those are not what had arrived.
+        """
+        if (known := self.bytes - at) > 0:
+            self._file.seek(at)
+            same = self._file.read(min(known, len(block))) == block[:known]
+            self._file.seek(self.bytes)
+            if not same:
+                self.drop()
+                raise Interrupted("the server's file is another than what had arrived")
+            block = block[known:]
+        rest = memoryview(block)
+        while rest:  # unbuffered: what was written is there, even after a kill
+            rest = rest[self._file.write(rest) :]
         self._count(block)
 
     def drop(self) -> None:
@@ -67,10 +118,11 @@ class Arrived:
         self._file.truncate()
         self.progress.update(-self.bytes)
         self.bytes = 0
+        self.total, self.md5 = self._given  # what a server said was of what is dropped
         self._checksum = hashlib.md5(usedforsecurity=False)
 
     def _count(self, block: bytes) -> None:
-        if self._checked:
+        if self.md5 is not None:
             self._checksum.update(block)
         self.bytes += len(block)
         self.progress.update(len(block))
@@ -92,52 +144,66 @@ def download(
     is given, after this process was killed. Where to write is the caller's word alone; no name that a server gives is
     used. A file that is there already and has the `md5` is left as it is.
 
-    Raises NotThere if no server has the file; InputError, naming the address, if a server refuses, if `tries` in a row
-    bring no new byte, or if what arrives is another file than it should be, or no slide.
+    Without an `md5` or `size`, what a server says of them (Content-MD5, Content-Length) is what it must have.
+
+    Raises NotThere if no server has the file; InputError, naming the address, if all refuse, if `tries` in a row bring
+    no new byte, or if what arrives is another file than it should be, or no slide; OSError if it cannot be written.
     """
-    if md5 and path.exists():
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "md5").hexdigest() == md5.lower():
-                logger.info(f"{path.name}: is here already, and whole")
-                return
+    if md5 and path.exists() and md5_of_file(path) == md5.lower():
+        logger.info(f"{path.name}: is here already, and whole")
+        return
     session = session or requests.Session()
     with resumable_file(path, keep=md5 is not None) as partial, open(partial, "r+b", buffering=0) as file:
-        arrived = Arrived(file, path.name, size, checked=md5 is not None)
-        turn = failures = spoiled = 0
-        absent = set()
+        arrived = Arrived(file, path.name, size, md5 and md5.lower())
         with arrived.progress:
-            while True:
-                address = addresses[turn % len(addresses)]
-                before = arrived.bytes
-                try:
-                    fetch_rest(session, address, arrived, timeout)
-                    if md5 is None or arrived.md5 == md5.lower():
-                        break
-                    found = arrived.md5
-                    arrived.drop()
-                    spoiled += 1
-                    if spoiled > len(addresses):
-                        raise InputError(
-                            f"{address}: its md5 is {found}, not {md5}; correct the sheet, or ask its keeper"
-                        )
-                    raise Interrupted("its md5 is wrong")
-                except NotThere:
-                    absent.add(address)
-                    if absent == set(addresses):
-                        raise
-                except Interrupted as error:
-                    failures = 1 if arrived.bytes > before else failures + 1
-                    if failures == tries:
-                        raise InputError(f"{address}: {error}, {tries} times in a row; run it again") from None
-                    # At random, or all whom a busy server turned away together would come back together.
-                    pause = max(error.pause, min(LONGEST_PAUSE, 2.0**failures) * random.uniform(0.25, 0.75))
-                    arrived.progress.write(f"{path.name}: {error}; goes on from byte {arrived.bytes} in {pause:.1f} s")
-                    time.sleep(pause)
-                turn += 1
+            address = _fetch(session, addresses, arrived, md5 is not None, tries, timeout)
         if openslide.OpenSlide.detect_format(partial) is None:
             count = arrived.bytes
             arrived.drop()
             raise InputError(f"{address}: what arrived is not a slide ({count} bytes); correct `source` in the sheet")
+
+
+def _fetch(
+    session: requests.Session, addresses: Sequence[str], arrived: Arrived, given_md5: bool, tries: int, timeout: float
+) -> str:
+    """Fetch all of a file from one address or another, the last of which is returned."""
+    turn = failures = spoiled = most = 0
+    refusals: dict[str, Refused] = {}
+    whole: set[str] = set()  # of which all is asked for the next time, and no range
+    while True:
+        address, most = addresses[turn % len(addresses)], max(most, arrived.bytes)
+        turn += 1
+        following = addresses[turn % len(addresses)]
+        try:
+            ranged = address not in whole
+            whole.discard(address)
+            fetch_rest(session, address, arrived, timeout, ranged=ranged)
+            if arrived.is_right():
+                return address
+            found, wanted = arrived.found_md5, arrived.md5
+            arrived.drop()
+            spoiled, most = spoiled + 1, 0
+            if spoiled > len(addresses):
+                remedy = "correct the sheet, or ask its keeper" if given_md5 else "which the server said; run it again"
+                raise InputError(f"{address}: its md5 is {found}, not {wanted}; {remedy}")
+            raise Interrupted("its md5 is wrong")
+        except Refused as error:
+            refusals[address] = error
+            if set(refusals) == set(addresses):
+                raise next((e for e in refusals.values() if not isinstance(e, NotThere)), error) from None
+        except Interrupted as error:
+            failures = 1 if arrived.bytes > most else failures + 1
+            if failures == tries:
+                raise Unavailable(f"{address}: {error}, {tries} times in a row; run it again") from None
+            if isinstance(error, NoRange):
+                whole.add(address)
+            elif failures == max(2, tries // 2):  # whatever it says, it may be the range that it cannot do
+                whole.add(following)
+            # At random, or all whom a busy server turned away together would come back together.
+            pause = max(error.pause, min(LONGEST_PAUSE, 2.0**failures) * random.uniform(0.25, 0.75))
+            name = arrived.progress.desc
+            arrived.progress.write(f"{name}: {error}; goes on from byte {arrived.bytes} in {pause:.1f} s")
+            time.sleep(pause)
 
 
 def measure_rate(addresses: Sequence[str], path: Path, size: int | None, session: requests.Session) -> float | None:
@@ -147,9 +213,9 @@ def measure_rate(addresses: Sequence[str], path: Path, size: int | None, session
     """
     before = after = 0
     begin = time.monotonic()
-    with contextlib.suppress(Interrupted, InputError), resumable_file(path, keep=True) as partial:
+    with contextlib.suppress(Interrupted, InputError, OSError), resumable_file(path, keep=True) as partial:
         with open(partial, "r+b", buffering=0) as file:
-            arrived = Arrived(file, path.name, size, checked=False)
+            arrived = Arrived(file, path.name, size, md5=None)
             before = arrived.bytes
             begin = time.monotonic()
             try:
@@ -161,61 +227,125 @@ def measure_rate(addresses: Sequence[str], path: Path, size: int | None, session
 
 
 def fetch_rest(
-    session: requests.Session, address: str, arrived: Arrived, timeout: float, last: int | None = None
+    session: requests.Session,
+    address: str,
+    arrived: Arrived,
+    timeout: float,
+    last: int | None = None,
+    ranged: bool = True,
 ) -> None:
-    """Fetch what has not arrived yet, up to the byte `last`, or all. Raises Interrupted where another try may help.
+    """Fetch what has not arrived yet, up to the byte `last`, or all: by a range, or, not `ranged`, from the beginning.
 
-    InputError where none will.
+    Raises Interrupted where another try may help, Refused where none will.
     """
-    if arrived.total is not None and arrived.bytes >= arrived.total:
-        return
-    # `identity`: a length is promised for the bytes as they are stored, not for a compressed transfer.
-    headers = {"Accept-Encoding": "identity"}
-    if arrived.bytes or last is not None:
-        headers["Range"] = f"bytes={arrived.bytes}-{'' if last is None else last}"
-        if arrived.version:
-            headers["If-Range"] = arrived.version
-    try:
-        with session.get(address, stream=True, timeout=timeout, headers=headers) as reply:
-            receive(address, reply, arrived)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise Interrupted(f"the connection failed ({error.__class__.__name__})") from None
-    except OSError as error:
-        raise InputError(f"{arrived.progress.desc}: cannot be written ({error.strerror}); make room") from None
+    while arrived.total is None or arrived.bytes < arrived.total:
+        # `identity`: a length is promised for the bytes as they are stored, not for a compressed transfer.
+        headers = {"Accept-Encoding": "identity"}
+        if ranged and (arrived.bytes or last is not None):
+            headers["Range"] = f"bytes={arrived.bytes}-{'' if last is None else last}"
+            if version := arrived.versions.get(address):
+                headers["If-Range"] = version
+        try:
+            with session.get(address, stream=True, timeout=timeout, headers=headers) as reply:
+                more = receive(address, reply, arrived, "Range" in headers)
+        except UNUSABLE as error:
+            raise Refused(f"{address}: {error}; correct it") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise Interrupted(f"the connection failed ({error.__class__.__name__})") from None
+        ranged = True  # who gave a part gives the next
+        if last is not None or not more:
+            break
     if arrived.total is not None and arrived.bytes < arrived.total:
         raise Interrupted(f"{arrived.bytes} of {arrived.total} bytes arrived")
 
 
-def receive(address: str, reply: requests.Response, arrived: Arrived) -> None:
-    """Add what a server answers to what has arrived."""
-    if reply.status_code in PASSING:
-        pause = reply.headers.get("Retry-After", "")
-        raise Interrupted(f"the server answers {reply.status_code}", min(int(pause), 600) if pause.isdigit() else 0)
-    if reply.status_code == 416:
-        arrived.drop()
-        raise Interrupted("the server's file is shorter than what had arrived")
-    if reply.status_code in FORBIDDEN:
-        raise InputError(f"{address}: {reply.status_code} {reply.reason}; give a token that may read it (`--token`)")
-    if reply.status_code >= 400:
-        kind = NotThere if reply.status_code in ABSENT else InputError
-        raise kind(f"{address}: {reply.status_code} {reply.reason}; correct `source` in the sheet")
-    begin, total = 0, reply.headers.get("Content-Length")
-    if reply.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", reply.headers.get("Content-Range", ""))
-        if not match or int(match[1]) != arrived.bytes:
-            raise Interrupted("the server answers with a range that was not asked for")
-        begin, total = int(match[1]), match[2]
-    block = reply.raw.read1(BLOCK)
-    if begin == 0 and block.lstrip()[:1] in (b"{", b"[", b"<"):
-        raise Interrupted(f"what arrived is not a slide but {' '.join(block[:150].decode(errors='replace').split())!r}")
-    if begin == 0 and arrived.bytes:
-        arrived.drop()  # the server sends all of it again
-    if total:
-        if arrived.total is None:
-            arrived.total = arrived.progress.total = int(total)
-        elif int(total) > arrived.total:
-            raise InputError(f"{address}: has {total} bytes and not {arrived.total}; correct the sheet")
-    arrived.version = reply.headers.get("ETag")
+def receive(address: str, reply: requests.Response, arrived: Arrived, ranged: bool) -> bool:
+    """Add what a server answers to what has arrived; whether it gave but a part, and may give more."""
+    if reply.status_code == 416 and ranged and _has_all(reply, arrived):
+        arrived.total = arrived.bytes
+        return False
+    _refuse_status(address, reply, ranged)
+    try:
+        span = Span.of(reply)
+    except ValueError as error:
+        raise NoRange(f"the server answers with a range that was not asked for ({error})") from None
+    if span.begin > arrived.bytes:
+        raise NoRange(f"the server answers with a range that was not asked for (from byte {span.begin})")
+    block = beginning_of(reply)
+    if span.begin == 0:
+        _refuse_message(address, reply, block)
+    version = reply.headers.get("ETag", "")
+    strong = version.removeprefix("W/")
+    other = strong and arrived.versions.get(address, strong) != strong
+    if other or (span.end is None and arrived.bytes > (span.total or arrived.bytes)):
+        arrived.drop()  # it has another file now
+        if span.begin:
+            raise Interrupted("the server has another file now")
+    if span.end is None:
+        arrived.expect(md5_of(reply))
+    _note_total(address, span, arrived)
+    if version and not version.startswith("W/"):
+        arrived.versions[address] = version
+    before, at = arrived.bytes, span.begin
     while block:
-        arrived.add(block)
+        arrived.take(block, at)
+        at += len(block)
+        if arrived.total is not None and arrived.bytes > arrived.total:
+            total = arrived.total
+            arrived.drop()
+            raise Refused(f"{address}: sends more than {total} bytes; correct the sheet")
         block = reply.raw.read1(BLOCK)
+    if span.end is not None and (at < span.end or arrived.bytes == before):
+        raise Interrupted(f"{arrived.bytes} of {arrived.total or 'unknown'} bytes arrived")
+    return span.end is not None
+
+
+def _has_all(reply: requests.Response, arrived: Arrived) -> bool:
+    """Whether a server has no bytes after those that have arrived because that is all."""
+    if arrived.total is not None or not arrived.bytes:
+        return False
+    total = total_of(reply)
+    return total == arrived.bytes if total is not None else arrived.md5 is not None and arrived.is_right()
+
+
+def _refuse_status(address: str, reply: requests.Response, ranged: bool) -> None:
+    """Raise what an answer other than a success means."""
+    status = reply.status_code
+    if passes(status):
+        raise Interrupted(f"the server answers {status}", pause_of(reply))
+    if 200 <= status < 300:
+        return
+    if ranged and status not in FORBIDDEN | ABSENT:
+        raise NoRange(f"the server answers {status} to a range")
+    words = f" ({quoted(body)})" if (body := beginning_of(reply)) and is_text(body) else ""
+    said = f"{address}: {status} {reply.reason or ''}".strip() + words
+    if status in FORBIDDEN:
+        raise Refused(f"{said}; give a token that may read it (`--token`)")
+    raise (NotThere if status in ABSENT else Refused)(f"{said}; correct `source` in the sheet")
+
+
+def beginning_of(reply: requests.Response) -> bytes:
+    """The first bytes of a body: enough to know what it is, unless it has no more."""
+    block: bytes = reply.raw.read1(BLOCK)
+    while len(block) < BEGINNING and (more := reply.raw.read1(BLOCK)):
+        block += more
+    return block
+
+
+def _refuse_message(address: str, reply: requests.Response, begin: bytes) -> None:
+    """Raise what a body means that is none of a slide."""
+    if not begin:
+        raise Interrupted("the server sends nothing")
+    if compression := compression_of(reply, begin):
+        raise Refused(f"{address}: what arrives is compressed ({compression}); give the address of the slide itself")
+    if is_text(begin):
+        raise Interrupted(f"what arrived is not a slide but {quoted(begin)}")
+
+
+def _note_total(address: str, span: Span, arrived: Arrived) -> None:
+    if span.total is None:
+        return
+    if arrived.total is None:
+        arrived.total = arrived.progress.total = span.total
+    elif span.total > arrived.total:
+        raise Refused(f"{address}: has {span.total} bytes and not {arrived.total}; correct the sheet")

@@ -1,7 +1,7 @@
 """The phantom cohort: generated slides whose right answer is known. An instrument, and the default input.
 
 Every slide is a pyramidal Aperio file at 0.5 µm/px: an island of stained tissue on white glass, stain and texture
-varying from slide to slide, patients with one or two slides, several sites. Two signals are in it.
+varying from slide to slide, patients with one or two slides, several sites. Two signals are in it, and a third may be.
 
 **The class** is the arrangement of nuclei, and nothing else. Tissue holds groups of six nuclei of 6 µm. In class
 `acinar` the six form a ring of 28 µm (a gland around its lumen). In class `solid` two lie in the middle and four
@@ -13,21 +13,26 @@ order of (14 µm / pixel), and nothing can separate them; at a few µm per pixel
 default, there is neither. With `confounder=1` a site has one class only, and along the scale of colours the classes
 alternate from site to site: a site's own colour gives away its slides' class, the colours of other sites point to
 the wrong one. A random split is fooled, a site-preserved one is not. Values between tie that share of the patients.
+
+**Regions**, where asked for, lie in the tissue of every slide, whatever its class: `tumour`, where the tissue is darker
+and groups are four times as dense as elsewhere, and `necrosis`, without nuclei and with more eosin. A mask says where,
+and the number `tumour_share` how much of the tissue is tumour, from 0.1 to 0.6; a patient's slides are alike in it.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 
 MPP = 0.5
 CLASSES = ("acinar", "solid")
+REGIONS = ("tumour", "necrosis")
+TUMOUR, NECROSIS = 1, 2
+"""Their values in pictures."""
+NECROSIS_SHARE = 0.12  # of the tissue
 NUCLEUS = 6.0  # diameter, µm
 RING = 14.0  # radius of the ring of six, µm
 CORE = 3.6  # distance of the two inner nuclei of a solid group from its centre, µm
@@ -51,10 +56,18 @@ class Phantom:
     source: str
     site_colour: float
     seed: tuple[int, int]
+    mask: str = ""
+    """Where the picture of its regions is, if it has any."""
+    tumour_share: float | None = None
 
 
 def cohort(
-    seed: int = 0, patients: int = 40, sites: int = 4, confounder: float = 0.0, folder: str = "."
+    seed: int = 0,
+    patients: int = 40,
+    sites: int = 4,
+    confounder: float = 0.0,
+    regions: bool = False,
+    folder: str = ".",
 ) -> list[Phantom]:
     """The slides of a cohort, each to be written to `folder`: a pure function of its arguments.
 
@@ -64,7 +77,7 @@ def cohort(
         raise InputError(
             f"confounder {confounder} with {sites} sites: give a share between 0 and 1, and two sites or more"
         )
-    rng = np.random.default_rng(seed)
+    rng, of_regions = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     slides: list[Phantom] = []
     for patient in range(patients):
         label = patient % 2
@@ -73,6 +86,7 @@ def cohort(
         if rng.random() < confounder:  # even sites have one class, odd ones the other
             site = site - site % 2 + label
             site = site if site < sites else label
+        share = of_regions.uniform(0.13, 0.57)
         for _ in range(rng.integers(1, 3)):
             name = f"PH-{patient:03d}-{chr(ord('A') + sum(s.patient == f'PH-{patient:03d}' for s in slides))}"
             slides.append(
@@ -84,6 +98,8 @@ def cohort(
                     source=str(Path(folder) / f"{name}.svs"),
                     site_colour=site / (sites - 1) if confounder else 0.0,
                     seed=(seed, len(slides)),
+                    mask=str(Path(folder) / f"{name}.png") if regions else "",
+                    tumour_share=round(share + of_regions.uniform(-0.03, 0.03), 4) if regions else None,
                 )
             )
     return slides
@@ -91,29 +107,41 @@ def cohort(
 
 def sheet_row(phantom: Phantom) -> dict[str, str]:
     """The columns of the sample sheet."""
-    return {key: value for key, value in asdict(phantom).items() if key not in ("site_colour", "seed")}
+    row = {key: value for key, value in asdict(phantom).items() if key not in ("site_colour", "seed")}
+    return {key: str(value) for key, value in row.items() if value not in ("", None)}
 
 
 def render(phantom: Phantom) -> np.ndarray:
     """The slide's pixels at `MPP`: (rows, columns, 3), uint8 RGB."""
+    from scipy import ndimage  # here, for each job of the workflow reads its cohort, and few make pixels
+
     rng = np.random.default_rng(phantom.seed)
     rows, columns = rng.integers(960, 1120, 2)
     tissue = _tissue(rng, rows, columns)
     groups = _groups(rng, tissue)
-    nuclei = np.concatenate(
-        [
-            (groups[:, None] + _arrangement(phantom.label, rng.uniform(0, 2 * np.pi, len(groups)))).reshape(-1, 2),
-            _lone_nuclei(rng, tissue, groups),
-        ]
-    )
+    arranged = groups[:, None] + _arrangement(phantom.label, rng.uniform(0, 2 * np.pi, len(groups)))
+    lone = _lone_nuclei(rng, tissue, groups)
+    if phantom.tumour_share is not None:
+        regions = _regions(phantom, tissue)
+        arranged, lone = arranged[_kept(phantom, regions, groups)], lone[_at(regions, lone) != NECROSIS]
+    nuclei = np.concatenate([arranged.reshape(-1, 2), lone])
     haematoxylin = 0.06 * tissue + _stamp(nuclei, tissue.shape, rng.uniform(0.9, 1.2))
     texture = ndimage.zoom(rng.normal(0, 1, (rows // 60 + 2, columns // 60 + 2)), 60, order=1)[:rows, :columns]
     eosin = tissue * (0.25 + 0.04 * texture) * rng.uniform(0.85, 1.15)
+    if phantom.tumour_share is not None:
+        haematoxylin[regions == TUMOUR] += 0.12
+        eosin[regions == NECROSIS] *= 2
     # Sites differ in their eosin's hue, from pink to orange; how much of it there is differs from slide to slide.
     hue = np.array([0, 0, 0.6 * phantom.site_colour + rng.normal(0, 0.006)])
     density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * (EOSIN + hue)
     picture = WHITE * 10**-density + rng.normal(0, 2, (rows, columns, 1))
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def region_labels(phantom: Phantom) -> np.ndarray:
+    """Which of `REGIONS` each pixel of the slide shows: (rows, columns), uint8, 1 the first, 0 none of them."""
+    rng = np.random.default_rng(phantom.seed)
+    return _regions(phantom, _tissue(rng, *rng.integers(960, 1120, 2)))
 
 
 def _tissue(rng, rows: int, columns: int) -> np.ndarray:
@@ -124,6 +152,36 @@ def _tissue(rng, rows: int, columns: int) -> np.ndarray:
     angle = np.arctan2(y, x)
     outline = sum(rng.uniform(-0.05, 0.05) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
     return np.clip((TISSUE_RADIUS * (0.9 + outline) - np.hypot(y, x)) / 4, 0, 1).astype(np.float32)
+
+
+def _regions(phantom: Phantom, tissue: np.ndarray) -> np.ndarray:
+    """Each region around a point of the tissue, with a wavy outline, of exactly its share of the tissue's pixels."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng([*phantom.seed, 1])
+    labels, inside = np.zeros(tissue.shape, np.uint8), tissue > 0.5
+    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]].astype(np.float32) * MPP
+    for value, share in ((TUMOUR, phantom.tumour_share), (NECROSIS, NECROSIS_SHARE)):
+        free = np.flatnonzero(inside & (labels == 0))
+        row, column = np.divmod(rng.choice(free), tissue.shape[1])
+        waves = ndimage.zoom(rng.normal(0, 12, [n // 120 + 2 for n in tissue.shape]), 120, order=1)
+        distance = np.hypot(y - row * MPP, x - column * MPP) + waves[: tissue.shape[0], : tissue.shape[1]]
+        count = round(share * inside.sum())
+        labels.flat[free[np.argsort(distance.flat[free], kind="stable")[:count]]] = value
+    return labels
+
+
+def _kept(phantom: Phantom, regions: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which of the groups at these centres there are: all in tumour, none in necrosis, elsewhere a quarter."""
+    region = _at(regions, groups)
+    drawn = np.random.default_rng([*phantom.seed, 2]).random(len(groups)) < 0.25
+    return (region == TUMOUR) | (drawn & (region != NECROSIS))
+
+
+def _at(regions: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The region at each of `points` (n, 2), in µm."""
+    row, column = np.rint(points / MPP).astype(int).T
+    return regions[row, column]
 
 
 def _inside(tissue: np.ndarray, points: np.ndarray, margin: float) -> np.ndarray:
@@ -160,6 +218,8 @@ def _arrangement(label: str, turns: np.ndarray) -> np.ndarray:
 
 def _lone_nuclei(rng, tissue: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Nuclei (n, 2), in µm, scattered between the groups: as many as a slide happens to have."""
+    from scipy.spatial import cKDTree
+
     points = rng.uniform(0, 1, (int(rng.uniform(30, 150)), 2)) * tissue.shape * MPP
     points = _inside(tissue, points, NUCLEUS / 2)
     distance, _ = cKDTree(groups).query(points)
@@ -178,8 +238,18 @@ def _stamp(nuclei: np.ndarray, shape: tuple[int, int], density: float) -> np.nda
     return picture[reach:-reach, reach:-reach]
 
 
+def write_labels(path: Path, labels: np.ndarray) -> None:
+    """Write the values (rows, columns), uint8, of regions as a picture."""
+    from PIL import Image
+
+    with atomic_file(path) as partial:
+        Image.fromarray(labels).save(partial, "PNG")
+
+
 def write_slide(path: Path, rgb: np.ndarray, quality: int = 90, tile: int = 256) -> None:
     """Write uint8 RGB (rows, columns, 3) at `MPP` as an Aperio slide: tiled JPEG levels, each a quarter a side."""
+    import tifffile
+
     rows, columns = rgb.shape[:2]
     header = f"Aperio Image Library v12.0.0\r\n{columns}x{rows} [0,0 {columns}x{rows}] ({tile}x{tile})"
     with atomic_file(path) as partial, tifffile.TiffWriter(partial) as file:

@@ -9,9 +9,10 @@ Read it in this order: `window.py` (interval arithmetic), `mesh.py` (who owns wh
 `tensor.py` (how an untouched model meets it), `operators/` (each operation's decomposed form), `decompose.py` (the one
 call), `gradients.py` (where plain tensors and images meet, which makes gradients whole) and `pooled.py` (data ranks
 behind the pool); `refusals.py` says what is refused and `transports/` carry the bytes. Tile by tile:
-`recording.py` (what a model does, written down), `tile.py`, `segment.py` (tiles forward and backward), `stream.py` (the
-one call), `planning.py` (which tiles fit), `costs.py` (what operations cost), `composed.py` and `statistical.py`
-(operations made of others), and what saves work: `constant.py`, `fusing.py`.
+`recording.py` (what a model does, written down), `tile.py`, `segment.py` (tiles forward and backward), `workers.py`
+(tiles side by side), `stream.py` (the one call), `planning.py` (which tiles fit), `layers.py` and `kept_images.py` (of
+which layers, and where norms look at whole images), `costs.py` (what operations cost), `composed.py` and
+`statistical.py` (operations made of others), and what saves work: `constant.py`, `fusing.py`.
 """
 
 from gigapipe.spatial import composed, operators  # noqa: F401  register the decomposed forms

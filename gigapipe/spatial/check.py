@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import importlib
 import math
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -226,19 +224,8 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}: {said}"
 
 
-def load(name: str) -> Callable[[], nn.Module]:
-    """The function `package.module:function`, called without arguments for a model.
-
-    Raises ValueError if there is none.
-    """
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name}: {error}; give a model as package.module:function") from error
-
-
 def check(
+    make: Callable[[], nn.Module],
     name: str,
     size: tuple[int, int],
     shape: tuple[int, int, int],
@@ -246,17 +233,15 @@ def check(
     tile: int | None = None,
     held: bool = True,
 ) -> list[Difference]:
-    """`compare` and `compare_ways` the model that the function `name` makes on random images of `size`, on ranks.
+    """`compare` and `compare_ways` a model called `name` on random images of `size`, on ranks.
 
-    `shape` is the mesh's data, rows and columns; `batch` images a data rank. Ranks are started here. With a `tile` they
-    stream their images, by tiles of so many pixels a side, and if `held` they hold them, too. Raises ValueError if
-    `name` names no model, and RuntimeError with the first rank's message if a rank fails.
+    `make` makes the model, on each rank, to which it is pickled. `shape` is the mesh's data, rows and columns; `batch`
+    images a data rank. Ranks are started here. With a `tile` they stream their images, by tiles of so many pixels a
+    side, and if `held` they hold them, too. Raises RuntimeError with the first rank's message if a rank fails.
     """
-    sys.path.insert(0, "")
-    load(name)
     ranks = shape[0] * shape[1] * shape[2]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (folder, name, size, shape, batch, tile, held or not tile)
+        arguments = (folder, make, size, shape, batch, tile, held or not tile)
         context = torch.multiprocessing.spawn(_rank, arguments, nprocs=ranks, join=False)
         try:
             while not context.join():
@@ -267,16 +252,15 @@ def check(
         return [Difference(*row) for row in torch.load(Path(folder, "differences"), weights_only=True)]
 
 
-def _rank(rank: int, folder: str, name: str, size, shape, batch: int, tile: int | None, held: bool) -> None:
+def _rank(rank: int, folder: str, make: Callable[[], nn.Module], size, shape, batch: int, tile, held: bool) -> None:
     ranks = shape[0] * shape[1] * shape[2]
     store = dist.FileStore(str(Path(folder, "store")), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=5))
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     try:
-        sys.path.insert(0, "")
         torch.manual_seed(0)
         with _model_itself():
-            model = load(name)()
+            model = make()
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         images = torch.rand(batch * shape[0], first.in_channels if first else 3, *size, dtype=torch.float64)
         mesh, differences = Mesh(*shape), []

@@ -25,16 +25,14 @@ class Pixel:
     out: Rectangle
     parts: dict[Ref, torch.Tensor]
     """What it needs of each input."""
-    result: torch.Tensor
-    """What the segment makes of it: its value, or its share of a sum."""
 
 
 @dataclass
 class Division:
-    """Of a tile, the rectangles that are computed, and the cells that pixels stand for."""
+    """Of a tile, the rectangles that are computed, and the cells that pixels stand for, with their constants."""
 
     computed: list[Rectangle]
-    cells: dict[Rectangle, Pixel]
+    cells: dict[Rectangle, tuple[bytes, ...]]
 
 
 CELLS, SMALLEST = 8, 4  # of a tile, along each axis; pixels of a cell
@@ -51,7 +49,7 @@ def cells_of(out: Rectangle) -> list[list[Rectangle]]:
     return [[Rectangle(rows, columns) for columns in along(out.columns)] for rows in along(out.rows)]
 
 
-def divided(cells: list[list[Rectangle]], constant: dict[Rectangle, Pixel]) -> Division:
+def divided(cells: list[list[Rectangle]], constant: dict[Rectangle, tuple[bytes, ...]]) -> Division:
     """What is computed is as few rectangles as cover the other cells: of runs in a row, and of rows with equal runs."""
     computed: list[Rectangle] = []
     above: dict[Interval, Rectangle] = {}

@@ -35,6 +35,10 @@ MOMENTS = 2
 BACKWARD = 2
 """Time of a backward pass over tiles, in forward passes."""
 
+SIDE_BY_SIDE = 0.8
+"""Time of tiles that threads compute side by side, one each, in the time of these tiles computed one after another by
+all threads, on a CPU: careful, for 0.4 to 0.8 were measured of two threads beside other programs."""
+
 GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
 

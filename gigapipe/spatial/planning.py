@@ -8,32 +8,27 @@ and the best way through is looked for among all of them.
 
 import functools
 import itertools
-import math
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from gigapipe.spatial.costs import GRADIENTS, Operation, bytes_a_pixel, largest_part, passes, size_of, trained_bytes
+from gigapipe.spatial.costs import passes, trained_bytes
+from gigapipe.spatial.kept_images import normalises, ways
+from gigapipe.spatial.layers import Layers, Share
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorder, Ref
-from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
-from gigapipe.spatial.window import Interval
 
 USABLE_SHARE = 0.95
 """The share of the memory for images that plans are made with: shapes do not tell all. What the process takes for
 itself is `base`, where it runs; for machines elsewhere it is assumed, as `Machine.reserve` (gigapipe/planning)."""
-
-GRIDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
-"""Into how many tiles an axis may be cut."""
 
 
 class _Enough(Exception):
@@ -73,137 +68,6 @@ def trace(model: nn.Module, shape, mesh: Mesh, loss: Callable | None, dtype, dev
     return recorder.nodes
 
 
-@dataclass(frozen=True)
-class Share:
-    """What tiles of a size cost between two cuts: bytes at a time, forward and backward, and the time of it all."""
-
-    tiles: dict[int, tuple[int, int]]
-    forward: float
-    backward: float
-    times: dict[int, float]
-    """Of what ends with each of these operations."""
-
-    @property
-    def time(self) -> float:
-        return sum(self.times.values())
-
-
-class Layers:
-    """A recorded model: its operations, where it can be cut, and what the parts cost on one rank."""
-
-    def __init__(self, nodes: list[Node], mesh: Mesh):
-        self.mesh = mesh
-        self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
-        self.operations = {node: Operation.of(node, node) for node in self.nodes}
-        self._fused: dict[Node, Operation] = {}
-        self.last_use = {ref.node: node.index for node in self.nodes for ref in node.operands}
-        self.cuts = list(self._cuts())
-
-    def operation(self, made: Node, node: Node) -> Operation:
-        """What makes a node's results: it itself, or the one `node` that takes its place in every segment."""
-        known = self.operations if node is made else self._fused
-        if made not in known:
-            known[made] = Operation.of(made, node)
-        return known[made]
-
-    def _cuts(self) -> Iterator[Node]:
-        """Operations whose one result is all that later ones need, but for those that a cheap one makes smaller."""
-        alive_until, found = 0, []
-        for node in self.nodes:
-            used = self.last_use.get(node, 0)
-            if node.single and used and alive_until <= node.index:
-                found.append(node)
-            alive_until = max(alive_until, used)
-        for cut in found:
-            follower = next((c for c in found if c.index == cut.index + 1), None)
-            cheap = follower and not (follower.tensors and follower.function in (torch.conv2d, torch.conv_transpose2d))
-            if follower is None or not cheap or self.held(follower) > self.held(cut):
-                yield cut
-
-    @staticmethod
-    def name(node: Node) -> str:
-        return node.layer or f"operation {node.index}"
-
-    def area(self, node: Node) -> float:
-        """Pixels of what a node makes, on one rank."""
-        return math.prod(self.owned(node))
-
-    def owned(self, node: Node) -> tuple[int, int]:
-        """Rows and columns of what a node makes, on one rank."""
-        return largest_part(size_of(node), (self.mesh.rows, self.mesh.columns))
-
-    def held(self, node: Node) -> float:
-        """Bytes of what a node makes, on one rank."""
-        return sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
-
-    def outputs(self, first: Node | None, last: Node | None) -> list[Node]:
-        """What is computed between two cuts: sums over the image, and the second cut itself or the last results."""
-        start, stop = first.index if first else 0, last.index if last else math.inf
-        between = [node for node in self.nodes if start < node.index <= stop]
-        return [n for n in between if n.sums or n is last or (last is None and n not in self.last_use)]
-
-    @functools.cache  # noqa: B019  lives as long as the plan is made
-    def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
-        """The nodes between two cuts, each axis in `grid` tiles."""
-        held = {Ref(first)} if first else set()
-        tiles: dict[int, tuple[int, int]] = {}
-        times: dict[int, float] = {}
-        forward = backward = 0.0
-        for output in self.outputs(first, last):
-            nodes, inputs = needed_nodes(output, held)
-            owned = self.owned(output)
-            high, wide = (min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
-            tile = tiles[output.index] = high, wide
-            segment = Segment(self.mesh, nodes, inputs, Ref(output), tile)
-            count = [math.ceil(n / t) for n, t in zip(owned, tile, strict=True)]
-            middle = [
-                Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, tile, owned, strict=True)
-            ]
-            rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
-            areas = {node: rows[node].size * columns[node].size for node in rows}
-            parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
-            operations = [self.operation(made, node) for made, node in segment.computed.items()]
-            of_forward, of_backward = self._at_a_time(operations, areas, tiled=True)
-            forward = max(forward, of_forward + parts)
-            backward = max(backward, of_backward + 2 * parts)
-            once = sum(operation.time * areas[operation.node] for operation in operations)
-            times[output.index] = passes(again=True) * once * count[0] * count[1]
-        return Share(tiles, forward, backward, times)
-
-    def whole(self, first: Node | None) -> Share:
-        """The nodes after a cut, undivided."""
-        operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
-        areas = {operation.node: self.area(operation.node) for operation in operations}
-        forward, backward = self._at_a_time(operations, areas, tiled=False)
-        time = passes(again=False) * sum(operation.time * areas[operation.node] for operation in operations)
-        return Share({}, forward, backward, {0: time})
-
-    @staticmethod
-    def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], tiled: bool) -> tuple[float, float]:
-        """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
-        last = {ref: operation.node for operation in operations for ref in operation.operands}
-        made = {operation.node: operation.made * areas[operation.node] for operation in operations}
-        ends: dict[Node, list[Ref]] = {}
-        for ref, node in last.items():
-            ends.setdefault(node, []).append(ref)
-        live = forward = kept = backward = 0.0
-        seen: set[Ref] = set()
-        for operation in operations:
-            pixels = areas[operation.node]
-            padded = operation.padded * pixels if tiled else 0.0
-            live += made[operation.node]
-            forward = max(forward, live + padded)
-            live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))
-            images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in made]
-            seen.update(images)
-            kept += sum(bytes_a_pixel(ref) * areas[ref.node] for ref in images)
-            kept += operation.keeping.more * pixels + padded
-            read = (bytes_a_pixel(ref) * areas.get(ref.node, 0) for ref in operation.operands)
-            largest = max([made[operation.node], *read])
-            backward = max(backward, kept + GRADIENTS * largest)
-        return forward, backward
-
-
 class Candidate(NamedTuple):
     """A plan, what it takes, and whether that fits."""
 
@@ -215,9 +79,12 @@ class Candidate(NamedTuple):
 
 
 def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
-    """Every way through the cuts that keeps at most three images, each with the largest tiles that fit."""
-    training = torch.is_grad_enabled()
-    for number in range(min(3, len(layers.cuts)) + 1):
+    """Every way through the cuts that keeps at most three images, each with the fastest tiles that fit.
+
+    Where norms look at the whole image, of these only that which keeps none, and what `kept_images.py` finds.
+    """
+    training, norms = torch.is_grad_enabled(), normalises(layers)
+    for number in range(1 if norms else min(3, len(layers.cuts)) + 1):
         for stored in itertools.combinations(layers.cuts, number):
             for whole in (False, True):
                 bounds = [None, *stored] if whole else [None, *stored, None]
@@ -231,9 +98,7 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
                         forward = held + share.forward
                         return max(forward, before + gradients + share.backward) if training else forward
 
-                    of_grids = (layers.streamed(first, last, grid) for grid in GRIDS)
-                    share = next((s for s in of_grids if needs(s) <= available), None)
-                    share = share or layers.streamed(first, last, GRIDS[-1])
+                    share = layers.fastest(functools.partial(layers.streamed, first, last), needs, available)
                     shares.append(share)
                     peak = max(peak, needs(share))
                 if whole:
@@ -242,6 +107,13 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
                     gradient = layers.held(stored[-1]) if stored else 0.0
                     peak = max(peak, held + (gradient + share.backward if training else share.forward))
                 yield Candidate(sum(s.time for s in shares), peak, stored, tuple(shares), whole)
+    if norms:
+        for way, end in ways(layers, available):
+            tiles = {node.index: tiled.tile for node, tiled in way.segments.items()}
+            times = {node.index: tiled.time for node, tiled in way.segments.items()}
+            shares = [Share(tiles, 0.0, 0.0, times), *([layers.whole(end)] if end else [])]
+            images = tuple(sorted(way.nodes, key=lambda node: node.index))
+            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None)
 
 
 def plan_streaming(
@@ -253,28 +125,35 @@ def plan_streaming(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     base: float | None = None,
+    threads: int | None = None,
 ) -> Plan:
     """The fastest way to train `model` on an image of `shape` that keeps a rank's process below `memory` bytes.
 
     `loss` is called with the model's output if that is an image, and must make a number of it. `base` is what the
-    process will hold beside the image, in bytes; by default what it has now, and gradients. To be called under the
-    autocast that the step will have, and under no_grad if it is a prediction. All ranks of the mesh call it together.
-    Raises ValueError, with what would do, if no plan fits.
+    process will hold beside the image, in bytes; by default what it has now, and gradients. On a CPU `threads`, by
+    default as many as torch takes for an operation, compute tiles side by side where memory suffices. To be called
+    under the autocast that the step will have, and under no_grad if it is a prediction. All ranks of the mesh call it
+    together. Raises ValueError, with what would do, if no plan fits.
     """
     mesh = mesh or Mesh()
-    layers = Layers(trace(model, shape, mesh, loss, dtype, device), mesh)
+    nodes = trace(model, shape, mesh, loss, dtype, device)
     weights = trained_bytes(model)
     if base is None:
         base = resident_memory() + weights
     if torch.is_autocast_enabled(torch.device(device).type):
         base += weights  # in 16 bits, and their gradients
-    if mesh.size > 1:  # ranks plan alike, for the one that holds most
-        held = torch.zeros(mesh.size, dtype=torch.float64)
-        held[mesh.rank] = base
-        base = mesh.everyone.sum_(held.to(device)).max().item()
+    threads = (threads or torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
+    if mesh.size > 1:  # ranks plan alike, for the one that holds most and the one that has fewest threads
+        table = torch.zeros(2, mesh.size, dtype=torch.float64)
+        table[0, mesh.rank], table[1, mesh.rank] = base, threads
+        bases, counts = mesh.everyone.sum_(table.to(device))
+        base, threads = bases.max().item(), int(counts.min().item())
     available = USABLE_SHARE * (memory - base)
-    found = list(candidates(layers, available))
-    fitting = [c for c in found if c.peak <= available]
+    for workers in (threads, 0) if threads > 1 else (0,):
+        layers = Layers(nodes, mesh, workers)
+        found = list(candidates(layers, available))
+        if fitting := [c for c in found if c.peak <= available]:
+            break
     if not fitting:
         least = base + min(c.peak for c in found) / USABLE_SHARE
         raise ValueError(
@@ -289,6 +168,7 @@ def plan_streaming(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
         kept=frozenset(node.index for node in best.stored),
         whole_from=after if best.whole else None,
+        workers=layers.workers,
         peak=base + best.peak,
         time=best.time / plain,
         shares={index: time / best.time for share in best.shares for index, time in share.times.items()},
@@ -297,18 +177,20 @@ def plan_streaming(
 
 
 def _described(layers: Layers, candidate: Candidate, base: float, time: float) -> Iterator[str]:
-    ends = [*candidate.stored, None]
+    ends: list[Node | None] = [*candidate.stored, None]
+    if len(ends) > len(candidate.shares):
+        size = sum(layers.held(node) for node in candidate.stored)
+        yield f"{len(candidate.stored)} images kept whole ({size / 1e6:.0f} MB), at which norms look or layers end"
+        ends = [candidate.stored[-1], None] if candidate.whole else [None]
+    side_by_side = f", {layers.workers} side by side" if layers.workers else ""
+    start = "from the image"
     for share, end in zip(candidate.shares, ends, strict=True):
-        start = f"after {layers.name(first)}" if (first := _before(ends, end)) else "from the image"
         stop = f"to {layers.name(end)}, kept whole ({layers.held(end) / 1e6:.0f} MB)" if end else "to the end"
-        tiles = [f"tiles of {rows} × {columns} px of its output" for rows, columns in set(share.tiles.values())]
-        yield f"{start} {stop}: {' and '.join(tiles) or 'not streamed'}"
+        sizes = [f"{rows} × {columns}" for rows, columns in sorted(set(share.tiles.values()))]
+        few = " and ".join(sizes) if len(sizes) < 3 else f"{sizes[0]} to {sizes[-1]}"
+        yield f"{start} {stop}: " + (f"tiles of {few} px of its output{side_by_side}" if sizes else "not streamed")
+        start = f"after {layers.name(end)}" if end else ""
     yield f"expected: at most {(base + candidate.peak) / 1e9:.2f} GB, {time:.2f} × the time of an undivided step"
-
-
-def _before(ends: list[Node | None], end: Node | None) -> Node | None:
-    place = ends.index(end)
-    return ends[place - 1] if place else None
 
 
 def resident_memory() -> int:

@@ -361,6 +361,12 @@ _SUMS = {
 """Functions whose value is the sum of their values for the tiles, if they sum over the image once."""
 
 
+def sums_over_image(ours: Form) -> Form:
+    """Register a function of ours as one of them."""
+    _SUMS.add(ours)
+    return ours
+
+
 _CONSTANT = {
     torch.Tensor.detach, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like,
     torch.randn_like, torch.bernoulli, torch.Tensor.bernoulli,

@@ -9,6 +9,7 @@ computed again, with its graph, and its gradients are added up: parameters' in o
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.tile import Tile, looked_at, resized
 from gigapipe.spatial.window import Interval, Rectangle
+from gigapipe.spatial.workers import side_by_side
 
 Rectangles = dict[Node, Rectangle]
 
@@ -69,8 +71,14 @@ class Segment:
     progress: Callable[[int, str, int, int], None] | None = None
     done_with: Callable[[], None] = lambda: None
     """Called when the backward pass begins: what was held for the forward pass alone can go."""
+    workers: int = 0
+    """How many threads compute a tile each, at a time; 0: tiles follow each other, each computed by all threads."""
     divisions: dict[Rectangle, Division] = field(default_factory=dict)
     """Of each tile, found in the forward pass."""
+    pixels: dict[tuple[bytes, ...], Pixel] = field(default_factory=dict)
+    """Of the constants that cells begin with."""
+    reading: threading.Lock = field(default_factory=threading.Lock)
+    """Held by who reads a tile: a reader is called by one thread at a time."""
     _known: dict[tuple[int, Interval], dict[Node, Interval]] = field(default_factory=dict)
 
     @property
@@ -221,7 +229,13 @@ def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangl
     if held is not None:
         return held[_index(ref.image, needed[ref.node], whole[ref.node])]
     assert ref.node.read is not None
-    return ref.node.read(needed[ref.node])
+    with segment.reading:
+        return ref.node.read(needed[ref.node])
+
+
+def _cut(parts: dict[Ref, torch.Tensor], inner: Rectangles, outer: Rectangles) -> dict[Ref, torch.Tensor]:
+    """What of a tile's inputs a smaller rectangle of its output needs."""
+    return {ref: x[_index(ref.image, inner[ref.node], outer[ref.node])] for ref, x in parts.items()}
 
 
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
@@ -229,35 +243,48 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     result = None
     whole = {} if owned.empty else segment.rectangles(owned)
     tiles = [] if owned.empty else segment.tiles()
-    pixels: dict[tuple[bytes, ...], Pixel] = {}
-    for done, out in enumerate(tiles):
+
+    def of_tile(index: int) -> Callable[[], None]:
+        out = tiles[index]
         needed = segment.rectangles(out)
         parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
-        division = segment.divisions[out] = _divide(segment, out, needed, parts, pixels)
-        for computed in division.computed:
-            inner = segment.rectangles(computed)
-            few = {ref: x[_index(ref.image, inner[ref.node], needed[ref.node])] for ref, x in parts.items()}
-            tile = segment.compute(inner, few, {})
-            del few
+        division, pixels = _divide(segment, out, needed, parts)
+        computed = []
+        for rectangle in division.computed:
+            inner = segment.rectangles(rectangle)
+            computed.append(segment.compute(inner, _cut(parts, inner, needed), {}))
+        return functools.partial(taken, index, division, pixels, computed)
+
+    def taken(index: int, division: Division, pixels: dict[tuple[bytes, ...], Pixel], computed: list[torch.Tensor]):
+        nonlocal result
+        segment.divisions[tiles[index]] = division
+        segment.pixels = pixels | segment.pixels  # of equals the first stays
+        for rectangle in division.computed:
+            tile = computed.pop(0)
             if segment.output.node.sums:
                 result = _plus(result, tile)
-            elif computed == owned:
+            elif rectangle == owned:
                 result = tile
             else:
                 if result is None:
                     result = _like(segment.output.image, tile, owned)
-                result[_index(segment.output.image, computed, owned)] = tile
-            del tile
-        del parts
-        segment.report("forward", done + 1, len(tiles))
+                result[_index(segment.output.image, rectangle, owned)] = tile
+        segment.report("forward", index + 1, len(tiles))
+
+    side_by_side(len(tiles), segment.workers, of_tile)
+    results = {
+        values: segment.compute(segment.rectangles(pixel.out), pixel.parts, {})
+        for values, pixel in segment.pixels.items()
+    }
     # Last, for the others tell the memory format.
-    for cell, pixel in (pair for division in segment.divisions.values() for pair in division.cells.items()):
+    for cell, values in (pair for division in segment.divisions.values() for pair in division.cells.items()):
+        pixel = results[values]
         if segment.output.node.sums:
-            result = _plus(result, pixel.result, math.prod(cell.shape))
+            result = _plus(result, pixel, math.prod(cell.shape))
         else:
             if result is None:
-                result = _like(segment.output.image, pixel.result, owned)
-            result[_index(segment.output.image, cell, owned)] = pixel.result
+                result = _like(segment.output.image, pixel, owned)
+            result[_index(segment.output.image, cell, owned)] = pixel
     return _nothing(segment) if result is None else result.to(segment.output.result.dtype)
 
 
@@ -268,31 +295,22 @@ def _plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.
 
 
 def _divide(
-    segment: Segment,
-    out: Rectangle,
-    needed: Rectangles,
-    parts: dict[Ref, torch.Tensor],
-    pixels: dict[tuple[bytes, ...], Pixel],
-) -> Division:
-    """A tile whose inputs are `parts`, and the cells of it that a pixel stands for; `pixels` are those so far."""
+    segment: Segment, out: Rectangle, needed: Rectangles, parts: dict[Ref, torch.Tensor]
+) -> tuple[Division, dict[tuple[bytes, ...], Pixel]]:
+    """A tile whose inputs are `parts`, and a pixel for each of the constants that cells of it begin with."""
     if not segment.keeps_constants:
-        return Division([out], {})
-
-    def cut(rectangles: Rectangles) -> dict[Ref, torch.Tensor]:
-        return {ref: x[_index(ref.image, rectangles[ref.node], needed[ref.node])] for ref, x in parts.items()}
-
-    found = {}
+        return Division([out], {}), {}
+    found, pixels = {}, {}
     cells = cells_of(out)
     for cell in itertools.chain(*cells):
         rectangles = segment.rectangles(cell)
-        if not interior(segment.nodes, rectangles) or (values := constants(cut(rectangles))) is None:
+        if not interior(segment.nodes, rectangles) or (values := constants(_cut(parts, rectangles, needed))) is None:
             continue
         if values not in pixels:
-            rectangles = segment.rectangles(middle(cell))
-            few = {ref: x.clone() for ref, x in cut(rectangles).items()}
-            pixels[values] = Pixel(middle(cell), few, segment.compute(rectangles, few, {}))
-        found[cell] = pixels[values]
-    return divided(cells, found)
+            few = _cut(parts, segment.rectangles(middle(cell)), needed)
+            pixels[values] = Pixel(middle(cell), {ref: x.clone() for ref, x in few.items()})
+        found[cell] = values
+    return divided(cells, found), pixels
 
 
 def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
@@ -327,29 +345,40 @@ def _backward(
     totals = [torch.zeros_like(x) if w and x is not None else None for x, w in zip(held, wanted, strict=False)]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     tiles = [] if owned.empty else segment.tiles()
-    of_pixels: dict[int, tuple[Pixel, torch.Tensor]] = {}
-    for done, out in enumerate(tiles):
-        division = segment.divisions[out]
-        if any(total is not None for total in totals):  # which is of all pixels
-            division = Division([out], {})
-        for cell, pixel in division.cells.items():
-            before = of_pixels[id(pixel)][1] if id(pixel) in of_pixels else 0
-            of_pixels[id(pixel)] = pixel, before + _summed(segment, cell, _of_rectangle(segment, grad, cell, owned))
-        for computed in division.computed:
-            needed = segment.rectangles(computed)
-            parts, wanting = {}, list(zip(leaves, sums, strict=True))
-            for ref, x, total in zip(segment.inputs, held, totals, strict=True):
-                parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
-                if total is not None:
-                    wanting.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
-            if wanting:
-                of_tile = _of_rectangle(segment, grad, computed, owned)
-                _add_gradients(segment, needed, parts, stand_ins, wanting, of_tile)
-            del parts
-        segment.report("backward", done + 1, len(tiles))
-    for pixel, summed in of_pixels.values() if leaves else ():
-        wanting = list(zip(leaves, sums, strict=True))
-        _add_gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, summed)
+    every_pixel = any(total is not None for total in totals)  # of inputs there is a gradient
+    divisions = [Division([out], {}) if every_pixel else segment.divisions[out] for out in tiles]
+    pieces = [(i, part) for i, division in enumerate(divisions) for part in (division.cells, *division.computed)]
+    sums_of_pixels: dict[tuple[bytes, ...], torch.Tensor] = {}
+
+    def of_piece(index: int) -> Callable[[], None]:
+        number, part = pieces[index]
+        last = index + 1 == len(pieces) or pieces[index + 1][0] != number
+        found = of_rectangle(part) if isinstance(part, Rectangle) else []
+        cells = part if isinstance(part, dict) else {}
+        of_cells = [(v, _summed(segment, c, _of_rectangle(segment, grad, c, owned))) for c, v in cells.items()]
+        return functools.partial(taken, found, of_cells, number + 1 if last else None)
+
+    def of_rectangle(computed: Rectangle) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        needed = segment.rectangles(computed)
+        parts, wanting = {}, list(zip(leaves, sums, strict=True))
+        for ref, x, total in zip(segment.inputs, held, totals, strict=True):
+            parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
+            if total is not None:
+                wanting.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
+        of_tile = _of_rectangle(segment, grad, computed, owned)
+        return _gradients(segment, needed, parts, stand_ins, wanting, of_tile) if wanting else []
+
+    def taken(found: list[tuple[torch.Tensor, torch.Tensor]], of_cells: list, tiles_done: int | None) -> None:
+        _add(found)
+        for values, summed in of_cells:
+            sums_of_pixels[values] = sums_of_pixels.get(values, 0) + summed
+        if tiles_done:
+            segment.report("backward", tiles_done, len(tiles))
+
+    side_by_side(len(pieces), segment.workers, of_piece)
+    for values, summed in sums_of_pixels.items() if leaves else ():
+        wanting, pixel = list(zip(leaves, sums, strict=True)), segment.pixels[values]
+        _add(_gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, summed))
     return totals + sums
 
 
@@ -365,22 +394,25 @@ def _summed(segment: Segment, out: Rectangle, grad: torch.Tensor) -> torch.Tenso
     return grad.sum(segment.output.image.axes, keepdim=True, dtype=summing(grad.dtype))
 
 
-def _add_gradients(
+def _gradients(
     segment: Segment,
     rectangles: Rectangles,
     parts: dict[Ref, torch.Tensor],
     stand_ins: dict[int, torch.Tensor],
     wanting: list[tuple[torch.Tensor, torch.Tensor]],
     grad: torch.Tensor,
-) -> None:
-    """Compute a tile again, and of each pair add the gradient of the first to the second, in place."""
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Compute a tile again: of each pair the gradient of the first, and the second, to which it is to be added."""
     with torch.enable_grad():
         tile = segment.compute(rectangles, parts, stand_ins)
     if not tile.requires_grad:  # of what is detached, or a comparison
-        return
+        return []
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
     grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.dtype), allow_unused=True)
-    del tile
-    for (_, total), found in zip(wanting, grads, strict=True):
-        if found is not None:
-            total += found
+    return [(found, total) for found, (_, total) in zip(grads, wanting, strict=True) if found is not None]
+
+
+def _add(found: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Add gradients to their totals, in place."""
+    for grad, total in found:
+        total += grad

@@ -1,26 +1,57 @@
-"""Normalisation of a streamed image by its own statistics, exact, at the price of a pass.
+"""Normalisation of a streamed image by its own statistics, exact.
 
 The statistics are sums over the whole image, so all that leads to it since the last image that is held is computed
-once for them, and again for what follows; backward alike. Each such layer between two held images adds a pass.
+once for them, and again for what follows; backward alike. What is held before each norm saves that (`kept_images.py`).
 """
 
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.operators.reductions import sum_over_everyone
+from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.pooled import plain
-from gigapipe.spatial.recording import streams_as
+from gigapipe.spatial.recording import Recorded, streams_as, sums_over_image
+from gigapipe.spatial.refusals import once_differentiable
+from gigapipe.spatial.tensor import SpatialTensor
 
 
-def _moments(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums, float64, of an image and of its squares over `dims`, rows and columns among them: in one pass.
+class _Moments(torch.autograd.Function):
+    """Sums, float64, of an image (batch, channels, rows, columns) and of its squares: (2, batch, channels)."""
 
-    They are not about a guess of the mean, which would have to be the same when checkpointing computes them again: the
-    sums do not round, and the squares' rounding averages out over the pixels.
-    """
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    total, square = torch.cat([x, x * x], 1).sum(dims, dtype=torch.float64).chunk(2, -1)
-    return total, square
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+        precision = torch.promote_types(x.dtype, torch.float32)
+        if not pixels:  # of a rank that owns nothing of a small image
+            return x.new_zeros(2, len(x), channels, dtype=torch.float64)
+        moments = []
+        for one in x.split(1):
+            # By torch's fast kernel, whose variance is about its mean: little is lost where squares about zero, in
+            # float64, are made of both.
+            of_nothing = x.new_zeros(channels, dtype=precision), x.new_zeros(channels, dtype=precision)
+            mean, variance = (v.double() for v in torch.batch_norm_update_stats(one, *of_nothing, 0.0))
+            moments.append(torch.stack([mean, variance + mean**2]) * pixels)
+        return torch.stack(moments, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        precision = torch.promote_types(x.dtype, torch.float32)
+        of_sum, of_square = grad.to(precision)[..., None, None]
+        return torch.addcmul(of_sum, x.to(precision), 2 * of_square).to(x.dtype)
+
+
+@sums_over_image
+def moments(x: SpatialTensor) -> torch.Tensor:
+    """Sums over each image of its values and of their squares: (2, batch, channels), float64."""
+    return leave(_Moments.apply(images(x, "a norm").local), x.mesh, x.batch)
+
+
+def _moments(x: Recorded) -> torch.Tensor:
+    return x.recorder.record(moments, (x,), {})
 
 
 def _normalised(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> torch.Tensor:
@@ -43,7 +74,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     count = x.shape[0] * x.shape[2] * x.shape[3] * mesh.data
     if count <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
-    mean, square = sum_over_everyone(torch.stack(_moments(x, (0, 2, 3))), mesh) / count
+    mean, square = sum_over_everyone(_moments(x).sum(1), mesh) / count
     variance = (square - mean**2).clamp_min(0)
     if running_mean is not None:
         running_mean.lerp_(plain(mean).detach().to(running_mean.dtype), momentum)
@@ -55,7 +86,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
 def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     batch, channels, rows, columns = x.shape
     count = channels // num_groups * rows * columns
-    total, square = (m.view(batch, num_groups, -1).sum(2) / count for m in _moments(x, (2, 3)))
+    total, square = (m.view(batch, num_groups, -1).sum(2) / count for m in _moments(x))
     mean, variance = (m.repeat_interleave(channels // num_groups, 1) for m in (total, (square - total**2).clamp_min(0)))
     return _normalised(x, mean, variance, weight, bias, eps)
 
@@ -69,7 +100,7 @@ def instance_norm(
     count, mesh = x.shape[2] * x.shape[3], x.recorder.mesh
     if count == 1:
         raise ValueError("instance normalisation needs more than one pixel")  # as torch does
-    mean, square = (m / count for m in _moments(x, (2, 3)))
+    mean, square = (m / count for m in _moments(x))
     variance = (square - mean**2).clamp_min(0)
     if running_mean is not None:
         batch = plain(torch.stack([mean, variance * count / (count - 1)])).detach().mean(1)

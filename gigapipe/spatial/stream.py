@@ -39,6 +39,9 @@ class Plan:
     tiles: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
     whole_from: int | None = None
+    workers: int = 0
+    """How many threads compute tiles side by side, each by itself; 0: tiles follow each other, each computed by all
+    threads. Of gradients it changes no bit whether there is one, or more; of a GPU's it changes nothing."""
     peak: float | None = None
     """Bytes that a rank is expected to take at most, where it was planned for."""
     time: float | None = None
@@ -86,7 +89,8 @@ class Program(Recorder):
         nodes, inputs = needed_nodes(output.node, self.held)
         # Not this program itself, which holds the tensors whose graph holds the segment.
         forget = functools.partial(_forget, weakref.ref(self))
-        segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget)
+        workers = self.plan.workers if self.device.type == "cpu" else 0
+        segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget, workers)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
         local = [
             x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)

@@ -43,6 +43,11 @@ def fake_tensor_mode():
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def watched_by_modes() -> bool:
+    """Whether modes see, or change, what this thread alone calls: other threads' operations would go past them."""
+    return torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack() > 0
+
+
 def counts_of_arithmetic() -> dict:
     """ATen's operation -> what counts its multiplications and additions, for those that torch counts."""
     from torch.utils.flop_counter import flop_registry  # imports Triton, where that is, which only planning needs

@@ -20,26 +20,26 @@ Read = Callable[[Rectangle], np.ndarray]
 
 
 class Canvases:
-    """The canvases of the slides of `table` (columns `slide`, `label`), `size` px a side at `mpp` µm per pixel.
+    """The canvases of the slides of `table` (column `slide`), `size` px a side at `mpp` µm per pixel.
 
-    Label `classes[i]` is class i. `background` white: what lies outside the tissue becomes white. Chunks are kept in
-    `stage`, a folder on the node's own disk, if it is given. Raises InputError if a pyramid is missing or lacks the
-    resolution.
+    `truth` (slides,) is what is to be learnt of them. `background` white: what lies outside the tissue becomes white.
+    Chunks are kept in `stage`, a folder on the node's own disk, if it is given. Raises InputError if a pyramid is
+    missing or lacks the resolution.
     """
 
     def __init__(
         self,
         table: pd.DataFrame,
+        truth: torch.Tensor,
         folder: Path,
         mpp: float,
         size: int,
-        classes: list[str],
         mesh: Mesh,
         background: str = "keep",
         stage: Path | None = None,
     ):
         self.slides = list(table["slide"])
-        self.labels = torch.tensor([classes.index(label) for label in table["label"]])
+        self.truth = truth
         self.pyramids = [Pyramid(Path(folder) / slide) for slide in self.slides]
         for pyramid in self.pyramids:
             pyramid.array(mpp)
@@ -53,12 +53,12 @@ class Canvases:
 
     def identity(self) -> list:
         """What makes them these canvases and no others."""
-        return [self.slides, self.labels.tolist(), [pyramid.source["md5"] for pyramid in self.pyramids]]
+        return [self.slides, self.truth.tolist(), [pyramid.source["md5"] for pyramid in self.pyramids]]
 
     def batch(
         self, indices: list[int], augmentations: list[Augmentation] | None = None, streaming: Streaming | None = None
     ) -> tuple[Image, torch.Tensor]:
-        """Images (batch, 3, size, size), of which this rank reads only what it owns, and labels (batch,).
+        """Images (batch, 3, size, size), of which this rank reads only what it owns, and their truth (batch,).
 
         `augmentations` has one for each slide; without them slides are as they are. Streamed images are read when used.
         """
@@ -75,7 +75,7 @@ class Canvases:
             return in_colours(images, augmentations)
 
         streaming = streaming or Streaming(None, self.mesh)
-        return streaming.image(read, (len(indices), 3, *size)), self.labels[indices]
+        return streaming.image(read, (len(indices), 3, *size)), self.truth[indices]
 
     def _read(self, pyramid: Pyramid, shift: tuple[int, int], rectangle: Rectangle) -> np.ndarray:
         return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage)

@@ -1,34 +1,13 @@
 """The state of a training on disk: the last few, each whole or not there."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+from gigapipe.training.weight_files import Unusable, load, refuse_not_finite, save
 
-from gigapipe.atomic import atomic_file
-from gigapipe.errors import InputError
-
-
-class Torn(Exception):
-    """A file holds nothing that torch has saved, or only a part of it."""
-
-
-def read(path: Path) -> Any:
-    """What torch saved in a file. Its tensors come to the CPU: they may have been on a device that is not here.
-
-    Raises InputError if the file cannot be read here and now, which says nothing about what is in it; or Torn, or
-    FileNotFoundError.
-    """
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torn bytes make torch's reader raise anything, IndexError too
-        if isinstance(error, OSError | MemoryError) or "allocate memory" in str(error):
-            reason = str(error).splitlines()[0] if str(error) else "no memory is left"
-            raise InputError(f"{path}: cannot be read here: {reason}; it was left as it is") from None
-        raise Torn from None
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -43,32 +22,50 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, and remove what is older than the last few."""
-        with atomic_file(self._path(step)) as partial:
-            torch.save(state, partial)
+        save(self._path(step), state)
         for path in self._paths()[self.keep :]:
             path.unlink()
 
     def load(self, step: int) -> dict[str, Any] | None:
-        """The state after `step` steps; None where there is none, or it is torn. Raises InputError as `read` does."""
+        """The state after `step` steps; None where there is none that can be used. Raises InputError as `load` does."""
         try:
-            state: dict[str, Any] = read(self._path(step))
-            return state
-        except (FileNotFoundError, Torn):
+            return self._load(self._path(step))
+        except (FileNotFoundError, Unusable):
             return None
 
     def newest(self, identity: str) -> int | None:
-        """After how many steps the newest state is that is not torn and has this `identity`.
+        """After how many steps the newest state is that can be used and has this `identity`.
 
-        Raises InputError if there is one that cannot be read here: it may be that one.
+        Those that are passed over are told of. Raises InputError if there is one that cannot be read here: it may be
+        that one.
         """
         for path in self._paths():
-            state = self.load(int(path.stem))
-            if state is not None and state["identity"] == identity:
-                return int(path.stem)
+            try:
+                if self._load(path)["identity"] == identity:
+                    return int(path.stem)
+                logger.warning(f"{path}: of other settings or slides; passed over")
+            except FileNotFoundError:
+                continue
+            except Unusable as error:
+                logger.warning(f"{path}: {error}; passed over")
         return None
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        state = load(path)
+        if "identity" not in state:
+            raise Unusable("it is no state of a training")
+        refuse_not_finite(state.get("model", {}))
+        return state
 
     def exist(self) -> bool:
         return bool(self._paths())
+
+    def set_aside(self) -> Path:
+        """Rename the folder, and so keep what is in it; what it is called now."""
+        number = 1
+        while (aside := self.folder.with_name(f"{self.folder.name}-{number}")).exists():
+            number += 1
+        return self.folder.rename(aside)
 
     def remove(self) -> None:
         """All of them, and what a kill left half-written."""

@@ -1,49 +1,98 @@
-"""Learning the class of a slide from the whole of its canvas."""
+"""Learning the class of a slide from the whole of its canvas, and what that shares with learning a number of it."""
 
 import hashlib
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gigapipe.configuration.configuration import Network
 from gigapipe.errors import InputError
-from gigapipe.models import RESNETS
 from gigapipe.models.layout import in_channels_last
+from gigapipe.models.networks import classifier, take_by_name
 from gigapipe.spatial import Mesh, decompose
+from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.training.canvases import Canvases
-from gigapipe.training.model_files import read_model
+from gigapipe.training.model_files import read_model, take_weights
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
+from gigapipe.training.weight_files import load_foreign
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ClassifierSettings(Network, Settings):
+class CanvasSettings(Network, Settings, ABC):
     """A network on canvases of `canvas` px a side."""
+
+    canvas: int
+    start: str | None = None  # the model of a coarser resolution to begin with
+
+    @property
+    @abstractmethod
+    def outputs(self) -> list[str]:
+        """What each number stands for that the network makes of a canvas."""
+
+    @classmethod
+    @abstractmethod
+    def of_slides(cls, table: pd.DataFrame, training: pd.DataFrame, target: str | None, fold: int) -> dict[str, Any]:
+        """Those settings that follow from all slides of a table, and those to train on; `target` is a column of it."""
+
+    @abstractmethod
+    def truth(self, table: pd.DataFrame) -> torch.Tensor:
+        """What is to be learnt of each slide of a table (slides,)."""
+
+    @abstractmethod
+    def said(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What a network says by its outputs (slides, outputs), float64, in the same shape."""
+
+    def model(self) -> nn.Module:
+        form = self.norm, self.pool, self.width
+        return in_channels_last(classifier(self.network, self.network_options, len(self.outputs), self.canvas, *form))
+
+    def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
+        return Canvases(table, self.truth(table), pyramids, self.mpp, self.canvas, mesh, self.background, stage)
+
+
+class ClassifierSettings(CanvasSettings):
+    """Outputs are the logits of `classes`."""
 
     task = "classes"
 
-    canvas: int
     classes: list[str]
-    start: str | None = None  # the model of a coarser resolution to begin with
 
-    def model(self) -> nn.Module:
-        return in_channels_last(RESNETS[self.network](len(self.classes), self.norm, self.pool, self.width))
+    @classmethod
+    def of_slides(cls, table: pd.DataFrame, training: pd.DataFrame, target: str | None, fold: int) -> dict[str, Any]:
+        return {"classes": sorted(table["label"].unique())}
 
-    def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
-        return Canvases(table, pyramids, self.mpp, self.canvas, self.classes, mesh, self.background, stage)
+    @property
+    def outputs(self) -> list[str]:
+        return self.classes
+
+    def truth(self, table: pd.DataFrame) -> torch.Tensor:
+        return torch.tensor([self.classes.index(label) for label in table["label"]])
+
+    def said(self, outputs: torch.Tensor) -> torch.Tensor:
+        return F.softmax(outputs, dim=1)
 
 
-class Classification:
-    """A `Task` (see task.py)."""
+class OfCanvases(ABC):
+    """A `Task` (see task.py) whose network sees the whole canvas of a slide."""
+
+    kind: ClassVar[type[CanvasSettings]]
+    settings: CanvasSettings
 
     def __init__(
-        self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
+        self, settings: CanvasSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
     ):
-        if settings.batch == 1 and settings.canvas <= 32 and settings.norm == "batch":
+        if settings.batch == 1 and settings.canvas <= 32 and settings.norm == "batch" and not settings.own:
             raise InputError(
                 f"canvas: {settings.canvas} px end as one pixel, and a batch of one pixel has no variance to normalise "
                 "by; give a batch of 2 or more"
@@ -55,13 +104,15 @@ class Classification:
         torch.manual_seed(settings.seed)
         self.model = settings.model()
         self.started_from = None
-        if settings.weights:
+        if settings.weights and settings.own:
+            taken = take_by_name(self.model, load_foreign(Path(settings.weights)), f"weights {settings.weights}")
+            if mesh.rank == 0:
+                logger.info(taken)
+        elif settings.weights:
             load_torchvision(self.model, Path(settings.weights))
         if settings.start:
             self.started_from = load_coarser(self.model, Path(settings.start), settings)
         decompose(self.model.to(mesh.device), mesh)
-        balanced = settings.class_weights == "balanced"
-        self.class_weights = balance(training.labels, len(settings.classes)).to(mesh.device) if balanced else None
         self.streaming = Streaming(memory, mesh, self.model)
 
     def identity(self) -> list:
@@ -72,21 +123,26 @@ class Classification:
     def backward(self, indices: list[int], epoch: int) -> float:
         self._prepare(len(indices))
         augmentations = [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
-        images, labels = self.training.batch(indices, augmentations, self.streaming)
+        images, truth = self.training.batch(indices, augmentations, self.streaming)
         with self.settings.autocast(self.mesh.device):
-            logits = self.model(images)
-        # Not divided by the weights of the batch, of which ranks have parts: a batch of one would be weighed by 1.
-        loss = F.cross_entropy(logits.float(), labels.to(logits.device), self.class_weights, reduction="none").mean()
+            outputs = self.model(images)
+        loss = self.loss(outputs.float(), truth.to(outputs.device))
         loss.backward()
         self.streaming.done()
         return loss.item()
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         self._measure_statistics(batches)
-        probabilities = predict(self.model, self.settings, self.validation, self.streaming)
-        weights = self.class_weights.cpu().double() if self.class_weights is not None else None
-        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), self.validation.labels, weights).item()
-        return {"loss": loss, "accuracy": (probabilities.argmax(1) == self.validation.labels).double().mean().item()}
+        said = predict(self.model, self.settings, self.validation, self.streaming)
+        return self.figures(said, self.validation.truth)
+
+    @abstractmethod
+    def loss(self, outputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The mean loss of slides, of a network's outputs (slides, outputs), float32, and what they should be."""
+
+    @abstractmethod
+    def figures(self, said: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+        """`loss` of what is said of slides (slides, outputs), float64, and other figures."""
 
     @torch.no_grad()
     def _measure_statistics(self, batches: Iterator[list[int]]) -> None:
@@ -96,13 +152,18 @@ class Classification:
         that is validated is not the one that was trained ("precise BN", Wu and Johnson 2021, arXiv:2105.07576,
         section 3).
         """
-        if self.settings.norm != "batch":
+        self.model.train()
+        norms = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, AnyBatchNorm) and module.training and module.track_running_stats
+        ]
+        if not norms:
             return
-        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-        self.model.train()
+        torch.manual_seed(self.settings.seed)
         for count, indices in enumerate(batches, start=1):
             for norm in norms:
                 norm.momentum = 1 / count  # as torch does it with None, but that asks the device how many there were
@@ -118,21 +179,42 @@ class Classification:
             self.streaming.prepare(self.model, (slides, 3, self.settings.canvas, self.settings.canvas))
 
 
+class Classification(OfCanvases):
+    kind = ClassifierSettings
+    settings: ClassifierSettings
+
+    def __init__(
+        self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
+    ):
+        super().__init__(settings, training, validation, mesh, memory)
+        balanced = settings.class_weights == "balanced"
+        self.class_weights = balance(training.truth, len(settings.classes)).to(mesh.device) if balanced else None
+
+    def loss(self, outputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        # Not divided by the weights of the batch, of which ranks have parts: a batch of one would be weighed by 1.
+        return F.cross_entropy(outputs, truth, self.class_weights, reduction="none").mean()
+
+    def figures(self, said: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+        weights = self.class_weights.cpu().double() if self.class_weights is not None else None
+        loss = F.nll_loss(said.clamp_min(1e-12).log(), truth, weights).item()
+        return {"loss": loss, "accuracy": (said.argmax(1) == truth).double().mean().item()}
+
+
 @torch.no_grad()
-def predict(model: nn.Module, settings: ClassifierSettings, canvases: Canvases, streaming: Streaming) -> torch.Tensor:
-    """Class probabilities (slides, classes), float64, the same on every rank; data ranks share out the slides."""
+def predict(model: nn.Module, settings: CanvasSettings, canvases: Canvases, streaming: Streaming) -> torch.Tensor:
+    """What is `said` of each slide (slides, outputs), float64, the same on every rank; data ranks share them out."""
     mesh = canvases.mesh
     model.eval()
     with settings.autocast(mesh.device):
         streaming.prepare(model, (1, 3, settings.canvas, settings.canvas))
-    found = torch.zeros(len(canvases), len(settings.classes), dtype=torch.float64)
+    found = torch.zeros(len(canvases), len(settings.outputs), dtype=torch.float64)
     for index in range(mesh.data_index, len(canvases), mesh.data):
         images, _ = canvases.batch([index], streaming=streaming)
         with settings.autocast(mesh.device):
-            logits = model(images)
+            outputs = model(images)
         streaming.done()
         # The ranks of one image have found the same: their sum must count it once.
-        found[index] = F.softmax(logits.cpu().double(), dim=1)[0] / mesh.image_ranks
+        found[index] = settings.said(outputs.cpu().double())[0] / mesh.image_ranks
     return mesh.everyone.sum_(found)
 
 
@@ -142,20 +224,21 @@ def balance(labels: torch.Tensor, classes: int) -> torch.Tensor:
     return len(labels) / (classes * counts.clamp_min(1)).float()
 
 
-def load_coarser(model: nn.Module, path: Path, settings: ClassifierSettings) -> dict:
+def load_coarser(model: nn.Module, path: Path, settings: CanvasSettings) -> dict:
     """Take all weights of the model that `gigapipe train` wrote for a coarser resolution; its mpp and fold.
 
     Raises InputError if it is no model, of another network or other classes, or has seen slides that are held out now:
     those of another fold, or of folds divided by another seed.
     """
-    weights, theirs = read_model(path, ClassifierSettings)
-    for name in ("network", "norm", "pool", "width", "classes", "seed", "fold"):
+    weights, theirs = read_model(path, type(settings), own=type(settings) if settings.own_task else None)
+    of_network = ("network", "network_options", "network_code", "norm", "pool", "width", "outputs")
+    for name in (*of_network, "own_task", "task_code", "seed", "fold"):
         if getattr(theirs, name) != getattr(settings, name):
             raise InputError(
                 f"start {path}: its {name} is {getattr(theirs, name)}, not {getattr(settings, name)}; "
                 "give the model of the same network and fold at a coarser resolution"
             )
-    model.load_state_dict(weights)
+    take_weights(model, weights, path)
     return {"mpp": theirs.mpp, "fold": theirs.fold}
 
 
@@ -164,12 +247,9 @@ def load_torchvision(model: nn.Module, path: Path) -> None:
 
     Those were learnt of RGB normalised by ImageNet's mean and deviation; here a network sees inverted
     intensity. The difference is linear, and goes into the first convolution and the statistics after it.
-    Raises InputError if the file cannot be read or is of another network.
+    Raises InputError if the file cannot be read, is damaged, or is of another network.
     """
-    try:
-        saved = dict(torch.load(path, weights_only=True, map_location="cpu"))
-    except Exception as error:
-        raise InputError(f"weights {path}: cannot be read ({str(error).splitlines()[0]})") from None
+    saved = load_foreign(path)
 
     def body(names: dict) -> dict:  # older checkpoints count no batches
         return {n: v for n, v in names.items() if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}

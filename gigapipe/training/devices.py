@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gigapipe.errors import InputError
+from gigapipe.errors import Unavailable
 
 GPUS = ("cuda", "xpu")
 """Kinds of device of which a machine may have several; torch's modules for them answer alike."""
@@ -34,7 +34,7 @@ def choose(wanted: str, local_rank: int = 0, ranks: int = 1, several_hosts: bool
 
     `wanted` is cpu, cuda (AMD's GPUs too), xpu, mps, or auto: cuda, if there is a GPU for each rank, or else cpu. A
     launcher that binds shows each rank its own GPU alone; else a host's ranks take its GPUs in turn. With a number, as
-    cuda:0, they all take that one. Raises InputError if what is wanted is not there, or not for every rank.
+    cuda:0, they all take that one. Raises Unavailable if what is wanted is not there, or not for every rank.
     """
     if wanted == "cpu":
         return Choice(torch.device("cpu"))
@@ -43,7 +43,7 @@ def choose(wanted: str, local_rank: int = 0, ranks: int = 1, several_hosts: bool
     if wanted == "auto" and not count:
         return Choice(torch.device("cpu"), f"torch {torch.__version__} sees no GPU on {socket.gethostname()}")
     if count <= (device.index or 0):
-        raise InputError(
+        raise Unavailable(
             f"device {wanted}: torch {torch.__version__} sees {count or 'none'} of its kind on {socket.gethostname()}; "
             "install the torch that is built for it (docs/clusters.md), look after its driver, or give --device cpu"
         )
@@ -68,7 +68,7 @@ def _too_few(wanted: str, ranks: int, gpus: int, several_hosts: bool) -> Choice:
     found = f"{ranks} ranks on {socket.gethostname()} see {gpus} GPU{'s' * (gpus > 1)}"
     if wanted == "auto" and not several_hosts:
         return Choice(torch.device("cpu"), f"{found}, which --device cuda:0 would have them share")
-    raise InputError(
+    raise Unavailable(
         f"{found}: start one rank a GPU, and let the launcher show each its own, or all of them; or give --device "
         "cuda:0, which they then share, through the host's memory"
     )

@@ -8,11 +8,15 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NoReturn
 
+from gigapipe import exit_status
 from gigapipe.atomic import atomic_file
+from gigapipe.attempts import Attempts
+from gigapipe.disks import in_one_line
 from gigapipe.errors import InputError
+from gigapipe.one_writer import Busy, release_all
+from gigapipe.training.watch import Watch
 
 ANSWER = 10.0
 """Seconds that ranks which have waited in vain have to tell each other that they are still there."""
@@ -29,51 +33,82 @@ LEADERS = 4
 _HERE = 7501  # a message's tag
 
 
-def end_all(world, error: BaseException, hosts: list[str], stage: str, failure_records: Path | None) -> NoReturn:
-    """Say what happened to this rank of the MPI communicator `world` in `stage`, and end all of them with status 1.
+def end_all(
+    world, error: BaseException, hosts: list[str], stage: str, attempts: Attempts | None, watch: Watch | None
+) -> NoReturn:
+    """Say what happened to this rank of the MPI communicator `world` in `stage`, and end all of them.
 
     Of ranks that have waited in vain, the first that is still there says which are not; `hosts` are all ranks' hosts.
-    What a rank says also goes into a file of the folder `failure_records`: a network that is gone carries no output.
+    What a rank says also goes into a file of the folder of `attempts`: a network that is gone carries no output.
     """
+    lost = isinstance(error, TimeoutError | ConnectionError)
+    status = exit_status.of(error)
+    if watch:
+        if isinstance(error, ConnectionError):
+            watch.await_end()
+        watch.leave()
     me = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
     if isinstance(error, InputError):
         text, first = f"gigapipe: {error}", world.rank == 0
+    elif isinstance(error, OSError) and not lost:
+        text, first = f"gigapipe: {in_one_line(error)} ({me}, in {stage})", True
     else:
         text, first = f"{me} failed in {stage}:\n{''.join(traceback.format_exception(error))}", True
-    _write_record(text, failure_records, world.rank)
-    if isinstance(error, TimeoutError | ConnectionError):
-        silent = _roll_call(world)
-        first = not set(range(world.rank)) - set(silent)
+    if isinstance(error, Busy):
+        attempts = None  # it is another's
+    _write_record(text, attempts, world.rank)
+    if attempts:
+        attempts.note(error)
+    if lost:
+        rank, silent = world.rank, _asked(world)
+
+        def with_silent() -> str:
+            return text + f"{me}: last in {stage}; no answer from {on_hosts(sorted(silent), hosts)}" * bool(hosts)
+
+        # Where a network is gone MPI itself may stand still in this: what is known by then is written all the same.
+        late = threading.Timer(ANSWER + 1, lambda: _write_record(with_silent(), attempts, rank))
+        late.daemon = True
+        late.start()
+        _roll_call(world, silent)
+        late.cancel()
+        first = not set(range(rank)) - silent
         if silent and hosts:
-            text += f"{me}: last in {stage}; no answer from {on_hosts(silent, hosts)}"
-            _write_record(text, failure_records, world.rank)
+            text = with_silent()
+            _write_record(text, attempts, rank)
             time.sleep(OTHERS)
     if not first:  # what is wrong for all is said once: the others leave the first a moment to end the job
         time.sleep(4)
     print(text, file=sys.stderr, flush=True)
     time.sleep(1)  # an aborted launcher drops what it has not yet passed on
-    end = threading.Timer(ABORT, os._exit, [1])
+    release_all()
+    if watch:
+        watch.end_others(status)
+    end = threading.Timer(ABORT, os._exit, [status])
     end.daemon = True
     end.start()
     with contextlib.suppress(Exception):
-        world.Abort(1)
-    os._exit(1)  # Abort may return before the launcher has ended this process
+        world.Abort(status)
+    os._exit(status)  # Abort may return before the launcher has ended this process
 
 
-def _write_record(text: str, failure_records: Path | None, rank: int) -> None:
+def _write_record(text: str, attempts: Attempts | None, rank: int) -> None:
     with contextlib.suppress(OSError):
-        if failure_records:
-            with atomic_file(failure_records / f"rank-{rank:04}.txt") as partial:
-                partial.write_text(text + "\n")
+        if attempts:
+            with atomic_file(attempts.folder / f"rank-{rank:04}.txt") as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _roll_call(world) -> list[int]:
-    """The ranks, of those that this one asks, from which nothing comes for `ANSWER` seconds; all that fail call it."""
+def _asked(world) -> set[int]:
+    """The ranks that this one asks whether they are there: all, or of many the first."""
+    asked = range(world.size) if world.rank < LEADERS else range(LEADERS)
+    return {rank for rank in asked if rank != world.rank}
+
+
+def _roll_call(world, silent: set[int]) -> None:
+    """Take out of `silent`, those that this rank asks, who answers within `ANSWER` seconds; all that fail call it."""
     from mpi4py import MPI
 
     leaders = [rank for rank in range(min(LEADERS, world.size)) if rank != world.rank]
-    asked = range(world.size) if world.rank < LEADERS else range(LEADERS)
-    silent = {rank for rank in asked if rank != world.rank}
     with contextlib.suppress(MPI.Exception):
         sent = [
             world.Isend(bytearray(1), rank, _HERE) for rank in {*leaders, *(silent if world.rank < LEADERS else ())}
@@ -84,7 +119,6 @@ def _roll_call(world) -> list[int]:
             silent -= {rank for rank in silent if answers[rank].Test()}
             time.sleep(0.02)
         MPI.Request.Testall(sent)
-    return sorted(silent)
 
 
 def on_hosts(ranks: Iterable[int], hosts: list[str]) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gigapipe.errors import InputError
@@ -14,6 +15,7 @@ from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh
 from gigapipe.training.batches import batches, steps_per_epoch
 from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.curves import FOLDER, Curves
 from gigapipe.training.model_files import write_model
 from gigapipe.training.optimizer import AdamW
 from gigapipe.training.record import Recorder, write_record
@@ -28,7 +30,7 @@ CHECKPOINT_EVERY = 300.0
 """Seconds after which the state is written within an epoch, too."""
 
 
-def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> None:
+def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, tensorboard: bool = False) -> None:
     """Train, and write `output` (weights of the best epoch in validation) and `training.json` beside it.
 
     After `patience` epochs without a better validation it ends; with schedule `plateau` it first returns to the best
@@ -36,7 +38,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
 
     After every epoch, within long ones, and when it is to `stop`, the state is written into the folder `checkpoints`
     beside `output`, where the last `keep` stay; a run that finds one made with the same settings and slides goes on
-    from there, on any mesh. They are removed when the model is whole.
+    from there, on any mesh. They are removed when the model is whole. With `tensorboard` what epochs have come to is
+    written into the folder of that name, too: see `Curves`.
 
     Raises InputError if the slides do not make whole batches, the loss is no number, or ranks see different files;
     Unfinished if it has stopped. At least one step is made before.
@@ -50,6 +53,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
     resumable = Resumable(task, optimizer, checkpoints, steps)
     state = resumable.resume()
     recorder = Recorder(mesh, state)
+    curves = Curves(output.with_name(FOLDER), state) if speak and tensorboard else None
 
     while schedule.goes_on(state):
         model.train()
@@ -72,14 +76,17 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2) -> 
         with recorder.validation():
             validation = task.validate(itertools.chain.from_iterable(batches(task, state.epoch)))
             _refuse_divergence(validation["loss"], state.epoch)
-        state.end_epoch(validation, model)
+        state.end_epoch(validation, model, optimizer.param_groups[0]["lr"])
         if schedule.ends(state):
             state.ended = True
         elif schedule.falls(state):
             _fall_back(state, task, optimizer)
         if speak:
-            logger.info("  ".join(f"{k} {v:.4g}" for k, v in state.history[-1].items()))
+            said = {name: value for name, value in {**state.history[-1], **state.took[-1]}.items() if name != "ended"}
+            logger.info("  ".join(f"{name} {value:.4g}" for name, value in said.items()))
             resumable.save(state)
+            if curves:  # after the state, which they are written of anew by who goes on from it
+                curves.add(state, state.epoch)
         if schedule.goes_on(state) and (stopping := _agreed(stop, recorder.longest_step, mesh)):
             raise _unfinished(f"after epoch {state.epoch}, for {stopping}", mesh)
 
@@ -98,13 +105,19 @@ def step(task: Task, optimizer: AdamW, learning_rate: float, slides: list[list[i
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad()
-    own = sum(task.backward(indices, epoch) for indices in slides) / count
+    own = sum(_backward(task, indices, epoch) for indices in slides) / count
     if count > 1:
         torch._foreach_div_([p.grad for p in task.model.parameters() if p.grad is not None], count)
     loss = mesh.everyone.sum_(torch.tensor(own, dtype=torch.float64)).item() / mesh.size
     _refuse_divergence(loss, epoch)
     optimizer.step()
     return loss
+
+
+def _backward(task: Task, indices: list[int], epoch: int) -> float:
+    """Its `backward`, in which what a network draws itself, as for dropout, depends on these alone, not on a stop."""
+    torch.manual_seed(int(np.random.default_rng([task.settings.seed, epoch, *indices]).integers(2**63)))
+    return task.backward(indices, epoch)
 
 
 def _left(task: Task, state: State, steps: int) -> Iterable[list[list[int]]]:

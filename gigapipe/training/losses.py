@@ -22,3 +22,36 @@ def dice(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     found = (logits > 0).to(mask.dtype)
     both, ours, theirs = torch.cat([found * mask, found, mask], 1).sum((0, 2, 3))
     return (2 * both + 1) / (ours + theirs + 1)
+
+
+def dice_and_cross_entropy_of_classes(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy plus 1 − the mean Dice of the classes but the first, which is what is none of the others.
+
+    Of logits (batch, classes, rows, columns) and the classes' numbers (batch, 1, rows, columns); each class's Dice is
+    that of probabilities, as of two classes.
+    """
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    truth, log = one_hot(values, logits.shape[1], logits.dtype), F.log_softmax(logits, 1)
+    each, found = -(truth * log).sum(1, keepdim=True), log.exp()
+    # One sum of all: a streamed image is gone through once.
+    sums = torch.cat([each, found * truth, found, truth], 1).sum((0, 2, 3))
+    return sums[0] / values.numel() + 1 - _dice(sums[1:])
+
+
+def dice_of_classes(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The same mean Dice of what is most likely."""
+    truth = one_hot(values, logits.shape[1], torch.float32)
+    found = one_hot(logits.argmax(1, keepdim=True), logits.shape[1], torch.float32)
+    return _dice(torch.cat([found * truth, found, truth], 1).sum((0, 2, 3)))
+
+
+def one_hot(values: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """1 where an image of numbers (batch, 1, rows, columns) has that of the channel: (batch, classes, …)."""
+    numbers = torch.arange(classes, device=values.device, dtype=values.dtype).view(1, classes, 1, 1)
+    return (values == numbers).to(dtype)
+
+
+def _dice(sums: torch.Tensor) -> torch.Tensor:
+    """The mean Dice of the classes but the first, of sums over what both are, we found, and is true, for each class."""
+    both, ours, theirs = sums.view(3, -1)[:, 1:]
+    return ((2 * both + 1) / (ours + theirs + 1)).mean()

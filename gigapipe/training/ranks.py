@@ -7,22 +7,27 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from gigapipe.errors import InputError
+from gigapipe.attempts import Attempts
+from gigapipe.errors import InputError, Unavailable
+from gigapipe.one_writer import only_writer
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.transports import Transport
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
+from gigapipe.training.carriers import AUTO, carrier
 from gigapipe.training.devices import Choice, choose, identity, settled, use
 from gigapipe.training.ending import end_all, on_hosts
+from gigapipe.training.left_segments import remove_left_segments
 from gigapipe.training.stopping import Unfinished
+from gigapipe.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # by which launchers say how many they start
+COUNTS_HERE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")  # and how many of them on one host
 TIMEOUT = timedelta(minutes=10)
 STREAMING_TIMEOUT = timedelta(hours=2)  # where shards are streamed: one on tissue takes long, and one on glass no time
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # by which torch is told through which networks to go
@@ -34,18 +39,21 @@ def started(
     rows: int,
     columns: int,
     threads: int | None = None,
-    transport: str = "auto",
+    transport: str = AUTO,
     timeout: timedelta = TIMEOUT,
-    failure_records: Path | None = None,
+    attempts: Attempts | None = None,
     device: str = "auto",
+    memory: int | None = None,
 ) -> Iterator[Mesh]:
     """The mesh of this run's ranks, each with `threads`, or its share of its machine's cores. A launcher started them.
 
-    `device` is what `devices.choose` makes `mesh.device` of. The `transport` is mpi, torch, or auto: MPI between CPUs,
-    torch between other devices. A rank that waits for another for longer than `timeout` gives up. An error on any
-    rank ends them all, and each says where it was, in `mesh.phase`; see `end_all`. Raises InputError if the launcher
-    started another number of ranks than the mesh has: a launcher that does not match the MPI library starts as many
-    single ranks, silently. One rank needs neither launcher nor MPI.
+    `device` is what `devices.choose` makes `mesh.device` of. The `transport` is one of `carriers.TRANSPORTS`, `AUTO`,
+    or the name of a function of the user's. A rank that waits for another for longer than `timeout` gives up. An error
+    on any rank ends them all, and each says where it was, in `mesh.phase`; see `end_all`. So does the death of one; see
+    `Watch`. This is one of the `attempts` at an output, whose ranks may take `memory` bytes each; while it lasts, no
+    other of them begins, which raises Busy. Raises InputError if the launcher started another number of ranks
+    than the mesh has: a launcher that does not match the MPI library starts as many single ranks, silently. One rank
+    needs neither launcher nor MPI.
     """
     size = data * rows * columns
     if size == 1:
@@ -57,51 +65,65 @@ def started(
         logger.info(choice)
         use(choice.device)
         alone.device = choice.device
-        yield alone
+        with _attempt(attempts, memory):
+            yield alone
         return
+    if launched() == max(int(os.environ.get(name, 0)) for name in COUNTS_HERE) and sys.platform == "linux":
+        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # where UCX, which may carry MPI, lets others in
+    remove_left_segments()
     from mpi4py import MPI  # initialises MPI, which only a process that a launcher has started may do
 
     world = MPI.COMM_WORLD
     hosts: list[str] = []
     mesh: Mesh | None = None
+    watch: Watch | None = None
     try:
         if world.size != size:
             raise InputError(
                 f"mesh {data} × {rows} × {columns} needs {size} ranks, but MPI knows of {world.size}; start it with "
                 f"`mpiexec -n {size} gigapipe …`, and the mpiexec (or srun --mpi=…) of this MPI library"
             )
-        if failure_records and world.rank == 0:
-            for former in failure_records.glob("rank-*.txt"):
-                former.unlink()
-            with contextlib.suppress(OSError):  # there was none, or it holds what is not ours
-                failure_records.rmdir()
         hosts = world.allgather(socket.gethostname())
         host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        watch = Watch(
+            world,
+            host,
+            lambda: address() or address_towards(hosts) or hosts[0],
+            lambda: mesh.phase if mesh else "starting",
+        )
         choice = _chosen(device, world, host)
         _say_where(world, host, hosts)
         torch.set_num_threads(threads or max(1, torch.get_num_threads() // host.size))
         use(choice.device)
-        kind = choice.device.type
-        if transport == "mpi" and kind not in ("cpu", "cuda"):
-            raise InputError(f"transport mpi: no MPI reads the memory of a device {kind}; give --transport torch")
-        if transport == "mpi" or (transport == "auto" and kind == "cpu"):
-            from gigapipe.spatial.transports.mpi import MpiTransport
-
-            carrier: Transport = MpiTransport(world, timeout.total_seconds())
-        else:
-            carrier = torch_transport(world, timeout, choice)
-        mesh = Mesh(data, rows, columns, carrier)
+        mesh = Mesh(data, rows, columns, carrier(transport, choice.device.type, world, timeout, choice))
         mesh.device = choice.device
-        yield mesh
-        _leave(mesh)
+        with _attempt(attempts if world.rank == 0 else None, memory):
+            yield mesh
+        _leave(mesh, watch)
     except Unfinished:  # all ranks have agreed to stop
-        assert mesh is not None  # who trains raises it
-        _leave(mesh)
+        assert mesh is not None and watch is not None  # who trains raises it
+        _leave(mesh, watch)
         raise
     except BaseException as error:
         if world.size == 1:
             raise
-        end_all(world, error, hosts, mesh.phase if mesh else "starting", failure_records)
+        end_all(world, error, hosts, mesh.phase if mesh else "starting", attempts, watch)
+
+
+@contextlib.contextmanager
+def _attempt(attempts: Attempts | None, memory: int | None) -> Iterator[None]:
+    """One attempt begins and ends, and no other at the same output meanwhile."""
+    if attempts is None:
+        yield
+        return
+    with only_writer(attempts.output):
+        attempts.begin(memory)
+        try:
+            yield
+        except Unfinished:
+            attempts.forget()
+            raise
+        attempts.forget()
 
 
 def launched() -> int:
@@ -116,7 +138,7 @@ def _chosen(wanted: str, world, host) -> Choice:
     choice = settled(choice, wanted, host.allgather(identity(choice.device)), several)
     kinds = sorted(set(world.allgather(choice.device.type)))
     if len(kinds) > 1:
-        raise InputError(f"device {wanted}: would be {' on some hosts and '.join(kinds)} on others; give --device")
+        raise Unavailable(f"device {wanted}: would be {' on some hosts and '.join(kinds)} on others; give --device")
     if world.rank == 0:
         logger.info(choice)
     return choice
@@ -131,10 +153,21 @@ def _say_where(world, host, hosts: list[str]) -> None:
         logger.info(f"{on_hosts(ranks, hosts)}: processes {numbers}")
 
 
-def _leave(mesh: Mesh) -> None:
+def _leave(mesh: Mesh, watch: Watch) -> None:
     mesh.everyone.sum_(torch.zeros(1))  # a barrier, at which nobody is waited for for ever
+    watch.leave()
+    watch.close()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def mpi_transport(world, timeout: timedelta, choice: Choice) -> Transport:
+    """MPI between the ranks of a communicator."""
+    from gigapipe.spatial.transports.mpi import MpiTransport
+
+    if (kind := choice.device.type) not in ("cpu", "cuda"):
+        raise InputError(f"transport mpi: no MPI reads the memory of a device {kind}; give --transport torch")
+    return MpiTransport(world, timeout.total_seconds())
 
 
 def torch_transport(
@@ -144,7 +177,8 @@ def torch_transport(
 ) -> Transport:
     """torch.distributed between the ranks of an MPI communicator: NCCL if each has a GPU of its own, else gloo.
 
-    They meet at a free port of rank 0's host, at its address in the network that `INTERFACES` name, if they do.
+    They meet at a free port of rank 0's host, which listens at one address alone: that in the network that `INTERFACES`
+    name, if they do, or else that by which it reaches the others.
     """
     from mpi4py import MPI
 
@@ -152,13 +186,18 @@ def torch_transport(
     if on_one_host and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "gloo" if choice.shared else {"cuda": "nccl", "xpu": "xccl"}.get(choice.device.type, "gloo")
-    host = "127.0.0.1" if on_one_host else world.bcast(address() or socket.gethostname())
-    store = None
+    told = None if on_one_host else address()
+    hosts = world.allgather(socket.gethostname())
     if world.rank == 0:
-        store = dist.TCPStore(host, 0, world.size, is_master=True, timeout=timeout, wait_for_workers=False)
-    port = world.bcast(store.port if store else None)
-    if store is None:
-        store = dist.TCPStore(host, port, world.size, is_master=False, timeout=timeout)
+        host = "127.0.0.1" if on_one_host else told or address_towards(hosts)
+        listening = socket.create_server((host or "", 0))  # one that torch opens, it opens to all networks
+        host, port = world.bcast((host or hosts[0], listening.getsockname()[1]))
+        store = dist.TCPStore(
+            host, port, world.size, True, timeout, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
+    else:
+        host, port = world.bcast(None)
+        store = dist.TCPStore(host, port, world.size, False, timeout)
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     return TorchTransport()
 
@@ -167,7 +206,7 @@ def address() -> str | None:
     """This host's IPv4 address in the network that `INTERFACES` tell torch to use; None if they tell nothing.
 
     gloo's is a list of names. NCCL's is one of prefixes, or of names after `=`, and after `^` of what not to use; of
-    those that are left the first counts, and loopback is none unless it is named. InputError if there is none.
+    those that are left the first counts, and loopback is none unless it is named. Unavailable if there is none.
     """
     import psutil
 
@@ -192,5 +231,23 @@ def address() -> str | None:
         left = [i for name in names for i in here if meant(i, name)]
     if not left:
         known = ", ".join(f"{name} ({found})" for name, found in here.items())
-        raise InputError(f"{variable}={told}: {socket.gethostname()} has no address there; it has {known}")
+        raise Unavailable(f"{variable}={told}: {socket.gethostname()} has no address there; it has {known}")
     return here[left[0]]
+
+
+def address_towards(hosts: list[str]) -> str | None:
+    """This host's IPv4 address by which it reaches the next of `hosts`, the first of which it is.
+
+    None, with a warning, if that one's name is not known here: what listens for it then listens in all networks.
+    """
+    other = next((host for host in hosts if host != hosts[0]), hosts[0])  # several may have one name
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((other, 9))  # sends nothing: it chooses the way
+            return way.getsockname()[0]
+        except OSError as error:
+            logger.warning(
+                f"{hosts[0]}: does not know {other} by its name ({error.strerror}), and lets ranks in from all "
+                f"networks; set {INTERFACES[0]} to the one that they share"
+            )
+            return None

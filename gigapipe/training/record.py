@@ -1,6 +1,7 @@
 """The record of a training, `training.json`: what its steps cost is measured here, and written at its end."""
 
 import contextlib
+import hashlib
 import json
 import math
 import resource
@@ -18,7 +19,7 @@ from gigapipe.training.batches import slides_per_step
 from gigapipe.training.cost import Meter
 from gigapipe.training.devices import most_allocated
 from gigapipe.training.state import State
-from gigapipe.training.task import Task
+from gigapipe.training.task import Task, files_of
 
 
 class Recorder:
@@ -38,6 +39,7 @@ class Recorder:
         seconds = time.perf_counter() - begun
         self.state.seconds.append(seconds)
         self.state.spent.append(self.meter.spent())
+        self.state.epoch_seconds += seconds
         self.longest_step = max(self.longest_step, seconds)
 
     @contextlib.contextmanager
@@ -45,7 +47,9 @@ class Recorder:
         """Measure the validation that is made within, and the memory of the epoch that it ends."""
         begun = time.perf_counter()
         yield
-        self.longest_validation = max(self.longest_validation, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        self.state.epoch_seconds += seconds
+        self.longest_validation = max(self.longest_validation, seconds)
         self.state.peak_memory_mb = max(self.state.peak_memory_mb, _peak_memory_mb(self.mesh))
 
 
@@ -57,6 +61,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
     sent, joules = (statistics.fmean(of_steps) for of_steps in zip(*state.spent, strict=True))
     record = {
         "settings": settings.model_dump(),
+        "identity": identity(task),
         "best_epoch": state.best["epoch"],
         "mesh": [mesh.data, mesh.rows, mesh.columns],
         "memory": task.streaming.memory,
@@ -73,7 +78,14 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "history": state.history,
     }
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n")
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def identity(task: Task) -> dict:
+    """What a trained network belongs to: a digest, and the MD5 of each slide's file that made it what it is."""
+    made_of = json.dumps([task.settings.model_dump(), task.identity()], sort_keys=True)
+    files = {"training": files_of(task.training), "validation": files_of(task.validation)}
+    return {"network": hashlib.sha256(made_of.encode()).hexdigest()[:16], **files}
 
 
 def _peak_memory_mb(mesh: Mesh) -> float:

@@ -1,9 +1,10 @@
-"""Learning where the tissue is, pixel by pixel, from whole slides and their masks."""
+"""Learning, pixel by pixel, where the tissue is or regions of several classes, from whole slides and their masks."""
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,42 +14,104 @@ from torch import nn
 from gigapipe.errors import InputError
 from gigapipe.models import GigapixelUNet
 from gigapipe.models.layout import in_channels_last
+from gigapipe.models.networks import segmenter
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.masks import read_mask
 from gigapipe.pyramids.reading import read_pixels
-from gigapipe.spatial import Mesh, decompose, gather
+from gigapipe.spatial import Mesh, SpatialTensor, decompose, gather
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
 from gigapipe.training.canvases import in_colours, inverted, under_symmetry
-from gigapipe.training.losses import dice, dice_and_cross_entropy
+from gigapipe.training.losses import (
+    dice,
+    dice_and_cross_entropy,
+    dice_and_cross_entropy_of_classes,
+    dice_of_classes,
+)
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Image, Streaming
 
+TRIED = 512, 512
+"""Rows and columns on which it is seen what a network of the user's makes."""
+
 
 class SegmenterSettings(Settings):
-    """The gigapixel U-Net on slides of any size."""
+    """The gigapixel U-Net, or a network of the user's, on slides of any size; its output is the logit of tissue."""
 
     task = "tissue"
 
+    @property
+    def channels(self) -> int:
+        """Of what the network makes."""
+        return 1
+
     def model(self) -> nn.Module:
-        return in_channels_last(GigapixelUNet())
+        if self.network:
+            return in_channels_last(segmenter(self.network, self.network_options, self.channels, TRIED))
+        return in_channels_last(GigapixelUNet(self.channels))
+
+    def pairs(self, table: pd.DataFrame, pyramids: Path, masks: Path, mesh: Mesh, stage: Path | None = None) -> "Pairs":
+        return Pairs(table, pyramids, masks, self.mpp, mesh, stage)
+
+    def loss(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Of an output and a mask, images both."""
+        return dice_and_cross_entropy(logits, mask)
+
+    def dice(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Of an output and a mask, images both."""
+        return dice(logits, mask)
+
+    def found(self, logits: torch.Tensor) -> torch.Tensor:
+        """The mask, uint8, that an output is taken for."""
+        return (logits > 0).to(torch.uint8)
+
+
+class RegionSettings(SegmenterSettings):
+    """The same, whose outputs are logits of classes: first what is none of them."""
+
+    task = "segmentation"
+
+    classes: list[str]
+
+    @property
+    def channels(self) -> int:
+        return 1 + len(self.classes)
+
+    def pairs(self, table: pd.DataFrame, pyramids: Path, masks: Path, mesh: Mesh, stage: Path | None = None) -> "Pairs":
+        return Pairs(table, pyramids, masks, self.mpp, mesh, stage, self.classes)
+
+    def loss(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return dice_and_cross_entropy_of_classes(logits, mask)
+
+    def dice(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return dice_of_classes(logits, mask)
+
+    def found(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(1, keepdim=True).to(torch.uint8)
 
 
 class Pairs:
     """The slides of `table` (column `slide`) and their masks, each of its own size, at `mpp` µm per pixel.
 
-    The slides' chunks are kept in `stage`, a folder on the node's own disk, if it is given. Raises InputError if a
-    pyramid or a mask is missing, or they differ in size.
+    Masks are of tissue, or of `classes`. The slides' chunks are kept in `stage`, a folder on the node's own disk, if it
+    is given. Raises InputError if a pyramid or a mask is missing, they differ in size, or a mask has other classes.
     """
 
     def __init__(
-        self, table: pd.DataFrame, pyramids: Path, masks: Path, mpp: float, mesh: Mesh, stage: Path | None = None
+        self,
+        table: pd.DataFrame,
+        pyramids: Path,
+        masks: Path,
+        mpp: float,
+        mesh: Mesh,
+        stage: Path | None = None,
+        classes: Sequence[str] = (),
     ):
-        self.slides, self.mesh, self.stage = list(table["slide"]), mesh, stage
+        self.slides, self.mesh, self.stage, self.classes = list(table["slide"]), mesh, stage, list(classes)
         self.pyramids = [Pyramid(Path(pyramids) / slide) for slide in self.slides]
         self.images = [pyramid.array(mpp) for pyramid in self.pyramids]
-        self.masks = [read_mask(Path(masks) / slide) for slide in self.slides]
+        self.masks = [read_mask(Path(masks) / slide, classes) for slide in self.slides]
         for slide, image, mask in zip(self.slides, self.images, self.masks, strict=True):
             if image.shape[1:] != mask.shape:
                 raise InputError(
@@ -100,6 +163,7 @@ def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
 class Segmentation:
     """A `Task` (see task.py)."""
 
+    kind: ClassVar[type[SegmenterSettings]] = SegmenterSettings
     started_from = None
 
     def __init__(self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: int | None):
@@ -118,7 +182,7 @@ class Segmentation:
         total = 0.0
         for index in indices:  # of different sizes: one after another
             augmentation = self.settings.augmentation(epoch, self.training.slides[index])
-            loss = self._compared(self.training, index, augmentation, dice_and_cross_entropy)[0] / len(indices)
+            loss = self._compared(self.training, index, augmentation, self.settings.loss)[0] / len(indices)
             loss.backward()
             self.streaming.done()
             total += loss.item()
@@ -130,7 +194,7 @@ class Segmentation:
         self._prepare()
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
-            both = self._compared(self.validation, index, UNCHANGED, dice_and_cross_entropy, dice)
+            both = self._compared(self.validation, index, UNCHANGED, self.settings.loss, self.settings.dice)
             found[index] = torch.stack(both) / self.mesh.image_ranks
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
@@ -141,7 +205,7 @@ class Segmentation:
 
         def loss(output: Image, beside: Image) -> torch.Tensor:
             nothing = self.streaming.image(unread, (1, 1, *self.largest), beside)
-            return dice_and_cross_entropy(output, nothing)
+            return self.settings.loss(output, nothing)
 
         with self.settings.autocast(self.mesh.device):
             self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
@@ -155,19 +219,24 @@ class Segmentation:
             return [measure(logits, mask) for measure in measures]
 
 
+class SegmentationOfRegions(Segmentation):
+    kind = RegionSettings
+
+
 @torch.no_grad()
 def segment(model: nn.Module, settings: SegmenterSettings, pairs: Pairs, streaming: Streaming) -> Iterator[np.ndarray]:
-    """Where each slide is found to have tissue (rows, columns), bool, one after another; on all ranks alike.
+    """The mask that is found of each slide (rows, columns), uint8, one after another; on all ranks alike.
 
     Every rank of the mesh computes on every slide: `mesh.data` must be 1.
     """
     model.eval()
     largest = max((pairs.size(i) for i in range(len(pairs))), key=np.prod)
     with settings.autocast(pairs.mesh.device):
-        streaming.prepare(model, (1, 3, *largest), lambda output, _: (output > 0).to(torch.uint8))
+        streaming.prepare(model, (1, 3, *largest), lambda output, _: settings.found(output))
     for index in range(len(pairs)):
         with settings.autocast(pairs.mesh.device):
-            found = (model(pairs.image(index, streaming)) > 0).to(torch.uint8)
-        found = found.computed() if isinstance(found, Recorded) else found
+            found = settings.found(model(pairs.image(index, streaming)))
+        image = found.computed() if isinstance(found, Recorded) else found
+        assert isinstance(image, SpatialTensor)
         streaming.done()
-        yield gather(found)[0, 0].cpu().numpy().astype(bool)
+        yield gather(image)[0, 0].cpu().numpy()

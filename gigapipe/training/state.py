@@ -4,17 +4,21 @@ import json
 import logging
 import math
 import statistics
+import time
 from dataclasses import dataclass, field, replace
 from typing import Required, TypedDict
 
 import torch
 from torch import nn
 
-from gigapipe.errors import InputError
+from gigapipe.errors import Unavailable
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
+
+SINCE_0_2 = {"took", "epoch_seconds"}
+"""What checkpoints of 0.1 lack."""
 
 
 class Best(TypedDict, total=False):
@@ -42,6 +46,11 @@ class State:
     """Of these steps."""
     history: list[dict[str, float]] = field(default_factory=list)
     """What each epoch has come to."""
+    took: list[dict[str, float]] = field(default_factory=list)
+    """What each epoch took: when it `ended` (seconds since 1970), its last `learning_rate`, the `seconds` of its steps
+    and its validation, without what lay between two jobs, and `peak_memory_mb`. Epochs of older releases have none."""
+    epoch_seconds: float = 0.0
+    """Of the steps that have ended of the epoch after them."""
     best: Best = field(default_factory=lambda: Best(loss=math.inf))
     since: int = 0
     """The epoch from which patience counts."""
@@ -56,12 +65,15 @@ class State:
     peak_memory_mb: float = 0.0
     """The most that a rank of this mesh has had, as measured after each epoch."""
 
-    def end_epoch(self, validation: dict[str, float], model: nn.Module) -> None:
+    def end_epoch(self, validation: dict[str, float], model: nn.Module, learning_rate: float) -> None:
         """Note what an epoch has come to, and keep the model's weights if validation is the best so far."""
         training_loss = statistics.fmean(self.losses)
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         figures = {f"validation_{name}": value for name, value in validation.items()}
         self.history.append({"epoch": self.epoch, "training_loss": training_loss, **figures})
+        costs = {"learning_rate": learning_rate, "seconds": self.epoch_seconds, "peak_memory_mb": self.peak_memory_mb}
+        self.took.append({"epoch": self.epoch, "ended": time.time(), **costs})
+        self.epoch_seconds = 0.0
         if validation["loss"] < self.best["loss"]:
             weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
             self.best = {"loss": validation["loss"], "epoch": self.epoch, "model": weights}
@@ -87,23 +99,22 @@ class Resumable:
     def resume(self) -> State:
         """The newest state of the same settings and slides, whose weights the model takes; or that of a beginning.
 
-        All ranks call it together. Raises InputError if they see different files.
+        All ranks call it together. Raises Unavailable if they see different files.
         """
         settings, mesh, checkpoints = self.task.settings, self.task.mesh, self.checkpoints
         beginning = State([mesh.data, mesh.rows, mesh.columns], self.task.streaming.memory)
         found = self._newest()
         if found is None:
             if mesh.rank == 0 and checkpoints.exist():
-                logger.warning(f"{checkpoints.folder}: torn, or of other settings or slides: starting afresh")
-                checkpoints.remove()
+                logger.warning(f"{checkpoints.folder}: none of use, kept as {checkpoints.set_aside()}: starting afresh")
             return beginning
         saved = checkpoints.load(found)
         missing = mesh.everyone.sum_(torch.tensor(float(saved is None)))
         if saved is None or missing:
-            raise InputError(
+            raise Unavailable(
                 f"{checkpoints.folder}: ranks see different files; give the file system time, and run it again"
             )
-        state = State(**{key: saved[key] for key in vars(beginning)})
+        state = State(**{key: saved[key] for key in vars(beginning) if key in saved or key not in SINCE_0_2})
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         as_before = state.mesh == beginning.mesh and state.memory == beginning.memory

@@ -7,9 +7,6 @@ import signal
 import time
 from types import FrameType
 
-UNFINISHED = 75
-"""Exit status of what is to be run again (EX_TEMPFAIL of sysexits.h)."""
-
 RESERVE = 30.0
 """Seconds of its time that a process takes to start and to end in."""
 

@@ -5,13 +5,39 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from gigapipe.configuration.tasks import TASKS, learning_of
+from gigapipe.pyramids import Pyramid
 from gigapipe.spatial import Mesh
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
 
 
+class Slides(Protocol):
+    """What is trained or validated on."""
+
+    @property
+    def slides(self) -> list[str]: ...
+
+    @property
+    def pyramids(self) -> list[Pyramid]: ...
+
+
+def files_of(slides: Slides) -> dict[str, str]:
+    """The MD5 of each slide's file."""
+    return {slide: pyramid.source["md5"] for slide, pyramid in zip(slides.slides, slides.pyramids, strict=True)}
+
+
+def kinds_of_settings(canvas: bool) -> tuple[type[Settings], ...]:
+    """Of the tasks that gigapipe brings and whose networks see canvases, or slides as they are."""
+    return tuple(learning_of(task).kind for task in TASKS.values() if task.canvas is canvas)
+
+
 class Task(Protocol):
-    """What is learnt, and from which slides. All ranks of the mesh call its methods together."""
+    """What is learnt, and from which slides. All ranks of the mesh call its methods together.
+
+    Its class has the `kind` of its settings, and is made of settings, the slides to train on, those to validate on, the
+    mesh, and the bytes that a rank may take.
+    """
 
     mesh: Mesh
     model: nn.Module
@@ -19,6 +45,12 @@ class Task(Protocol):
     streaming: Streaming
     slides: int
     """To train on."""
+
+    @property
+    def training(self) -> Slides: ...
+
+    @property
+    def validation(self) -> Slides: ...
 
     @property
     def settings(self) -> Settings:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A simulation of Summit's LSF: bsub, bjobs, bkill and jsrun, by whichever name it is called.
+"""A simulation of Summit's LSF: bsub, bjobs, bhist, bkill and jsrun, by whichever name it is called.
 
 It runs jobs on this machine, one after another begun, and refuses what Summit's easy mode refuses: a job without -P, -W
 or -nnodes, or with -n, -R or its script on standard input; resource sets that do not fit nodes of 6 GPUs and 42 cores.
 It knows nothing else of LSF. State is in the folder $SIMULATED_LSF: of each job its state and its process; and lines,
-every command as it came.
+every command as it came. Of a job N there may be files of what LSF has forgotten: N.no-bjobs, N.no-bhist; and `down`,
+for a time in which it does not answer.
 """
 
 import argparse
@@ -61,11 +62,37 @@ def bsub(arguments: list[str]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         status = 1
+    # As LSF ends the file of -o.
+    print(f"\nExited with exit code {status}." if status else "\nSuccessfully completed.", flush=True)
     (folder / f"{job}.state").write_text("EXIT" if status else "DONE")
 
 
 def bjobs(arguments: list[str]) -> None:
-    print((folder / f"{arguments[-1]}.state").read_text())
+    job = arguments[-1]
+    if (folder / "down").exists():
+        sys.exit("LSF is down. Please wait ...")
+    if (folder / f"{job}.no-bjobs").exists():
+        print(f"Job <{job}> is not found", file=sys.stderr)
+        sys.exit(255)
+    print((folder / f"{job}.state").read_text())
+
+
+def bhist(arguments: list[str]) -> None:
+    """As `bhist -l` does, which breaks lines at 80 letters, within words, and indents what follows."""
+    job = arguments[-1]
+    if (folder / f"{job}.no-bhist").exists():
+        sys.exit("No matching job found")
+    state = (folder / f"{job}.state").read_text()
+    ends = {"DONE": "Done successfully. The CPU time used is 1.0 seconds;", "EXIT": "Exited with exit code 1. The CPU"}
+    lines = [
+        f"Job <{job}>, Job Name <gigapipe.train.1>, User <me>, Command <echo Exited with Done successfully>",
+        "Fri Nov 27 10:00:00: Submitted from host <login>, to Queue <batch>, CWD <$HOME>;",
+        "Fri Nov 27 10:00:05: Starting (Pid 1234);",
+    ]
+    if state in ends:
+        lines.append(f"Fri Nov 27 10:10:05: {ends[state]}")
+    for line in lines:
+        print("\n".join([line[:30], *(" " * 21 + line[at : at + 30] for at in range(30, len(line), 30))]))
 
 
 def bkill(arguments: list[str]) -> None:

@@ -34,7 +34,7 @@ def expected(whole: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
 def differences(mesh, pyramids: str, slide: str, label: str) -> list[tuple[int, float, float]]:
     """Of each look its symmetry, and how far this rank is from the whole canvas: held, and summed by tiles."""
     table = pd.DataFrame({"slide": [slide], "label": [label]})
-    canvases = Canvases(table, pyramids, MPP, SIZE, [label], mesh)
+    canvases = Canvases(table, torch.zeros(1), pyramids, MPP, SIZE, mesh)
     whole = torch.from_numpy(read_canvas(canvases.pyramids[0], MPP, 3 * SIZE)).float()[None]
     streaming = Streaming(None, mesh)
     streaming.plan = Plan(tile=5)

@@ -40,10 +40,10 @@ def data(images: int, size) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(images, 3, *size, dtype=torch.float64), torch.arange(images) % 2
 
 
-def network() -> torch.nn.Module:
+def network(width: int) -> torch.nn.Module:
     """ResNet-18 with trainable BatchNorm."""
     torch.manual_seed(0)
-    return resnet18(2).double()
+    return resnet18(2, width=width).double()
 
 
 def trained(model, images, labels) -> Trained:
@@ -62,20 +62,20 @@ def trained(model, images, labels) -> Trained:
 
 
 @functools.lru_cache(maxsize=2)  # of the last size, with one data rank and with two
-def undivided(images: int, size) -> Trained:
-    return trained(network(), *data(images, size))
+def undivided(images: int, size, width: int) -> Trained:
+    return trained(network(width), *data(images, size))
 
 
-def training(mesh, size) -> tuple[int, dict[str, float]]:
+def training(mesh, size, width: int) -> tuple[int, dict[str, float]]:
     """A checksum of this rank's weights; and on rank 0 the errors against undivided training, by name."""
     images, labels = data(2 * mesh.data, size)
     mine = slice(2 * mesh.data_index, 2 * mesh.data_index + 2)
-    ours = trained(decompose(network(), mesh), SpatialTensor(shard(images[mine], mesh), size, mesh), labels[mine])
+    ours = trained(decompose(network(width), mesh), SpatialTensor(shard(images[mine], mesh), size, mesh), labels[mine])
     loss = mesh.everyone.sum_(ours.loss.clone()) / mesh.size
     checksum = sum(w.view(torch.int64).sum().item() for w in ours.weights)
     if mesh.rank:
         return checksum, {}
-    theirs = undivided(len(images), size)
+    theirs = undivided(len(images), size, width)
     return checksum, {
         "loss": abs(loss / theirs.loss - 1).item(),
         "gradients": worst(ours.gradients, theirs.gradients),

@@ -79,7 +79,7 @@ def expected_input(whole: torch.Tensor, access, axis: int) -> tuple[torch.Tensor
 
 
 @given(st.data(), meshes, st.integers(1, 17), st.integers(1, 17))
-@settings(max_examples=300 * MORE)
+@settings(max_examples=150 * MORE)
 def exchange(data, mesh, rows, columns):
     """Every rank gets what it needs of the image, and the backward pass is the adjoint: ⟨Fx, y⟩ = ⟨x, F*y⟩."""
     global examples
@@ -143,7 +143,7 @@ class Shortcut(nn.Module):
 
 
 @given(st.data(), meshes, st.integers(4, 19), st.integers(4, 19))
-@settings(max_examples=100 * MORE)
+@settings(max_examples=50 * MORE)
 def networks(data, mesh, rows, columns):
     """Two or three random layers, with or without a shortcut, are on the mesh what they are undivided."""
     global examples

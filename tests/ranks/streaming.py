@@ -5,9 +5,10 @@ from monai.networks.nets import UNet
 from spatial_cases import frozen_resnet18
 from torch import nn
 
-from gigapipe.models import resnet18
-from gigapipe.spatial import Plan
+from gigapipe.models import GigapixelUNet, resnet18
+from gigapipe.spatial import Plan, decompose, shard, stream
 from gigapipe.spatial.check import compare
+from gigapipe.training.losses import dice_and_cross_entropy_of_classes, dice_of_classes
 
 
 def unet() -> nn.Module:
@@ -27,3 +28,30 @@ def network(mesh, name: str) -> tuple[float, str]:
     torch.manual_seed(0)
     worst = compare(make(), torch.rand(2 * mesh.data, 3, *size, dtype=torch.float64) - 0.5, mesh, plan)[0]
     return worst.error, f"{worst.kind} {worst.name}"
+
+
+def loss_of_classes(mesh, tile: int | None) -> list[float]:
+    """The relative errors of the loss of four classes, of their Dice, and of the gradients, held or streamed."""
+    torch.manual_seed(0)
+    pixels = torch.rand(1, 3, 150, 130, dtype=torch.float64)
+    values = torch.randint(4, (1, 1, 150, 130)).double()
+    model, ours = (GigapixelUNet(4).double() for _ in range(2))
+    ours.load_state_dict(model.state_dict())
+    logits = model(pixels)
+    expected = dice_and_cross_entropy_of_classes(logits, values)
+    expected.backward()
+
+    decompose(ours, mesh)
+    image, mask = shard(pixels, mesh), shard(values, mesh)
+    if tile:
+        image = stream(image, Plan(tile=tile))
+        mask = stream(mask, beside=image)
+    found = dice_and_cross_entropy_of_classes(ours(image), mask)
+    found.backward()
+    with torch.no_grad():
+        overlap = dice_of_classes(ours(shard(pixels, mesh)), shard(values, mesh)) / dice_of_classes(logits, values)
+    errors = [
+        ((p.grad - q.grad).norm() / q.grad.norm()).item()
+        for p, q in zip(ours.parameters(), model.parameters(), strict=True)
+    ]
+    return [abs(found.item() / expected.item() - 1), abs(overlap.item() - 1), max(errors)]

@@ -5,8 +5,8 @@ ASKED = CONFIG.cohort.model_dump(exclude_none=True)
 
 rule cohort:
     input:
-        manifests=list(ASKED.get("manifests", {}).values()),
-        sites=ASKED.get("sites", []),
+        manifests=lambda wildcards: list(ASKED.get("manifests", {}).values()),
+        sites=lambda wildcards: ASKED.get("sites", []),
     output:
         CONFIG.slides,
     log:
@@ -16,7 +16,7 @@ rule cohort:
         "../../envs/gigapipe.yaml"
     params:
         verb="query" if "projects" in ASKED else "sheet",
-        asked=[
+        asked=lambda wildcards: [
             *(f"--project={name}" for name in ASKED.get("projects", [])),
             *(
                 f"--manifest={label}={path}"
@@ -29,18 +29,24 @@ rule cohort:
             *(
                 f"--{key}={ASKED[key]}"
                 for key in (
-                    ("strategy", "label") if "projects" in ASKED else ("sites",)
+                    ("strategy", "samples", "label")
+                    if "projects" in ASKED
+                    else ("strategy", "samples", "sites")
                 )
                 if key in ASKED
             ),
             *([f"--api={CONFIG.gdc.api}"] if "projects" in ASKED else []),
         ],
     shell:
-        "gigapipe gdc {params.verb} {output:q} {params.asked:q} > {log} 2>&1"
+        "gigapipe gdc {params.verb} {params.asked:q} -- {output:q} > {log} 2>&1"
 
 
 onsuccess:
+    with open(CONFIG.slides, encoding="utf-8") as sheet:
+        print(
+            f"\n{sheet.readline()}What it names as --strategy and --samples are keys of `cohort` in the config."
+        )
     print(
-        f"\nThe sample sheet is {CONFIG.slides}: look at it, and run the same command again to go on. "
+        f"The sample sheet is {CONFIG.slides}: look at it, and run the same command again to go on. "
         "To ask anew, remove it."
     )

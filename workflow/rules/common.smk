@@ -1,9 +1,9 @@
-# Config and sample sheet, checked before anything runs, and the helpers that rules share.
+# The sample sheet, checked before anything runs, and the helpers that rules share.
 
 import csv
 import functools
+import math
 import os
-import shlex
 import sys
 from pathlib import Path
 from urllib.parse import urlparse
@@ -11,42 +11,31 @@ from urllib.parse import urlparse
 import jsonschema
 import pandas
 import yaml
-from snakemake.exceptions import WorkflowError
 
-from gigapipe.cli.messages import log_to_stderr
-from gigapipe.configuration import Configuration
 from gigapipe.configuration.command_line import arguments
 from gigapipe.configuration.configuration import (
-    Archive,
+    Comparison,
     Computing,
     Learning,
     Network,
-    Phantom,
-    PyramidPixels,
+    OwnNetwork,
 )
+from gigapipe.configuration.sources import Archive, Phantom
 from gigapipe.errors import InputError
 from gigapipe.evaluation.design import check_design, check_resolutions
-from gigapipe.gdc.client import addresses_of
-from gigapipe.progress import watch
+from gigapipe.evaluation.divisions import divisions, note_divisions
+from gigapipe.given_text import option
 from gigapipe.slides import phantom
-from gigapipe.slides.disk_space import Wanted, announce
+from gigapipe.slides.readers import one_file, suffix_of
 from gigapipe.slides.sheet import read_sheet
 
-# Slides of one file; the others (MRXS, DICOM) are folders, and no URL fetches one whole.
-SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide"}
 
-
-def refuse(message):
-    """End before anything runs, with one line: Snakemake would add places in these files, which say nothing to users."""
-    raise SystemExit(message)
-
-
-def configuration():
-    """The config, checked; what it does not set is at its default."""
+def absence_of(path):
+    """Why a file cannot be seen: there is none, or the way to it is closed. None if it can."""
     try:
-        return Configuration.of(config, "config: ")
-    except InputError as error:
-        refuse(str(error))
+        return None if Path(path).exists() else "no such file"
+    except OSError as error:
+        return error.strerror
 
 
 def check_row(row, validator, where):
@@ -68,23 +57,64 @@ def sample_sheet():
                 **CONFIG.phantom.model_dump(), folder="<results>/phantom"
             )
             return {slide.slide: phantom.sheet_row(slide) for slide in slides}
-        sheet = read_sheet(CONFIG.slides, CONFIG.source, LABELLED)
-    except InputError as error:
-        refuse(str(error))
+        sheet = read_sheet(
+            CONFIG.slides,
+            CONFIG.source,
+            TASK.needs == "label",
+            CONFIG.confirmed_labels,
+            TARGET,
+        )
+    except (InputError, OSError) as error:
+        refuse(said(error))
     schema = Path(workflow.source_path("../schemas/slides.schema.yaml"))
-    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
+    validator = jsonschema.Draft202012Validator(
+        yaml.safe_load(schema.read_text(encoding="utf-8"))
+    )
     for row in sheet.to_dict("records"):
         where = f"sample sheet {CONFIG.slides}: slide {row['slide']}"
-        check_row(row, validator, where)
-        if not is_remote(row["source"]) and not Path(row["source"]).exists():
+        check_row({k: v for k, v in row.items() if k != TARGET}, validator, where)
+        if not is_remote(row["source"]) and (absence := absence_of(row["source"])):
+            lacking = ", ".join(not_in_pyramid(row["slide"]))
+            if lacking:
+                refuse(
+                    f"{where}: {absence}: {row['source']}, and no pyramid of it has {lacking}; correct its source, "
+                    "or remove the row"
+                )
+        if TASK.needs == "mask" and not row.get("mask"):
             refuse(
-                f"{where}: no such file: {row['source']}; correct its source, or remove the row"
+                f"{where}: has no mask, from which task {CONFIG.task} learns; give one, or remove the row"
             )
-        if not LABELLED and row.get("mask") and not Path(row["mask"]).exists():
-            refuse(
-                f"{where}: no such file: {row['mask']}; correct its mask, or leave it empty"
-            )
+        for drawn in TASK.drawings:
+            if not row.get(drawn) or not (absence := absence_of(row[drawn])):
+                continue
+            if not stands_without(row["slide"], drawn):
+                refuse(
+                    f"{where}: {absence}: {row[drawn]}; correct its {drawn}, or leave it empty"
+                )
     return sheet.set_index("slide", drop=False).to_dict("index")
+
+
+def not_in_pyramid(slide):
+    """The resolutions that are not in a slide's pyramid, nor can be made of a finer one there.
+
+    What was made of a slide stands without its file.
+    """
+    from gigapipe.pyramids.made_of import resolutions_of
+    from gigapipe.pyramids.store import left_out
+
+    folder = Path(CONFIG.pathvars.results, "pyramids", slide)
+    if folder.exists() and left_out(folder):
+        return []
+    finest = min(resolutions_of(folder) or [math.inf])
+    return [str(one) for one in CONFIG.resolutions if one.mpp < finest]
+
+
+def stands_without(slide, drawn):
+    """Whether all is made of a slide's drawing `tissue` or `mask`, which then may be gone."""
+    if drawn == "tissue":
+        return not not_in_pyramid(slide)
+    masks = Path(CONFIG.pathvars.results, "masks")
+    return all((masks / f"{r.mpp:g}um" / slide).exists() for r in CONFIG.resolutions)
 
 
 @functools.cache
@@ -103,9 +133,9 @@ def suitable_sheet():
     try:
         check_design(pandas.DataFrame(SHEET.values()), CONFIG)
         longest = check_resolutions(here, CONFIG)
-    except InputError as error:
-        refuse(str(error))
-    if not Path(CANVASES.replace("<results>", CONFIG.pathvars.results)).exists():
+    except (InputError, OSError) as error:
+        refuse(said(error))
+    if not (RESULTS / "canvases.tsv").exists():
         for mpp in AUTO_CANVASES:
             most = f", at most {longest / float(mpp):.0f} px a side" if longest else ""
             print(
@@ -119,37 +149,36 @@ def is_remote(source):
     return source.startswith(("http://", "https://", "gdc:"))
 
 
-CONFIG = configuration()
-LABELLED = CONFIG.task == "classes"
+TARGET = CONFIG.target if TASK.needs == "target" else None
 SHEET = sample_sheet()
 SHEET_FILE = CONFIG.slides or "<results>/phantom/slides.tsv"
 RESOLUTIONS = {f"{resolution.mpp:g}": resolution for resolution in CONFIG.resolutions}
 # Of these the canvas is chosen when the pyramids are there.
 AUTO_CANVASES = [
-    mpp for mpp, r in RESOLUTIONS.items() if r.canvas == "auto" and LABELLED
+    mpp for mpp, r in RESOLUTIONS.items() if r.canvas == "auto" and TASK.canvas
 ]
-CANVASES = "<results>/canvases.tsv"
 FOLDS = range(CONFIG.folds.number)
-SEEDS = CONFIG.seeds
 SPLITS = CONFIG.folds.splits
-# Where folds are, and what is made of one network: a level deeper if the cohort is divided more than once.
-DIVISION, NETWORK = "", "{mpp}um/fold-{fold}"
-if len(SPLITS) * len(SEEDS) > 1:
-    DIVISION, NETWORK = "folds/{split}-{seed}/", "{mpp}um/{split}-{seed}/fold-{fold}"
+RESULTS = Path(CONFIG.pathvars.results)
+# The ways in which the cohort is divided, by what stands between the folders of a resolution and of its folds.
+DIVISIONS = {division.folder: division for division in divisions(RESULTS, CONFIG)}
+PLACES = {division.folds: division for division in DIVISIONS.values()}
+# What is made of one network.
+NETWORK = "{mpp}um/{division}fold-{fold}"
 if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unknown"}:
     refuse(
         "config: folds.by: the sheet knows no site, so that both kinds of folds are the same; give patient"
     )
-if CONFIG.training.weights and not Path(CONFIG.training.weights).exists():
-    refuse(f"config: training.weights: no such file: {CONFIG.training.weights}")
+if CONFIG.training.weights and (absence := absence_of(CONFIG.training.weights)):
+    refuse(f"config: training.weights: {absence}: {CONFIG.training.weights}")
 
 
 wildcard_constraints:
     slide="|".join(map(re.escape, SHEET or [])),
     mpp="|".join(map(re.escape, RESOLUTIONS)),
     fold=r"\d+",
-    seed=r"\d+",
-    split="|".join(SPLITS),
+    division=f"(?:{'|'.join(map(re.escape, DIVISIONS))})",
+    place=f"(?:{'|'.join(map(re.escape, PLACES))})",
 
 
 def slide_file(slide):
@@ -162,20 +191,30 @@ def slide_file(slide):
         if source.startswith("gdc:")
         else urlparse(source).path
     )
-    suffix = Path(name).suffix.lower()
-    if suffix not in SUFFIXES:
+    suffix, known = suffix_of(name), one_file(CONFIG.pyramids.readers)
+    if suffix not in known:
         refuse(
-            f"slide {slide}: its file's name ends in {suffix!r}, not in one of {', '.join(sorted(SUFFIXES))}; "
+            f"slide {slide}: its file's name ends in {suffix!r}, not in one of {', '.join(known)}; "
             "fetch it by hand and give its path as source"
         )
-    return f"<resources>/slides/{slide}{suffix}"
+    return f"<resources>/slides/{slide}.{suffix}"
+
+
+def reader_of(slide):
+    """The user's function that reads a slide's file; None where OpenSlide does."""
+    return CONFIG.pyramids.readers.get(suffix_of(slide_file(slide)))
+
+
+def reader_option(wildcards):
+    own = reader_of(wildcards.slide)
+    return [shlex.join(option("--reader", own))] if own else []
 
 
 def file_at_source(wildcards):
     """Arguments of `gigapipe download` that say which file it is: of the archive its name, elsewhere its address."""
     row = SHEET[wildcards.slide]
     if row["source"].startswith("gdc:"):
-        return ["--filename", row["filename"]]
+        return option("--filename", row["filename"])
     return [row["source"]]
 
 
@@ -185,48 +224,6 @@ def release_of(wildcards):
     release = [row["source"]] if row["source"].startswith("gdc:") else []
     known = [f"--{key} {row[key]}" for key in ("md5", "size") if row.get(key)]
     return " ".join(release + known)
-
-
-def with_pyramid():
-    """The slides whose pyramids are made."""
-    folder = Path(CONFIG.pathvars.results) / "pyramids"
-    return {path.name for path in folder.glob("[!.]*")} & set(SHEET)
-
-
-def to_fetch():
-    """The slides that neither are here nor have a pyramid: their files, and what `announce` is told of them."""
-    made, wanted = with_pyramid(), {}
-    for slide in REMOTE:
-        path = Path(slide_file(slide).replace("<resources>", CONFIG.pathvars.resources))
-        if slide not in made and not path.exists():
-            row = SHEET[slide]
-            name, size = row.get("filename", ""), int(row.get("size") or 0)
-            addresses = addresses_of(
-                row["source"], name, CONFIG.gdc.api, CONFIG.gdc.mirrors
-            )
-            wanted[path] = Wanted(addresses, size, resumable=bool(row.get("md5")))
-    return wanted
-
-
-def announce_work():
-    """Say what is going to be fetched, refuse it if the disk cannot hold it, and tell of the pyramids as they come."""
-    log_to_stderr()
-    try:
-        announce(to_fetch(), CONFIG.keep_slides)
-    except InputError as error:
-        raise WorkflowError(str(error))
-    watch("pyramids", lambda: len(with_pyramid()), len(SHEET))
-
-
-def canvas_of(wildcards, input):
-    """Pixels a side of a resolution's canvas; until one that is chosen is known, a dry run shows <TBD>."""
-    if not input.canvases:
-        return RESOLUTIONS[wildcards.mpp].canvas
-    with open(input.canvases) as table:
-        chosen = {
-            row["mpp"]: row["canvas"] for row in csv.DictReader(table, delimiter="\t")
-        }
-    return next(c for mpp, c in chosen.items() if float(mpp) == float(wildcards.mpp))
 
 
 def coarser_model(wildcards):
@@ -239,7 +236,9 @@ def coarser_model(wildcards):
 
 
 def for_each_model(pattern):
-    return expand(pattern, mpp=RESOLUTIONS, split=SPLITS, seed=SEEDS, fold=FOLDS)
+    return expand(
+        pattern, mpp=RESOLUTIONS, division=DIVISIONS, place=PLACES, fold=FOLDS
+    )
 
 
 def once_each(pattern):
@@ -256,11 +255,69 @@ def at_resolution(pattern):
     return files
 
 
+def division_of(wildcards):
+    """How the cohort is divided, of a network or of folds; tasks that take one division name none."""
+    named = dict(wildcards.items())
+    if "place" in named:
+        return PLACES[named["place"]]
+    return DIVISIONS[named.get("division", next(iter(DIVISIONS)))]
+
+
+def folds_of(wildcards):
+    """The folds of a network."""
+    return f"<results>/{division_of(wildcards).folds}folds.tsv"
+
+
 def split_of(wildcards):
     """What folds do not share."""
-    return getattr(wildcards, "split", SPLITS[0])
+    return division_of(wildcards).split
 
 
 def seed_of(wildcards):
     """What the division into folds begins with, and the weights."""
-    return getattr(wildcards, "seed", SEEDS[0])
+    return division_of(wildcards).seed
+
+
+CANVASES = "<results>/canvases.tsv"
+OWN_CANVAS = "<results>/{mpp}um/canvas.tsv"
+
+
+@functools.cache
+def chosen_together():
+    """The resolutions (as the config writes them) in the table of canvases: those of the first run that made it.
+
+    One that is added later has a table of its own, and changes nothing of this.
+    """
+    try:
+        with open(RESULTS / "canvases.tsv", encoding="utf-8") as table:
+            mpps = [float(row["mpp"]) for row in csv.DictReader(table, delimiter="\t")]
+    except FileNotFoundError:
+        return AUTO_CANVASES
+    return [f"{mpp:g}" for mpp in mpps]
+
+
+def canvases_of(wildcards):
+    """The table that says a resolution's canvas, if that is to be chosen."""
+    if wildcards.mpp not in AUTO_CANVASES:
+        return []
+    return (
+        CANVASES
+        if wildcards.mpp in chosen_together()
+        else OWN_CANVAS.format(mpp=wildcards.mpp)
+    )
+
+
+def canvas_of(wildcards, input):
+    """Pixels a side of a resolution's canvas; until one that is chosen is known, a dry run shows <TBD>."""
+    if not input.canvases:
+        return canvas_asked_for(wildcards)
+    with open(input.canvases, encoding="utf-8") as table:
+        chosen = {
+            row["mpp"]: row["canvas"] for row in csv.DictReader(table, delimiter="\t")
+        }
+    return next(c for mpp, c in chosen.items() if float(mpp) == float(wildcards.mpp))
+
+
+def canvas_asked_for(wildcards):
+    """The canvas as the config says it, which may be `auto`."""
+    return RESOLUTIONS[wildcards.mpp].canvas

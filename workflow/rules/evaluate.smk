@@ -3,8 +3,8 @@
 
 rule predict:
     input:
-        folds=f"<results>/{DIVISION}folds.tsv",
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
+        folds=folds_of,
+        pyramids=pyramids_at,
         model=f"<results>/{NETWORK}/model.pt",
     output:
         f"<results>/{NETWORK}/predictions.tsv",
@@ -14,22 +14,19 @@ rule predict:
         f"<benchmarks>/predict/{NETWORK}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: cores_of
+    threads: cores_for(f"<results>/{NETWORK}/predictions.tsv")
     resources:
-        launcher=launcher_of,
-        mpi=mpi_of,
-        nodes=nodes_of,
-        tasks=ranks_of,
-        cores_per_rank=CORES_PER_RANK,
-        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=limits_of,
+        **ranks_for(f"<results>/{NETWORK}/predictions.tsv", beside_others=True),
+        mesh=says_mesh,
+        limits=applying_limits_of,
     params:
-        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
-        mesh=mesh_of,
+        pyramids=folder_of_pyramids,
+        mesh_as_noted=mesh_as_noted(f"<results>/{NETWORK}/predictions.tsv"),
     shell:
         "{resources.launcher} gigapipe predict --folds {input.folds} --pyramids {params.pyramids}"
-        " --model {input.model} --mesh {params.mesh} --threads {resources.cores_per_rank} {resources.limits}"
-        " --output {output} > {log} 2>&1"
+        " --model {input.model} --mesh {resources.mesh} --threads {resources.cores_per_rank} {resources.limits}"
+        " --output {output} {resources.attempts} > {log} 2>&1"
+        " || gigapipe explain $? --output {output} --log {log} {resources.attempts} 2>> {log}"
 
 
 rule evaluate:
@@ -65,8 +62,9 @@ rule evaluate:
         "../../envs/gigapipe.yaml"
     params:
         folder=subpath(output.table, parent=True),
+        margin=arguments(CONFIG.comparison, Comparison),
     shell:
-        "gigapipe evaluate --predictions {input.predictions} --trainings {input.trainings} --output {params.folder}"
+        "gigapipe evaluate --predictions {input.predictions} --trainings {input.trainings} {params.margin} --output {params.folder}"
         " > {log} 2>&1"
 
 

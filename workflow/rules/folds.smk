@@ -3,29 +3,39 @@
 
 rule folds:
     input:
-        lambda wildcards: suitable_sheet(),
+        sheet_as_dated,
     output:
-        table=f"<results>/{DIVISION}folds.tsv",
-        splits=f"<results>/{DIVISION}splits.tsv",
-        text=f"<results>/{DIVISION}folds.md",
+        table="<results>/{place}folds.tsv",
+        splits="<results>/{place}splits.tsv",
+        text="<results>/{place}folds.md",
     log:
-        f"<logs>/{DIVISION}folds.log",
+        "<logs>/{place}folds.log",
     benchmark:
-        f"<benchmarks>/{DIVISION}folds.tsv"
+        "<benchmarks>/{place}folds.tsv"
     localrule: True
     conda:
         "../../envs/gigapipe.yaml"
     params:
+        rows=rows_of,
         number=CONFIG.folds.number,
         seed=seed_of,
         by=lambda wildcards: (
             "site" if split_of(wildcards) == "given" else split_of(wildcards)
         ),
-        # A function: in a plain string Snakemake would take {slide} for a wildcard of its own.
-        source=lambda wildcards: (["--source", CONFIG.source] if CONFIG.source else []),
-        labels="" if LABELLED else "--unlabelled",
-        given=(["--given", CONFIG.folds.given] if CONFIG.folds.given else []),
+        source=lambda wildcards: [
+            *(option("--source", CONFIG.source) if CONFIG.source else []),
+            *(f"--confirmed-label={label}" for label in CONFIG.confirmed_labels),
+        ],
+        labels=lambda wildcards: (
+            {
+                "label": "",
+                "target": shlex.join(option("--target", TARGET or "")),
+            }.get(TASK.needs, "--unlabelled")
+        ),
+        given=lambda wildcards: (
+            option("--given", CONFIG.folds.given) if CONFIG.folds.given else []
+        ),
         folder=subpath(output.table, parent=True),
     shell:
-        "gigapipe folds {input:q} {params.folder} --folds {params.number} --seed {params.seed}"
-        " --by {params.by} {params.given:q} {params.source:q} {params.labels} > {log} 2>&1"
+        "gigapipe folds --folds {params.number} --seed {params.seed} --by {params.by} {params.given:q} {params.source:q}"
+        " {params.labels} -- {input:q} {params.folder} > {log} 2>&1"

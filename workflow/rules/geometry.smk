@@ -1,7 +1,11 @@
 # Where ranks run and how they are started: from the config's meshes, and from what the profile says of a node.
 
 import math
+import shlex
 import sys
+import types
+
+from gigapipe.packing import share_nodes
 
 
 def of_profile(name, rule=None):
@@ -13,8 +17,19 @@ def of_profile(name, rule=None):
     return None
 
 
-def refuse_unset_variables():
-    """Snakemake leaves `$NAME` in a profile as it is where no such variable is set, and a scheduler takes it as text."""
+def number_of_profile(name):
+    """The whole number that the profile says of a resource; None if it says nothing."""
+    value = of_profile(name)
+    if value is not None and not isinstance(value, int):
+        refuse(f"profile: {name}: found {value!r}; give a whole number")
+    return value
+
+
+def check_profile():
+    """Refuse what a scheduler, a shell or Snakemake, which evaluates it, would make something else of in a profile.
+
+    Snakemake leaves `$NAME` as it is where no such variable is set. `launcher` and `alone` are commands.
+    """
     settings = workflow.resource_settings
     for resources in (
         settings.default_resources or {},
@@ -27,6 +42,24 @@ def refuse_unset_variables():
                         f"profile: {name} is taken from the environment, where {variable} is not set; "
                         f"export {variable}=… before you start, or write the value into the profile"
                     )
+                if not re.fullmatch(r"[\w.,:@%+/=-]*", os.environ[variable]):
+                    refuse(
+                        f"profile: {name} is taken from the environment, where {variable} is "
+                        f"{os.environ[variable]!r}; give one of letters, digits and the signs . , : @ % + / = - _"
+                    )
+            commands = re.findall(r"`|\$\(|;|[\n\r]", str(resource.raw))
+            if name not in ("launcher", "alone") and commands:
+                refuse(
+                    f"profile: {name}: {resource.raw!r} holds {commands[0]!r}, which a shell takes for a command; "
+                    "take it out"
+                )
+    try:
+        LAUNCHER.format(ranks=1, nodes=1, ranks_per_node=1, cores_per_rank=1)
+    except (LookupError, ValueError) as error:
+        refuse(
+            f"profile: launcher: {LAUNCHER!r} cannot be filled in ({error!r}); in braces stand ranks, nodes, "
+            "ranks_per_node and cores_per_rank, and a brace that is meant is written twice"
+        )
 
 
 def choice_for(resolution):
@@ -36,7 +69,7 @@ def choice_for(resolution):
     """
     from gigapipe.planning.automatic_mesh import choose, cluster, one_machine
 
-    side = resolution.canvas if resolution.canvas != "auto" and LABELLED else None
+    side = resolution.canvas if resolution.canvas != "auto" and TASK.canvas else None
     try:
         if RANKS_PER_NODE:
             place = cluster(of_profile("machine"), RANKS_PER_NODE)
@@ -70,12 +103,32 @@ def nodes_of_mesh(ranks, mesh, mpp):
     return nodes
 
 
-refuse_unset_variables()
+def take_environment():
+    """Let each command begin with the profile's modules and variables."""
+    environment = os.path.expandvars(of_profile("environment") or "")
+    if environment and not Path(environment).is_file():
+        refuse(
+            f"profile: environment: {environment}: no such file; correct it, or take it away"
+        )
+    if environment:
+        sourced = shlex.quote(environment).replace("{", "{{").replace("}", "}}")
+        shell.prefix(f"source -- {sourced}; set -euo pipefail; ")
+
+
 LAUNCHER = of_profile("launcher") or "mpiexec -n {ranks}"
-ALONE = of_profile("alone") or ""  # what starts a single process
-RANKS_PER_NODE = of_profile("ranks_per_node")
-CORES_PER_RANK = of_profile("cores_per_rank") or 1
-MOST_NODES = of_profile("most_nodes")
+check_profile()
+take_environment()
+RANKS_PER_NODE = number_of_profile("ranks_per_node")
+CORES_PER_RANK = number_of_profile("cores_per_rank") or 1
+MOST_NODES = number_of_profile("most_nodes")
+# Of a node; where it is not said, no two jobs share one.
+NODE_MEMORY = number_of_profile("node_mem_mb") if RANKS_PER_NODE else None
+SLIDE_MEMORY = 2000  # MB of a slide whose pyramid is made, or its mask, by few threads; measured: docs/pyramids.md
+if NODE_MEMORY and workflow.is_main_process:
+    share_nodes()
+# What starts a single process; one that shares a node is started on it.
+ALONE = of_profile("alone") or ""
+ON_NODE, BESIDE_OTHERS = (ALONE, "") if NODE_MEMORY else ("", ALONE)
 CHOICES = {
     mpp: choice_for(resolution)
     for mpp, resolution in RESOLUTIONS.items()
@@ -100,27 +153,31 @@ for mpp, resolution in RESOLUTIONS.items() if workflow.is_main_process else []:
         )
 
 
-def mesh_of(wildcards):
-    """Data, rows, columns of the ranks at a resolution, or `auto`: its ranks share each image."""
-    return RESOLUTIONS[wildcards.mpp].mesh
-
-
 def ranks_of(wildcards):
     return RANKS[wildcards.mpp]
-
-
-def cores_of(wildcards):
-    return ranks_of(wildcards) * CORES_PER_RANK
 
 
 def nodes_of(wildcards):
     return NODES[wildcards.mpp]
 
 
+def slides_per_node(wildcards, threads):
+    """On how many slides a node works at a time, by its cores and its memory."""
+    if not NODE_MEMORY:
+        return 1
+    cores = RANKS_PER_NODE * CORES_PER_RANK
+    return max(1, min(cores // threads, NODE_MEMORY // SLIDE_MEMORY))
+
+
+def jobs_per_node(wildcards):
+    """How many jobs of a resolution's ranks fit a node side by side."""
+    return max(1, RANKS_PER_NODE // ranks_of(wildcards)) if NODE_MEMORY else 1
+
+
 def launcher_of(wildcards):
-    """The command that starts the ranks of a resolution."""
+    """The command that starts the ranks of a resolution; on one machine one rank needs none."""
     ranks, nodes = ranks_of(wildcards), nodes_of(wildcards)
-    if ranks == 1:
+    if ranks == 1 and not RANKS_PER_NODE:
         return ALONE
     return LAUNCHER.format(
         ranks=ranks,
@@ -139,19 +196,39 @@ def limits_of(wildcards):
     return limits
 
 
+def own_network():
+    """The options that name a network of the user's; of gigapipe's own there are none."""
+    return arguments(CONFIG.training, OwnNetwork) if CONFIG.training.own else ""
+
+
+def own_task():
+    """The option that names a task of the user's; none for gigapipe's own."""
+    return shlex.join(option("--task", TASK.own)) if TASK.own else ""
+
+
+def applying_limits_of(wildcards):
+    """The limits of what applies a model, and which code it may run for it."""
+    return " ".join(filter(None, [limits_of(wildcards), own_network(), own_task()]))
+
+
 def training_limits_of(wildcards):
-    """The same, and how many states a training keeps."""
-    return (
-        f"{limits_of(wildcards)} --keep-checkpoints {CONFIG.training.keep_checkpoints}"
-    )
+    """The same, how many states a training keeps, and whether TensorBoard may watch it."""
+    kept = f"--keep-checkpoints {CONFIG.training.keep_checkpoints}"
+    watched = " --tensorboard" if CONFIG.training.tensorboard else ""
+    return f"{limits_of(wildcards)} {kept}{watched}"
 
 
 def mpi_of(wildcards):
-    """The word that tells Slurm's executor to leave the starting of ranks to the rule; for one rank there is none."""
-    return "launcher" if ranks_of(wildcards) > 1 else None
+    """What tells Slurm's executor to leave the starting of ranks to the rule, which it refuses if they are one.
+
+    A word does; if it is empty there may be one rank. Where the rule starts nothing there is none.
+    """
+    if not launcher_of(wildcards):
+        return None
+    return "launcher" if ranks_of(wildcards) > 1 else ""
 
 
 def time_limit_of(rule):
     """The option that tells a training how long its job may take."""
     runtime = of_profile("runtime", rule)
-    return f"--time-limit {runtime}" if runtime else ""
+    return shlex.join(option("--time-limit", runtime)) if runtime else ""

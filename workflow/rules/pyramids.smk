@@ -3,7 +3,8 @@
 
 rule pyramid:
     input:
-        lambda wildcards: slide_file(wildcards.slide),
+        slide=slide_as_dated,
+        tissue=lambda wildcards: SHEET[wildcards.slide].get("tissue") or [],
     output:
         # The store is image.zarr in this folder, out of reach of Snakemake's own timestamp file.
         directory("<results>/pyramids/{slide}"),
@@ -14,7 +15,9 @@ rule pyramid:
     conda:
         "../../envs/gigapipe.yaml"
     resources:
-        alone=ALONE,
+        alone=BESIDE_OTHERS,
+        node_launcher=ON_NODE,
+        per_node=slides_per_node,
         # Resources, for another changes no pixel and makes no pyramid again.
         scheduler=f"--scheduler {CONFIG.pyramids.scheduler}",
         leave_out=("--leave-out" if CONFIG.pyramids.unusable == "leave_out" else ""),
@@ -22,20 +25,70 @@ rule pyramid:
         verify=lambda wildcards: (
             "--verify" if not CONFIG.keep_slides and wildcards.slide in REMOTE else ""
         ),
-    params:
+        # Nor does a resolution more: rule `add` gives it to a pyramid that is there.
         mpp=" ".join(RESOLUTIONS),
-        settings=arguments(CONFIG.pyramids, PyramidPixels),
+    params:
+        mpp_as_noted=as_noted("<results>/pyramids/{slide}", MPPS),
+        made_of=made_of,
+        settings=lambda wildcards: " ".join(
+            [arguments(CONFIG.pyramids, PyramidPixels), *reader_option(wildcards)]
+        ),
+        # That its code has changed.
+        code=lambda wildcards: READERS.get(
+            suffix_of(slide_file(wildcards.slide)), NOTHING
+        ),
+        # What the sheet says of the slide, against what is in its file and what is found.
         own_mpp=lambda wildcards: (
             ["--slide-mpp", mpp] if (mpp := SHEET[wildcards.slide].get("mpp")) else []
         ),
+        drawn=lambda wildcards, input: (
+            option("--tissue", input.tissue) if input.tissue else []
+        ),
     shell:
-        "{resources.alone} gigapipe pyramid {input:q} {output} --mpp {params.mpp} {params.settings} {params.own_mpp}"
-        " {resources.scheduler} {resources.leave_out} {resources.verify} --threads {threads} > {log} 2>&1"
+        "{resources.alone} gigapipe pyramid --mpp {resources.mpp} {params.settings} {params.own_mpp} {params.drawn:q}"
+        " {resources.scheduler} {resources.leave_out} {resources.verify} --threads {threads} -- {input.slide:q} {output}"
+        " > {log} 2>&1"
+
+
+rule add:
+    input:
+        pyramid="<results>/pyramids/{slide}",
+        slide=slide_to_add_from,
+    output:
+        # A mark: the levels are in the pyramid, whose other levels, and its date, stay as they are.
+        "<results>/pyramids/.added/{slide}/{mpps}um.json",
+    log:
+        "<logs>/add/{slide}/{mpps}um.log",
+    benchmark:
+        "<benchmarks>/add/{slide}/{mpps}um.tsv"
+    wildcard_constraints:
+        mpps=r"[\d.e+_-]+",
+    conda:
+        "../../envs/gigapipe.yaml"
+    resources:
+        alone=BESIDE_OTHERS,
+        node_launcher=ON_NODE,
+        per_node=slides_per_node,
+        scheduler=f"--scheduler {CONFIG.pyramids.scheduler}",
+        # One that was fetched again for this is going to be removed again.
+        verify=lambda wildcards, input: (
+            "--verify" if Path(str(input.slide)).parent.name == "again" else ""
+        ),
+    params:
+        mpp=lambda wildcards: wildcards.mpps.replace("_", " "),
+        slide=lambda wildcards, input: (
+            option("--slide", str(input.slide)) if input.slide else []
+        ),
+        reader=lambda wildcards: " ".join(reader_option(wildcards)),
+    shell:
+        "{resources.alone} gigapipe add {input.pyramid} --mpp {params.mpp} {params.slide:q} {params.reader}"
+        " {resources.scheduler} {resources.verify} --threads {threads} --output {output} > {log} 2>&1"
 
 
 rule survey:
     input:
-        expand("<results>/pyramids/{slide}", slide=SHEET),
+        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
+        levels=marks_of_levels,
     output:
         table=report(
             "<results>/slides.tsv",
@@ -59,25 +112,7 @@ rule survey:
     params:
         folder=subpath(output.table, parent=True),
     shell:
-        "gigapipe survey {input} --output {params.folder} > {log} 2>&1"
-
-
-if AUTO_CANVASES:
-
-    rule canvases:
-        input:
-            expand("<results>/pyramids/{slide}", slide=SHEET),
-        output:
-            CANVASES,
-        log:
-            "<logs>/canvases.log",
-        localrule: True
-        conda:
-            "../../envs/gigapipe.yaml"
-        params:
-            mpp=" ".join(AUTO_CANVASES),
-        shell:
-            "gigapipe canvases {input} --mpp {params.mpp} --output {output} > {log} 2>&1"
+        "gigapipe survey {input.pyramids} --output {params.folder} 2>&1 | tee {log}"
 
 
 rule pyramids:

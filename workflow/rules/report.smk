@@ -3,7 +3,7 @@
 
 rule map:
     input:
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
+        pyramids=pyramids_at,
         models=at_resolution(rules.train.output.model),
         predictions=at_resolution(rules.predict.output[0]),
     output:
@@ -15,23 +15,20 @@ rule map:
         "<benchmarks>/map/{mpp}um.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: cores_of
+    threads: cores_for("<results>/{mpp}um/maps")
     resources:
-        launcher=launcher_of,
-        mpi=mpi_of,
-        nodes=nodes_of,
-        tasks=ranks_of,
-        cores_per_rank=CORES_PER_RANK,
-        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
-        limits=limits_of,
+        **ranks_for("<results>/{mpp}um/maps", beside_others=True),
+        mesh=says_mesh,
+        limits=applying_limits_of,
     params:
-        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
-        mesh=mesh_of,
+        pyramids=folder_of_pyramids,
+        mesh_as_noted=mesh_as_noted("<results>/{mpp}um/maps"),
         number=CONFIG.maps,
     shell:
         "{resources.launcher} gigapipe map --models {input.models} --predictions {input.predictions}"
-        " --pyramids {params.pyramids} --number {params.number} --mesh {params.mesh}"
-        " --threads {resources.cores_per_rank} {resources.limits} --output {output} > {log} 2>&1"
+        " --pyramids {params.pyramids} --number {params.number} --mesh {resources.mesh}"
+        " --threads {resources.cores_per_rank} {resources.limits} --output {output} {resources.attempts} > {log} 2>&1"
+        " || gigapipe explain $? --output {output} --log {log} {resources.attempts} 2>> {log}"
 
 
 rule settings:

@@ -3,10 +3,6 @@
 REMOTE = [slide for slide in SHEET if is_remote(SHEET[slide]["source"])]
 
 
-onstart:
-    announce_work()
-
-
 if not CONFIG.slides:
 
     rule phantom:
@@ -21,10 +17,12 @@ if not CONFIG.slides:
         conda:
             "../../envs/gigapipe.yaml"
         resources:
-            alone=ALONE,
+            alone=BESIDE_OTHERS,
+            node_launcher=ON_NODE,
+            per_node=slides_per_node,
         params:
             folder=subpath(output[0], parent=True),
-            cohort=arguments(CONFIG.phantom, Phantom),
+            cohort=lambda wildcards: arguments(CONFIG.phantom, Phantom),
         shell:
             "{resources.alone} gigapipe phantom {params.folder} {params.cohort} --only {wildcards.file} > {log} 2>&1"
 
@@ -43,7 +41,7 @@ if REMOTE:
             "<benchmarks>/download/{slide}{suffix}.tsv"
         wildcard_constraints:
             slide="|".join(map(re.escape, REMOTE)),  # never a file of the user's own
-            suffix=r"\.[a-z]+",
+            suffix=r"\.[a-z0-9]+",
         retries: 2
         localrule: True  # compute nodes often have no way out
         conda:
@@ -53,17 +51,22 @@ if REMOTE:
             # Resources, for where a file comes from changes no pixel: another release's id and checksum, or another
             # mirror, fetches nothing again that is here.
             release=release_of,
-            archive=arguments(CONFIG.gdc.model_copy(update={"mirrors": []}), Archive),
-            mirrors=" ".join(
-                f"--mirror {shlex.quote(url)}" for url in CONFIG.gdc.mirrors
-            ),
+            archive=arguments(CONFIG.gdc, Archive),
         params:
             file=file_at_source,
         shell:
-            "gigapipe download {resources.release} {params.file:q} {output} {resources.archive} {resources.mirrors}"
-            " > {log} 2>&1"
+            "gigapipe download {resources.release} {params.file:q} {output} {resources.archive} > {log} 2>&1"
+
+    # For a resolution that its pyramid does not have, and cannot be given by a finer one.
+    use rule download as download_again with:
+        output:
+            temp(update("<resources>/slides/again/{slide}{suffix}")),
+        log:
+            "<logs>/download/again/{slide}{suffix}.log",
+        benchmark:
+            "<benchmarks>/download/again/{slide}{suffix}.tsv"
 
 
 rule slides:
     input:
-        [slide_file(slide) for slide in SHEET],
+        lambda wildcards: [slide_file(slide) for slide in SHEET],

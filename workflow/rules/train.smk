@@ -3,11 +3,11 @@
 
 rule train:
     input:
-        folds=f"<results>/{DIVISION}folds.tsv",
-        pyramids=expand("<results>/pyramids/{slide}", slide=SHEET),
-        weights=CONFIG.training.weights or [],
+        folds=folds_of,
+        pyramids=pyramids_at,
+        weights=lambda wildcards: CONFIG.training.weights or [],
         start=coarser_model,
-        canvases=lambda wildcards: CANVASES if wildcards.mpp in AUTO_CANVASES else [],
+        canvases=canvases_of,
     output:
         # The folder checkpoints, from which a training goes on that ran out of time or was killed, lies beside these
         # and is no output: Snakemake deletes outputs before it tries again.
@@ -19,30 +19,36 @@ rule train:
         f"<benchmarks>/train/{NETWORK}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: cores_of
+    threads: cores_for(f"<results>/{NETWORK}/model.pt")
     resources:
-        launcher=launcher_of,
-        mpi=mpi_of,
-        nodes=nodes_of,
-        tasks=ranks_of,
-        cores_per_rank=CORES_PER_RANK,
-        cpus_per_task=CORES_PER_RANK,  # what Slurm calls it
+        **ranks_for(f"<results>/{NETWORK}/model.pt"),
         # Resources, for another changes no weight and repeats no training.
+        mesh=says_mesh,
         limits=training_limits_of,
         time_limit=time_limit_of("train"),
     params:
-        pyramids=lambda wildcards, input: Path(input.pyramids[0]).parent,
-        mesh=mesh_of,
+        **CODE,
+        pyramids=folder_of_pyramids,
+        mesh_as_noted=mesh_as_noted(f"<results>/{NETWORK}/model.pt"),
         seed=seed_of,
         canvas=canvas_of,
-        settings=f"{arguments(CONFIG.training, Network)} {arguments(CONFIG.training, Learning)}",
+        canvas_asked_for=canvas_asked_for,  # of another all is made again; that does not hold for what depends on inputs
+        settings=lambda wildcards: " ".join(
+            [
+                arguments(CONFIG.training, Network),
+                arguments(CONFIG.training, Learning),
+                *([shlex.join(option("--target", TARGET))] if TARGET else []),
+                *filter(None, [own_task()]),
+            ]
+        ),
         start=lambda wildcards, input: ["--start", input.start] if input.start else [],
     shell:
         "{resources.launcher} gigapipe train --folds {input.folds} --fold {wildcards.fold}"
-        " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {params.mesh}"
+        " --pyramids {params.pyramids} --mpp {wildcards.mpp} --canvas {params.canvas} --mesh {resources.mesh}"
         " --threads {resources.cores_per_rank} --seed {params.seed} {params.settings} {params.start:q} {resources.limits}"
         " {resources.time_limit}"
-        " --output {output.model} > {log} 2>&1"
+        " --output {output.model} {resources.attempts} > {log} 2>&1"
+        " || gigapipe explain $? --output {output.model} --log {log} {resources.attempts} 2>> {log}"
 
 
 rule trained:

@@ -1,0 +1,41 @@
+"""The verb that is run where ranks ended otherwise than by themselves: what killed them cannot tell."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gigapipe import exit_status, memory_kills
+from gigapipe.cli.arguments import Verbs, verb
+
+TAIL = 1 << 20
+"""Bytes of a log's end that are read."""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    sub = verb(
+        verbs,
+        explain,
+        "Say whether ranks were killed for memory, after their launcher has ended; ends with the launcher's status, "
+        f"or with {exit_status.NEVER} if another attempt is of no use.",
+    )
+    sub.add_argument("status", type=int, help="the launcher's exit status")
+    sub.add_argument("--output", type=Path, required=True, help="what the ranks were to write")
+    sub.add_argument("--log", type=Path, required=True, help="what the launcher and they have said")
+    sub.add_argument("--attempts", dest="key", metavar="KEY", help="as they were told")
+
+
+def explain(args: argparse.Namespace) -> None:
+    from gigapipe.attempts import Attempts
+
+    attempts = Attempts(args.output, args.key)
+    with open(args.log, "rb") as file:
+        file.seek(max(0, args.log.stat().st_size - TAIL))
+        log = file.read().decode(errors="replace")
+    if said := attempts.why_killed(args.status, log):
+        print(f"gigapipe: {attempts.killed_for_memory(said)}", file=sys.stderr)
+    elif args.status in memory_kills.KILLED:
+        print(
+            "gigapipe: a rank was killed (SIGKILL), and nothing says by whom, or that it was for memory",
+            file=sys.stderr,
+        )
+    raise SystemExit(exit_status.NEVER if attempts.verdict else args.status)

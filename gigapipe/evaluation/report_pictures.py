@@ -1,0 +1,145 @@
+"""The report's pictures, as they stand in the page, and where the stores lie that they were made of."""
+
+import base64
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gigapipe.errors import InputError
+from gigapipe.evaluation import figures
+from gigapipe.evaluation.columns import (
+    IDENTITY,
+    LABEL,
+    MPP,
+    NETWORKS,
+    NUMBER,
+    PREDICTED,
+    SLIDE,
+    TARGET,
+)
+from gigapipe.evaluation.maps import CHOSEN, PROBABILITY_OF
+from gigapipe.evaluation.mistakes import mistakes
+from gigapipe.pyramids.store import NAME, Pyramid
+from gigapipe.pyramids.survey import outlined
+from gigapipe.slides.written_tables import read_written
+
+logger = logging.getLogger(__name__)
+
+PICTURE = 1600  # px of the longest side of a picture in the page
+WRONG = 12
+"""Slides that networks are wrong about, at most, that are shown of a resolution."""
+
+
+class Place(NamedTuple):
+    """Where a run's results are, and the page that links to them."""
+
+    results: Path
+    page: Path
+    """Its folder."""
+
+    def link(self, store: Path) -> str:
+        """Of a store, from the page; empty if it is not there."""
+        if not store.exists():
+            return ""
+        return quote(Path(os.path.relpath(store.resolve(), self.page.resolve())).as_posix())
+
+    def slide(self, name: str) -> dict[str, str | bool]:
+        """A slide's `name`, its picture with the outline of its tissue (`source`), and the link to its `store`: empty
+        where its pyramid is not in the results. It has no `map`, and is not left `out`.
+        """
+        folder = self.results / "pyramids" / name
+        store = self.link(folder / NAME)
+        source = ""
+        if store:
+            try:
+                source = inline(outlined(Pyramid(folder)))
+            except (InputError, OSError) as error:
+                logger.warning(f"{folder}: its picture cannot be shown ({error})")
+        return {"name": name, "source": source, "store": store, "map": "", "out": False}
+
+
+def maps(place: Place, table: pd.DataFrame, first: float | None) -> Iterator[dict]:
+    """What `gigapipe map` has left of each resolution, that of the answer first, then from fine to coarse."""
+    names = {SLIDE: str, LABEL: str, IDENTITY: str}
+    tables = {path: read_written(path, dtype=names, keep_default_na=False) for path in found(place.results, "maps.tsv")}
+    tables = {path: rows for path, rows in tables.items() if len(rows) and rows[MPP].iloc[0] in set(table[MPP])}
+    known = set(" ".join(table[NETWORKS]).split()) if NETWORKS in table else set()
+    for path in list(tables):
+        if known and IDENTITY in tables[path] and not set(tables[path][IDENTITY]) <= known:
+            logger.warning(f"{path}: is of other networks than those of comparison.tsv; left out")
+            del tables[path]
+    for path, rows in sorted(tables.items(), key=lambda item: (item[1][MPP].iloc[0] != first, item[1][MPP].iloc[0])):
+        slides = [
+            {
+                "slide": row[SLIDE],
+                "chosen": row["chosen"],
+                "label": f"{row[NUMBER]:.3g}" if NUMBER in row else row[LABEL],
+                "said": {row[TARGET]: row[PREDICTED]}
+                if PREDICTED in row
+                else {
+                    name.removeprefix(PROBABILITY_OF): row[name]
+                    for name in rows.columns
+                    if name.startswith(PROBABILITY_OF)
+                },
+                "source": inline_picture(path.parent / f"{row[SLIDE]}.png"),
+                "map": place.link(path.parent / row[SLIDE] / NAME),
+                "store": place.link(place.results / "pyramids" / row[SLIDE] / NAME),
+            }
+            for row in rows.to_dict("records")
+        ]
+        yield {"mpp": rows[MPP].iloc[0], "slides": sorted(slides, key=lambda slide: CHOSEN.index(slide["chosen"]))}
+
+
+def wrong_slides(place: Place, predictions: pd.DataFrame | None, first: float | None) -> list[dict]:
+    """Of each resolution, in the same order, how many slides were decided on, and those that networks are wrong about.
+
+    Only the `WRONG` that are most so have pictures.
+    """
+    found = []
+    if predictions is None:
+        return []
+    for mpp, rows in sorted(predictions.groupby(MPP), key=lambda item: (item[0] != first, item[0])):
+        of_slides = mistakes(rows)
+        shown = [
+            place.slide(slide) | {"said": said, "map": place.link(place.results / f"{mpp:g}um/maps" / slide / NAME)}
+            for slide, said in of_slides.wrong[:WRONG]
+        ]
+        if of_slides.decided:
+            counts = {"decided": of_slides.decided, "wrong": len(of_slides.wrong)}
+            found.append({"mpp": mpp, "slides": shown} | counts)
+    return found
+
+
+def found(results: Path, name: str) -> list[Path]:
+    """Files of this name of all networks of a run; another run's results may lie in a folder beside them."""
+    return sorted(results.glob(f"*um/**/{name}"))
+
+
+def inline_figure(figure: Figure) -> str:
+    file = io.BytesIO()
+    figures.write(figure, file, "svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def inline_picture(path: Path) -> str:
+    """A picture as JPEG, smaller if it is large; empty if there is none."""
+    if not path.exists():
+        return ""
+    Image.MAX_IMAGE_PIXELS = None  # a contact sheet of many slides is larger than what Pillow takes for an attack
+    picture = Image.open(path)
+    picture.thumbnail((PICTURE, PICTURE))
+    return inline(picture)
+
+
+def inline(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,213 @@
+"""A recorded model as a planner sees it: its operations, where it can be cut, and what its parts cost by tiles.
+
+What every operation takes follows from the shapes (`costs.py`). Nothing is tried out.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from gigapipe.spatial.costs import (
+    GRADIENTS,
+    SIDE_BY_SIDE,
+    Operation,
+    bytes_a_pixel,
+    largest_part,
+    passes,
+    size_of,
+)
+from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.recording import Node, Ref
+from gigapipe.spatial.segment import Segment, needed_nodes
+from gigapipe.spatial.window import Interval
+from gigapipe.spatial.workers import waiting
+
+GRIDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
+"""Into how many tiles an axis may be cut."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What tiles of a size cost between two cuts: bytes at a time, forward and backward, and the time of it all."""
+
+    tiles: dict[int, tuple[int, int]]
+    forward: float
+    backward: float
+    times: dict[int, float]
+    """Of what ends with each of these operations."""
+
+    @property
+    def time(self) -> float:
+        return sum(self.times.values())
+
+
+HEAP = 5_000_000
+"""Bytes that a thread which computes tiles has beside what is counted: its own heap, of small tensors (measured)."""
+
+
+class Tiled(NamedTuple):
+    """What a segment costs by tiles of a size: bytes at a time, forward and backward, and the time of it all."""
+
+    tile: tuple[int, int]
+    forward: float
+    backward: float
+    time: float
+
+
+Cost = TypeVar("Cost", Share, Tiled)
+
+
+class Layers:
+    """A recorded model: its operations, where it can be cut, and what the parts cost on one rank.
+
+    `workers` threads compute tiles side by side; 0: one after another, by all threads.
+    """
+
+    def __init__(self, nodes: list[Node], mesh: Mesh, workers: int = 0):
+        self.mesh, self.workers = mesh, workers
+        self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
+        self.operations = {node: Operation.of(node, node) for node in self.nodes}
+        self._fused: dict[Node, Operation] = {}
+        self.last_use = {ref.node: node.index for node in self.nodes for ref in node.operands}
+        self.cuts = list(self._cuts())
+
+    def operation(self, made: Node, node: Node) -> Operation:
+        """What makes a node's results: it itself, or the one `node` that takes its place in every segment."""
+        known = self.operations if node is made else self._fused
+        if made not in known:
+            known[made] = Operation.of(made, node)
+        return known[made]
+
+    def _cuts(self) -> Iterator[Node]:
+        """Operations whose one result is all that later ones need, but for those that a cheap one makes smaller."""
+        alive_until, found = 0, []
+        for node in self.nodes:
+            used = self.last_use.get(node, 0)
+            if node.single and used and alive_until <= node.index:
+                found.append(node)
+            alive_until = max(alive_until, used)
+        for cut in found:
+            follower = next((c for c in found if c.index == cut.index + 1), None)
+            cheap = follower and not (follower.tensors and follower.function in (torch.conv2d, torch.conv_transpose2d))
+            if follower is None or not cheap or self.held(follower) > self.held(cut):
+                yield cut
+
+    @staticmethod
+    def name(node: Node) -> str:
+        return node.layer or f"operation {node.index}"
+
+    def area(self, node: Node) -> float:
+        """Pixels of what a node makes, on one rank."""
+        return math.prod(self.owned(node))
+
+    def owned(self, node: Node) -> tuple[int, int]:
+        """Rows and columns of what a node makes, on one rank."""
+        return largest_part(size_of(node), (self.mesh.rows, self.mesh.columns))
+
+    def held(self, node: Node) -> float:
+        """Bytes of what a node makes, on one rank."""
+        return sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
+
+    def outputs(self, first: Node | None, last: Node | None) -> list[Node]:
+        """What is computed between two cuts: sums over the image, and the second cut itself or the last results."""
+        start, stop = first.index if first else 0, last.index if last else math.inf
+        between = [node for node in self.nodes if start < node.index <= stop]
+        return [n for n in between if n.sums or n is last or (last is None and n not in self.last_use)]
+
+    def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
+        """The nodes between two cuts, each axis in `grid` tiles."""
+        held = frozenset({Ref(first)} if first else ())
+        found = {output.index: self.tiled(output, held, grid) for output in self.outputs(first, last)}
+        return Share(
+            {index: segment.tile for index, segment in found.items()},
+            max((segment.forward for segment in found.values()), default=0.0),
+            max((segment.backward for segment in found.values()), default=0.0),
+            {index: segment.time for index, segment in found.items()},
+        )
+
+    @functools.cache  # noqa: B019  lives as long as the plan is made
+    def tiled(self, output: Node, held: frozenset[Ref], grid: int) -> Tiled:
+        """The segment that makes `output` of images that are `held`, each axis in `grid` tiles."""
+        nodes, inputs = needed_nodes(output, held)
+        owned = self.owned(output)
+        high, wide = (min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
+        segment = Segment(self.mesh, nodes, inputs, Ref(output), (high, wide))
+        count = [math.ceil(n / t) for n, t in zip(owned, (high, wide), strict=True)]
+        middle = [
+            Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, (high, wide), owned, strict=True)
+        ]
+        rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
+        areas = {node: rows[node].size * columns[node].size for node in rows}
+        parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
+        operations = [self.operation(made, node) for made, node in segment.computed.items()]
+        forward, backward = self._at_a_time(operations, areas, tiled=True)
+        once = sum(operation.time * areas[operation.node] for operation in operations)
+        tiles = math.prod(count)
+        side = min(self.workers, tiles) or 1
+        heap = HEAP if self.workers else 0
+        # Beside those that are computed, tiles wait whose results, or gradients, are not yet taken.
+        made = 0.0 if output.sums else self.held(output) / tiles
+        weights = sum({id(t): t.nbytes for node in nodes for t in node.tensors if t.requires_grad}.values())
+        return Tiled(
+            (high, wide),
+            side * (forward + parts + heap) + waiting(side) * made,
+            side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights),
+            passes(again=True) * once * self._tiles_of_all_threads(tiles),
+        )
+
+    def _tiles_of_all_threads(self, tiles: int) -> float:
+        """How many tiles, computed one after another by all threads, take the time of so many side by side."""
+        if not self.workers:
+            return tiles
+        return SIDE_BY_SIDE * math.ceil(tiles / self.workers) * self.workers
+
+    def fastest(self, of_grid: Callable[[int], Cost], needs: Callable[[Cost], float], available: float) -> Cost:
+        """Of what tiles cost, by the number of them along each axis, the fastest that fits; or else the smallest.
+
+        The largest tiles that fit have the least overlap, but may be too few to share out among the workers.
+        """
+        best = None
+        for grid in GRIDS:
+            cost = of_grid(grid)
+            if needs(cost) <= available and (best is None or cost.time < best.time):
+                best = cost
+            if best is not None and grid**2 >= 4 * self.workers:
+                return best
+        return best or cost
+
+    def whole(self, first: Node | None) -> Share:
+        """The nodes after a cut, undivided."""
+        operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
+        areas = {operation.node: self.area(operation.node) for operation in operations}
+        forward, backward = self._at_a_time(operations, areas, tiled=False)
+        time = passes(again=False) * sum(operation.time * areas[operation.node] for operation in operations)
+        return Share({}, forward, backward, {0: time})
+
+    @staticmethod
+    def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], tiled: bool) -> tuple[float, float]:
+        """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
+        last = {ref: operation.node for operation in operations for ref in operation.operands}
+        made = {operation.node: operation.made * areas[operation.node] for operation in operations}
+        ends: dict[Node, list[Ref]] = {}
+        for ref, node in last.items():
+            ends.setdefault(node, []).append(ref)
+        live = forward = kept = backward = 0.0
+        seen: set[Ref] = set()
+        for operation in operations:
+            pixels = areas[operation.node]
+            padded = operation.padded * pixels if tiled else 0.0
+            live += made[operation.node]
+            forward = max(forward, live + padded)
+            live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))
+            images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in made]
+            seen.update(images)
+            kept += sum(bytes_a_pixel(ref) * areas[ref.node] for ref in images)
+            kept += operation.keeping.more * pixels + padded
+            read = (bytes_a_pixel(ref) * areas.get(ref.node, 0) for ref in operation.operands)
+            largest = max([made[operation.node], *read])
+            backward = max(backward, kept + GRADIENTS * largest)
+        return forward, backward

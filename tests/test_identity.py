@@ -1,0 +1,158 @@
+"""Files know what they belong to: strangers are refused by name, and what is left of other runs is found."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gigapipe.cli import main
+from gigapipe.errors import InputError
+from gigapipe.evaluation.comparison import compare
+from gigapipe.evaluation.networks import read_networks
+from gigapipe.evaluation.report import report
+
+SLIDES = [f"s{i:02d}" for i in range(24)]  # of fold i % 3, and class i // 3 % 2
+MD5 = {slide: f"md5 of {slide}" for slide in SLIDES}
+
+
+def network(folder: Path, mpp: float, fold: int, moved: int = 0, md5=MD5, identity=True, **settings) -> Path:
+    """The files of one network; with folds that are `moved`, of another division."""
+    fold_of = {slide: (i + moved * (i < 6)) % 3 for i, slide in enumerate(SLIDES)}
+    roles = {"test": fold, "validation": (fold + 1) % 3, "training": (fold + 2) % 3}
+    parts = {role: [slide for slide in SLIDES if fold_of[slide] == number] for role, number in roles.items()}
+    rng = np.random.default_rng(fold)
+    rows = [
+        {"slide": slide, "patient": slide, "site": "a", "label": "ab"[int(slide[1:]) // 3 % 2], "part": part,
+         "split": "site", "seed": 0, "fold": fold, "mpp": mpp, "score": rng.random()}
+        for part in ("test", "validation")
+        for slide in parts[part]
+    ]  # fmt: skip
+    scores = pd.DataFrame(rows)
+    settings = {
+        "mpp": mpp, "seed": 0, "fold": fold, "canvas": 64, "network": "resnet18", "width": 64, "pool": "average",
+        "weights": None, "epochs": 6, **settings,
+    }  # fmt: skip
+    record = {
+        "settings": settings, "mesh": [1, 1, 1], "memory": None, "streamed": False, "seconds_per_step": 1.0,
+        "slides_per_step": 2, "started_from": None, "best_epoch": 1, "history": [],
+    }  # fmt: skip
+    if identity:
+        name = f"{mpp:g}-{fold}-{moved}-{len(settings)}-{settings['epochs']}"
+        scores = scores.assign(identity=name, md5=scores["slide"].map(md5))
+        record["identity"] = {"network": name} | {
+            role: {slide: md5[slide] for slide in parts[role]} for role in ("training", "validation")
+        }
+    folder = folder / f"{mpp:g}um/fold-{fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    scores.to_csv(folder / "predictions.tsv", sep="\t", index=False)
+    (folder / "training.json").write_text(json.dumps(record))
+    return folder
+
+
+def read(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return read_networks(*([folder / name for folder in folders] for name in ("predictions.tsv", "training.json")))
+
+
+@pytest.fixture
+def run(tmp_path) -> list[Path]:
+    return [network(tmp_path, mpp, fold) for mpp in (8, 2) for fold in range(3)]
+
+
+def test_networks_that_belong_together_are_compared(run, caplog):
+    table = compare(*read(run), margin=0.02)
+    assert list(table["networks"]) == [" ".join(f"{mpp}-{fold}-0-9-6" for fold in range(3)) for mpp in (8, 2)]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"epochs": 20}, r"2um/fold-1/training.json: its epochs is 20, that of others of its resolution 6"),
+        ({"moved": 1}, r"2um/fold-1/predictions.tsv: hold out other slides than others of fold 1 \(s0\d for one\)"),
+        (
+            {"md5": MD5 | {"s01": "other"}},
+            r"2um/fold-1/\S+: slide s01 is another file \(MD5 other\) than that of others",
+        ),
+    ],
+)
+def test_a_stranger_is_refused_by_name(run, tmp_path, change, message):
+    network(tmp_path, 2, 1, **change)
+    with pytest.raises(InputError, match=message):
+        read(run)
+
+
+def test_predictions_of_an_earlier_training_are_refused(run):
+    table = pd.read_csv(run[0] / "predictions.tsv", sep="\t")
+    table.assign(identity="earlier").to_csv(run[0] / "predictions.tsv", sep="\t", index=False)
+    with pytest.raises(InputError, match=r"8um/fold-0/predictions.tsv: are not of the network of .*training.json"):
+        read(run)
+    learnt = json.loads((run[0] / "training.json").read_text())["identity"]["training"]
+    table.assign(slide=table["slide"].where(table.index > 0, min(learnt))).to_csv(
+        run[0] / "predictions.tsv", sep="\t", index=False
+    )
+    with pytest.raises(InputError, match=rf"predictions.tsv: slide {min(learnt)} was trained on"):
+        read(run)
+
+
+def test_what_0_1_made_is_used_with_a_word(tmp_path, caplog):
+    run = [network(tmp_path, mpp, fold, identity=mpp == 2) for mpp in (8, 2) for fold in range(3)]
+    with caplog.at_level(logging.WARNING, logger="gigapipe"):
+        table = compare(*read(run), margin=0.02)
+    assert caplog.messages == ["networks: 3 of 6 do not say of which slides and folds they are; release 0.1 did not"]
+    assert table["networks"].iloc[0] == "unknown" and table["auc"].notna().all()
+
+
+def test_the_report_leaves_strangers_out_and_refuses_another_table(run, tmp_path, caplog):
+    compare(*read(run), margin=0.02).to_csv(tmp_path / "comparison.tsv", sep="\t", index=False)
+    network(tmp_path, 2, 3)  # of a run with more folds
+    maps = tmp_path / "2um/maps"
+    maps.mkdir()
+    rows = [{"slide": "s01", "label": "a", "mpp": 2.0, "chosen": "highest", "identity": "another"}]
+    pd.DataFrame(rows).to_csv(maps / "maps.tsv", sep="\t", index=False)
+    with caplog.at_level(logging.WARNING, logger="gigapipe"):
+        page = report(tmp_path, None, tmp_path / "none")
+    assert any(
+        "2um/fold-3/predictions.tsv: is of another network than those of comparison.tsv" in m for m in caplog.messages
+    )
+    assert any("maps.tsv: is of other networks" in m for m in caplog.messages) and "Maps" not in page
+    network(tmp_path, 2, 1, epochs=20)  # trained again since
+    with pytest.raises(InputError, match="of 1 of its 6 networks there are no predictions beside it; make it again"):
+        report(tmp_path, None, tmp_path / "none")
+
+
+def test_a_mesh_that_changed_between_trainings_makes_no_second_row(run):
+    path = run[1] / "training.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"mesh": [1, 2, 1], "memory": 10**9}))
+    _, costs = read(run)
+    of_row = costs[costs["mpp"] == costs["mpp"].iloc[1]]
+    assert set(of_row["mesh"]) == {"1 × 1 × 1 / 1 × 2 × 1"} and set(of_row["ranks"]) == {2}
+
+
+def test_leftovers_are_listed_and_removed_only_if_told(run, tmp_path, capsys):
+    network(tmp_path, 2, 3)
+    network(tmp_path, 16, 0)
+    (tmp_path / "2um/patient-7/fold-0/checkpoints").mkdir(parents=True)
+    (tmp_path / "2um/patient-7/fold-0/checkpoints/1.pt").touch()
+    (tmp_path / "folds/patient-7").mkdir(parents=True)
+    (tmp_path / "masks/16um/s01").mkdir(parents=True)
+    (tmp_path / "32um").mkdir()
+    (tmp_path / "32um/mine.txt").touch()  # nothing of a network's
+    resolutions = [{"mpp": 8}, {"mpp": 2}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"resolutions": resolutions, "folds": {"number": 3}}))
+    before = set(tmp_path.glob("**/*"))
+    assert main(["leftovers", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    gone = [tmp_path / name for name in ("16um", "2um/fold-3", "2um/patient-7", "folds/patient-7", "masks/16um")]
+    assert [line.partition(":")[0] for line in said.splitlines()[:-1]] == list(map(str, gone))
+    assert "16um: 2 files, 0.0 MB" in said and said.splitlines()[-1].startswith("nothing is removed; add --remove")
+    assert set(tmp_path.glob("**/*")) == before
+    assert main(["leftovers", str(tmp_path), "--remove"]) == 0
+    assert not any(folder.exists() for folder in gone) and all(folder.exists() for folder in run)
+    assert (tmp_path / "32um/mine.txt").exists()
+    capsys.readouterr()
+    assert main(["leftovers", str(tmp_path)]) == 0 and "everything belongs" in capsys.readouterr().out

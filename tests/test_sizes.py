@@ -1,0 +1,66 @@
+"""How large pyramids become: about what is said before, and refused where the disk cannot hold it."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from launching import gigapipe
+
+from gigapipe.errors import InputError
+from gigapipe.pyramids import sizes
+from gigapipe.pyramids.build import build_pyramid
+from gigapipe.pyramids.settings import Settings
+from gigapipe.slides.crashes import Answer
+from gigapipe.slides.phantom import cohort, render, write_slide
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides") / "s.svs"
+    write_slide(path, render(cohort(patients=6)[0]))
+    return path
+
+
+@pytest.mark.slow
+def test_what_is_said_is_about_what_it_becomes(slide, tmp_path):
+    for settings in (Settings(), Settings(codec="jpeg", ome_zarr="0.4")):
+        build_pyramid(slide, tmp_path / settings.codec, [1, 4], settings)
+        said = sizes.estimate(slide, [1, 4], settings)
+        assert said.slide == slide.stat().st_size
+        for i, expected in enumerate(said.pyramid):
+            files = (tmp_path / settings.codec / f"image.zarr/{i}").rglob("*")
+            became = sum(path.stat().st_size for path in files if path.is_file())
+            assert 0.7 < expected / became < 1.4, (settings.codec, i, expected, became)
+    done = gigapipe("sizes", slide, tmp_path / "nowhere.svs", "--mpp", 1, 4, check=False)
+    header, line, fault = done.stdout.splitlines()
+    assert header.split("\t") == ["slide", "bytes", "1um", "4um"] and line.split("\t")[:2] == [
+        str(slide),
+        str(slide.stat().st_size),
+    ]
+    assert done.returncode == 1 and "nowhere.svs: no such file" in fault
+
+
+def test_a_cohort_is_judged_by_the_slides_that_are_here(slide, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sizes, "ask", lambda function, asked: [Answer(function(*each), None) for each in asked])
+    own = slide.stat().st_size
+    slides = {slide: (Settings(), 0), tmp_path / "b.svs": (Settings(), 2 * own), tmp_path / "c.svs": (Settings(), 0)}
+    with caplog.at_level("INFO"):
+        sizes.announce(slides, [1, 4], tmp_path / "results")
+    whole = 3 * sum(sizes.estimate(slide, [1, 4], Settings()).pyramid)
+    assert f"3 pyramids to make, of {sizes.amount(3 * own)} of slides and 1 slides of unknown size" in caplog.text
+    assert f"about {sizes.amount(whole)} (" in caplog.text and "judged by 1 slides; the disk of" in caplog.text
+
+    def disk_of(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free, total=0))
+        sizes.announce(slides, [1, 4], tmp_path / "results")
+
+    disk_of(0.9 * whole)
+    assert "which may not be enough" in caplog.text
+    with pytest.raises(InputError, match="3 pyramids to make.* at 1 µm/px, .*not enough: make room.*codec"):
+        disk_of(0.5 * whole)
+
+
+def test_nothing_is_said_of_slides_that_are_not_here(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        sizes.announce({tmp_path / "a.svs": (Settings(), 10**15)}, [1], tmp_path)
+    assert not caplog.text
