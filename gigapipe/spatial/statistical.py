@@ -41,7 +41,8 @@ class _Moments(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         precision = torch.promote_types(x.dtype, torch.float32)
         of_sum, of_square = grad.to(precision)[..., None, None]
-        return torch.addcmul(of_sum, x.to(precision), 2 * of_square).to(x.dtype)
+        # In the image's own dtype, but computed in the other: kernels convert as they go.
+        return torch.addcmul(of_sum, x, 2 * of_square, out=torch.empty_like(x))
 
 
 @sums_over_image
