@@ -23,8 +23,8 @@ from gigapipe.models import resnet18
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.pyramids.canvas import corner
+from gigapipe.pyramids.folders import OVERVIEW
 from gigapipe.pyramids.maps import ActivationMap, read_map
-from gigapipe.pyramids.store import OVERVIEW
 from gigapipe.slides.phantom import write_slide
 from gigapipe.spatial import Mesh, Plan, decompose, gather, shard, stream
 from gigapipe.spatial.recording import Recorded

@@ -18,8 +18,8 @@ from gigapipe.evaluation.design import check_resolutions
 from gigapipe.pyramids import Pyramid, build
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.pyramids.canvas import corner, lost_tissue
+from gigapipe.pyramids.folders import left_out
 from gigapipe.pyramids.settings import Replaced, Settings
-from gigapipe.pyramids.store import left_out
 from gigapipe.slides.crashes import ask
 from gigapipe.slides.level_checks import fault
 from gigapipe.slides.levels import OpenSlideLevel, TiffLevel, open_level

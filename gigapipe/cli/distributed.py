@@ -138,7 +138,7 @@ def own_network(args: argparse.Namespace) -> OwnNetwork:
 def slides_of(args: argparse.Namespace):
     """The table of folds, without the slides that were left out when their pyramids were made."""
     from gigapipe.evaluation.folds import read_folds
-    from gigapipe.pyramids.store import left_out
+    from gigapipe.pyramids.folders import left_out
 
     table = read_folds(args.folds)
     return table[[left_out(args.pyramids / slide) is None for slide in table["slide"]]]

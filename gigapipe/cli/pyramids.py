@@ -123,7 +123,7 @@ def add(args: argparse.Namespace) -> None:
 
     from gigapipe.pyramids import Pyramid
     from gigapipe.pyramids.adding import add_resolutions
-    from gigapipe.pyramids.store import left_out
+    from gigapipe.pyramids.folders import left_out
 
     resolutions = []
     if reason := left_out(args.pyramid):
@@ -144,7 +144,7 @@ def add(args: argparse.Namespace) -> None:
 
 def give_up(args: argparse.Namespace, error: InputError) -> None:
     """Leave out the slide that `error` tells of, if it is to; or raise it."""
-    from gigapipe.pyramids.store import leave_out
+    from gigapipe.pyramids.folders import leave_out
 
     if not args.leave_out:
         raise error
@@ -247,7 +247,7 @@ def add_canvases(verbs: Verbs) -> None:
 def canvases(args: argparse.Namespace) -> None:
     from gigapipe.pyramids import Pyramid
     from gigapipe.pyramids.canvas import suitable_canvases
-    from gigapipe.pyramids.store import left_out
+    from gigapipe.pyramids.folders import left_out
     from gigapipe.slides.written_tables import write_table
 
     table = suitable_canvases([Pyramid(folder) for folder in args.pyramids if not left_out(folder)], args.mpp)

@@ -68,8 +68,8 @@ def add_mask(verbs: Verbs) -> None:
 
 def mask(args: argparse.Namespace) -> None:
     from gigapipe.pyramids import Pyramid
+    from gigapipe.pyramids.folders import leave_out, left_out
     from gigapipe.pyramids.masks import make_labels, make_mask
-    from gigapipe.pyramids.store import leave_out, left_out
 
     if args.labels and not (args.drawn and args.classes):
         raise InputError("mask: --labels needs what is drawn, by --drawn, and the names of its classes, by --class")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from gigapipe.evaluation.columns import CHANCE
 from gigapipe.evaluation.intervals import Estimate, auc_limits, difference_limits
@@ -42,14 +42,14 @@ def of_others(count: int) -> float:
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
 
     def missed(z: float) -> float:
-        return (1 - LEVEL) - float(weights @ norm.cdf(np.sqrt(2) * z + nodes) ** max(count, 1)) / np.sqrt(2 * np.pi)
+        return (1 - LEVEL) - float(weights @ ndtr(np.sqrt(2) * z + nodes) ** max(count, 1)) / np.sqrt(2 * np.pi)
 
     return float(brentq(missed, 0, 10))
 
 
 def of_chance(count: int) -> float:
     """How many standard errors away the limits of `count` AUCs are: the interval of 95 %, and of all together."""
-    return float(norm.ppf(1 - min(LEVEL / 2, LEVEL / count)))
+    return float(ndtri(1 - min(LEVEL / 2, LEVEL / count)))
 
 
 def lower_limits(auc: np.ndarray, deviation: np.ndarray, correlation: np.ndarray, bound: float, z: float) -> np.ndarray:

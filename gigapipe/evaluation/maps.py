@@ -14,8 +14,9 @@ from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import NUMBER, PART, PREDICTED, TEST
 from gigapipe.evaluation.labels import literal
 from gigapipe.evaluation.predictions import classes_of, probabilities, read_predictions
+from gigapipe.pyramids.folders import OVERVIEW
 from gigapipe.pyramids.maps import ActivationMap
-from gigapipe.pyramids.store import OVERVIEW, Pyramid
+from gigapipe.pyramids.store import Pyramid
 
 HEIGHT, WIDEST = 6.0, 10.6  # of a picture, in inches, of 150 pixels each
 CHOSEN = HIGHEST, LOWEST, MOST_WRONG, ASKED_FOR = "highest", "lowest", "most wrong", "asked for"

@@ -27,7 +27,8 @@ from gigapipe.evaluation.columns import (
 )
 from gigapipe.evaluation.maps import CHOSEN, PROBABILITY_OF
 from gigapipe.evaluation.mistakes import mistakes
-from gigapipe.pyramids.store import NAME, Pyramid
+from gigapipe.pyramids.folders import NAME
+from gigapipe.pyramids.store import Pyramid
 from gigapipe.pyramids.survey import outlined
 from gigapipe.slides.written_tables import read_written
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from gigapipe.evaluation.auc import Held, mean_of_folds
 from gigapipe.evaluation.intervals import separated_bound
@@ -36,7 +36,7 @@ def drawn(
     """Cohorts of one slide a patient. Scores are binormal: of each resolution normal, with the variance 1 and a shift
     between the classes that makes the true AUC; `correlation` is that of a patient's scores at two resolutions.
     """
-    shift = np.sqrt(2) * norm.ppf(truth)
+    shift = np.sqrt(2) * ndtri(truth)
     folds: list[Held] = []
     for number, (p, q) in enumerate(held_out):
         label = np.arange(p + q) < p

@@ -1,5 +1,17 @@
 """Pyramids: one OME-Zarr store a slide, holding it at every chosen resolution; and the canvas read from it."""
 
-from gigapipe.pyramids.store import Pyramid
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gigapipe.pyramids.store import Pyramid
 
 __all__ = ["Pyramid"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Pyramid`, imported when it is asked for: the workflow is planned without zarr, which is slow to import."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gigapipe.pyramids import store
+
+    return getattr(store, name)

@@ -20,9 +20,10 @@ from gigapipe.one_writer import only_writer
 from gigapipe.pyramids.area import AreaMean, Axis
 from gigapipe.pyramids.build import build_pyramid, largest_error, mean_error, write_rounded
 from gigapipe.pyramids.files import SEAL, files_of, seal, stamp
+from gigapipe.pyramids.folders import NAME
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.settings import Settings
-from gigapipe.pyramids.store import NAME, Pyramid, multiscale_of, new_array
+from gigapipe.pyramids.store import Pyramid, multiscale_of, new_array
 
 logger = logging.getLogger(__name__)
 

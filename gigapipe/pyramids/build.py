@@ -25,7 +25,7 @@ from gigapipe import named
 from gigapipe.atomic import atomic_file, resumable_folder
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.progress import Progress
-from gigapipe.pyramids import store
+from gigapipe.pyramids import folders, store
 from gigapipe.pyramids.area import AreaMean, Axis
 from gigapipe.pyramids.blocks import Blocks, Range
 from gigapipe.pyramids.codecs import Codec, rounded
@@ -255,7 +255,7 @@ def _make_overview(job: Job, key: str, _after: None) -> None:
         picture = np.ascontiguousarray(mean.mean.transpose(1, 2, 0))
         tissue = _tissue(picture, slide, job.settings)
         faults = {level: found for level in range(len(slide.level_shapes)) if (found := fault(slide, level))}
-    with atomic_file(job.folder / store.OVERVIEW) as partial:
+    with atomic_file(job.folder / folders.OVERVIEW) as partial:
         Image.fromarray(picture).save(partial, "PNG", compress_level=1)
     with atomic_file(job.folder / TISSUE) as partial, open(partial, "wb") as file:
         np.savez(file, **asdict(tissue))

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from gigapipe.atomic import atomic_file
-from gigapipe.pyramids.store import NAME, Pyramid, left_out
+from gigapipe.pyramids.folders import NAME, left_out
 from gigapipe.slides.checksum import md5_of_file
 from gigapipe.slides.disk_space import amount
 
@@ -32,7 +32,11 @@ def resolutions_of(folder: Path) -> list[float] | None:
     noted = attributes_of(folder)
     if noted is None or left_out(folder):
         return None
-    return noted["resolutions"] if "resolutions" in noted else Pyramid(folder).resolutions
+    if "resolutions" in noted:
+        return noted["resolutions"]
+    from gigapipe.pyramids.store import Pyramid  # slow to import, and asked only of older stores
+
+    return Pyramid(folder).resolutions
 
 
 class Slides:

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from gigapipe.errors import InputError
-from gigapipe.pyramids.area import AreaMean, Axis
-from gigapipe.pyramids.codecs import encoded_bytes
 from gigapipe.pyramids.settings import Settings, open_slide
 from gigapipe.slides.crashes import ask
 from gigapipe.slides.disk_space import RESERVE, amount
@@ -37,6 +35,10 @@ def estimate(path: Path, resolutions: Sequence[float], settings: Settings) -> Si
     Where the file tells the bytes of its tiles, places are taken from all that has few bytes to all that has many, each
     for as many bytes as another; elsewhere all over the slide, each for as many pixels.
     """
+    # Slow to import, and those that announce have it asked in another process.
+    from gigapipe.pyramids.area import AreaMean, Axis
+    from gigapipe.pyramids.codecs import encoded_bytes
+
     with open_slide(Path(path), settings) as slide:
         ratios = [[max(1.0, mpp / own) for own in slide.mpp] for mpp in resolutions]
         level = open_level(slide)

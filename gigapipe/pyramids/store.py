@@ -18,15 +18,12 @@ import numpy as np
 import zarr
 
 import gigapipe
-from gigapipe.atomic import atomic_folder
 from gigapipe.disks import named
 from gigapipe.errors import InputError
 from gigapipe.pyramids.codecs import Codec, channels_together, compressors
 from gigapipe.pyramids.files import check, check_seal, files_of, files_of_rectangle, folder_of, seal, stamp
+from gigapipe.pyramids.folders import NAME, left_out
 
-NAME = "image.zarr"
-OVERVIEW = "overview.png"
-LEFT_OUT = "left-out.txt"
 ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.5": 3, "0.4": 2}
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
 ONE_CLASS: dict = {"colors": [{"label-value": 1, "rgba": [0, 160, 0, 96]}]}
@@ -293,19 +290,6 @@ def at_pixels(mask: np.ndarray, rows: tuple[int, int], columns: tuple[int, int],
         for part, n, full in zip((rows, columns), mask.shape, shape, strict=True)
     ]
     return mask[np.ix_(*places)]
-
-
-def leave_out(folder: Path, reason: str) -> None:
-    """Write, in place of a store, why there is none."""
-    with atomic_folder(folder) as partial:
-        partial.mkdir(parents=True)
-        (partial / LEFT_OUT).write_text(reason + "\n", encoding="utf-8")
-
-
-def left_out(folder: Path) -> str | None:
-    """Why there is no store in `folder`, if that was written there."""
-    reason = folder / LEFT_OUT
-    return reason.read_text(encoding="utf-8").strip() if reason.exists() else None
 
 
 class Pyramid:

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from gigapipe.pyramids.store import OVERVIEW, Pyramid, at_pixels, left_out
+from gigapipe.pyramids.folders import OVERVIEW, left_out
+from gigapipe.pyramids.store import Pyramid, at_pixels
 from gigapipe.slides.tissue import DOUBTFUL, FINE, NO_TISSUE, NONE
 
 PICTURE, CAPTION, GAP, EDGE = 192, 14, 12, 4

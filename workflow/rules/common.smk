@@ -100,7 +100,7 @@ def not_in_pyramid(slide):
     What was made of a slide stands without its file.
     """
     from gigapipe.pyramids.made_of import resolutions_of
-    from gigapipe.pyramids.store import left_out
+    from gigapipe.pyramids.folders import left_out
 
     folder = Path(CONFIG.pathvars.results, "pyramids", slide)
     if folder.exists() and left_out(folder):
