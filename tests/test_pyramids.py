@@ -482,7 +482,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     partial, marks = tmp_path / ".p.partial" / "work" / "done", {}
     random.seed(0)
     torn = False
-    for _ in range(10):
+    for _ in range(5 * MORE):
         process = start(tmp_path / "p")
         before = len(marks)
         while process.poll() is None and len(list(partial.glob("[bc]*"))) <= before:

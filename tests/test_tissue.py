@@ -107,10 +107,10 @@ def test_a_sheet_may_name_masks_for_some_slides_and_no_labels(tmp_path):
 @pytest.mark.slow
 def test_the_workflow_learns_tissue_on_two_ranks_with_a_memory_limit(tmp_path):
     project = fresh_copy(tmp_path)
-    make_results(project, [4.0], leave=1, results="results/tissue", patients=6)
+    make_results(project, [8.0], leave=1, results="results/tissue", patients=6)
     config = {
         "phantom": {"patients": 6},
-        "resolutions": [{"mpp": 4, "mesh": [1, 2, 1]}],
+        "resolutions": [{"mpp": 8, "mesh": [1, 2, 1]}],
         "folds": {"number": 3},
         "training": {"epochs": 8, "memory": "2GiB"},
     }
@@ -122,9 +122,9 @@ def test_the_workflow_learns_tissue_on_two_ranks_with_a_memory_limit(tmp_path):
     assert len(table) == len(phantom.cohort(patients=6))
     assert table["dice"].mean() > 0.9
     for row in table.itertuples():
-        folder = results / f"4um/fold-{row.fold}/tissue"
-        found, mask = read_mask(folder / row.slide)[:], read_mask(results / f"masks/4um/{row.slide}")[:]
+        folder = results / f"8um/fold-{row.fold}/tissue"
+        found, mask = read_mask(folder / row.slide)[:], read_mask(results / f"masks/8um/{row.slide}")[:]
         assert dice(found, mask) == pytest.approx(row.dice, abs=1e-5)
         assert np.asarray(Image.open(folder / f"{row.slide}.png")).shape == (*found.shape, 3)
-    log = (results / "logs/train/4um/fold-0.log").read_text()
+    log = (results / "logs/train/8um/fold-0.log").read_text()
     assert "expected: at most" in log and "validation_dice" in log

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gigapipe.slides.tissue import DOUBTFUL, FINE, NONE, find_tissue, tissue_outline
+from gigapipe.slides.tissue import find_tissue, tissue_outline
+from gigapipe.slides.verdicts import DOUBTFUL, FINE, NONE
 
 SIDE, MPP = 320, 8.0
 GLASS, HE, EOSIN, HAEMATOXYLIN = (243, 243, 243), (205, 150, 185), (236, 221, 230), (150, 172, 205)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri
 
 from gigapipe.evaluation.columns import BY_FOLD, LABEL, ONE_NETWORK, PATIENT, POOLED
 from gigapipe.evaluation.intervals import Estimate, auc_limits, separated_bound
@@ -54,7 +54,7 @@ class MeanAuc:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided interval."""
-        _, low, high = self.limits(float(norm.ppf((1 + level) / 2)))
+        _, low, high = self.limits(float(ndtri((1 + level) / 2)))
         return float(low), float(high)
 
 
@@ -74,6 +74,8 @@ def auc_and_influence(
     sides = positive, ~positive
     if not (positive.any() and (~positive).any()):
         return np.full(score.shape[:-1], np.nan), np.full(score.shape, np.nan)
+    from scipy.stats import rankdata  # slow to import
+
     above = np.empty(score.shape)  # share of the other class that a slide is on the right side of
     ranks = rankdata(score, axis=-1)
     for side, other in (sides, sides[::-1]):
@@ -143,9 +145,9 @@ def paired_test(one: MeanAuc, other: MeanAuc, level: float = 0.95) -> tuple[floa
     """`one` − `other`, its interval, and DeLong's two-sided p of no difference, on the same slides and folds."""
     difference = one.value - other.value
     deviation = float(np.sqrt(((one.influence - other.influence) ** 2).sum(skipna=False)))
-    width = float(norm.ppf((1 + level) / 2)) * deviation
+    width = float(ndtri((1 + level) / 2)) * deviation
     # No deviation: every slide is ranked alike, or both make no mistake.
-    p = 2 * norm.sf(abs(difference) / deviation) if deviation else 1.0 if difference == 0 else np.nan
+    p = 2 * ndtr(-abs(difference) / deviation) if deviation else 1.0 if difference == 0 else np.nan
     return difference, max(-1.0, difference - width), min(1.0, difference + width), float(p)
 
 
@@ -193,10 +195,10 @@ def bootstrap_interval(
     if not len(drawn) or drawn.min() == drawn.max() or np.isnan(found.deviation):
         return np.nan, np.nan
     below = ((drawn < found.value).mean() + (drawn <= found.value).mean()) / 2
-    bias = norm.ppf(np.clip(below, 1 / resamples, 1 - 1 / resamples))
+    bias = ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples))
     acceleration = (found.influence**3).sum() / (6 * found.deviation**3) if found.deviation else 0.0
-    reach = bias + norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(drawn, norm.cdf(bias + reach / (1 - acceleration * reach)))
+    reach = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, ndtr(bias + reach / (1 - acceleration * reach)))
     return float(low), float(high)
 
 

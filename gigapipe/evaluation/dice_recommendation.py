@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from gigapipe.evaluation.best import LEVEL, POWER
 from gigapipe.evaluation.recommendation import Recommendation, cannot_be_told
@@ -68,7 +68,7 @@ def recommend_by_dice(table: pd.DataFrame, margin: float) -> Recommendation:
     nearest = max(telling, key=lambda mpp: low[mpp][0])
     below, rival = low[nearest]
     spread = dices[nearest] - dices[rival]
-    reach = (norm.ppf(1 - level) + norm.ppf(POWER)) * spread.std() / (margin + spread.mean())
+    reach = (ndtri(1 - level) + ndtri(POWER)) * spread.std() / (margin + spread.mean())
     needed = (
         f". With about {max(reach**2, patients + 1):,.0f} patients it would be told, if Dice is what was found here"
     )
@@ -85,4 +85,4 @@ def _low(values: pd.Series, level: float) -> float:
     spread = values.std()
     if not spread > 0:
         return -1.0
-    return float(values.mean() - t.ppf(1 - level, len(values) - 1) * spread / np.sqrt(len(values)))
+    return float(values.mean() - stdtrit(len(values) - 1, 1 - level) * spread / np.sqrt(len(values)))

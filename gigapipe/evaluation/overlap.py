@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import zarr
-from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import PEAK_MEMORY, SECONDS_PER_STEP, read
@@ -61,7 +60,8 @@ def _outlined(picture: np.ndarray, found: np.ndarray, mask: np.ndarray) -> np.nd
     for colour, where in ((MISSED, mask & ~found), (EXTRA, found & ~mask)):
         picture[where] = (picture[where] + np.array(colour)) / 2
     thick = max(1, max(found.shape) // 400)
-    outline = ndimage.binary_dilation(found, iterations=thick) & ~found
+    larger = Image.fromarray(found.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * thick + 1))
+    outline = np.asarray(larger).astype(bool) & ~found
     picture[outline] = FOUND
     return picture
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from gigapipe.evaluation.best import MOST, POWER, of_chance, of_others
 from gigapipe.evaluation.columns import (
@@ -123,20 +123,20 @@ def nearest_numbers(table: pd.DataFrame, scores: pd.DataFrame, margin: float) ->
     group = table.groupby(ONE_CANDIDATE, sort=False).ngroup().to_numpy()
     count, rows, needed = len(set(group)), [], []
     for i, one in enumerate(of_row):
-        low, _ = bca(one.found[0], one.drawn[0], one.left_out[0], 1 - 2 * norm.sf(of_chance(count)))
+        low, _ = bca(one.found[0], one.drawn[0], one.left_out[0], 1 - 2 * ndtr(-of_chance(count)))
         row = dict.fromkeys([TO_BEST, *bounds(TO_BEST), RIVAL], np.nan) | {low_of_all(R2): low}
         found = {}
         for j, other in enumerate(of_row):
             if group[i] != group[j] and one.tested == other.tested:
                 difference, drawn, left_out = (getattr(one, n)[0] - getattr(other, n)[0] for n in Figures._fields[:3])
-                limits = bca(difference, drawn, left_out, 1 - 2 * norm.sf(of_others(count - 1)))
+                limits = bca(difference, drawn, left_out, 1 - 2 * ndtr(-of_others(count - 1)))
                 found[j] = (float(difference), *limits, float(np.nanstd(drawn)))
         if found and len(found) == (group != group[i]).sum():
             differences, lows, highs, spreads = np.array(list(found.values())).T
             row |= dict(zip([TO_BEST, *bounds(TO_BEST)], (differences.min(), lows.min(), highs.min()), strict=True))
             if not np.isnan(lows).any():
                 row[RIVAL] = table[MPP].iloc[list(found)[int(lows.argmin())]]
-            reach = (of_others(count - 1) + norm.ppf(POWER)) * spreads
+            reach = (of_others(count - 1) + ndtri(POWER)) * spreads
             with np.errstate(divide="ignore", invalid="ignore"):
                 needed.append(np.where(differences > -margin, (reach / (margin + differences)) ** 2, np.inf).max())
         rows.append(row)
@@ -264,10 +264,10 @@ def bca(found: float, drawn: np.ndarray, left_out: np.ndarray, level: float = 0.
     if np.isnan(found) or np.isnan(left_out).any() or not len(drawn) or drawn.min() == drawn.max():
         return np.nan, np.nan
     below = ((drawn < found).mean() + (drawn <= found).mean()) / 2
-    bias = norm.ppf(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn)))
+    bias = ndtri(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn)))
     influence = left_out.mean() - left_out
     spread = (influence**2).sum() ** 1.5
     acceleration = (influence**3).sum() / (6 * spread) if spread else 0.0
-    reach = bias + norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(drawn, norm.cdf(bias + reach / (1 - acceleration * reach)))
+    reach = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, ndtr(bias + reach / (1 - acceleration * reach)))
     return float(low), float(high)

@@ -37,7 +37,8 @@ from gigapipe.slides.level_checks import fault
 from gigapipe.slides.levels import Level, Mended, open_level
 from gigapipe.slides.reader import Slide
 from gigapipe.slides.regions import read_regions
-from gigapipe.slides.tissue import FINE, NO_TISSUE, NONE, Tissue, find_tissue, of_mask
+from gigapipe.slides.tissue import Tissue, find_tissue, of_mask
+from gigapipe.slides.verdicts import FINE, NO_TISSUE, NONE
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from gigapipe.errors import InputError
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.store import Pyramid
-from gigapipe.slides.tissue import NONE
+from gigapipe.slides.verdicts import NONE
 
 WHITE = 255
 

@@ -15,7 +15,6 @@ from gigapipe.pyramids import store
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.store import Pyramid
 from gigapipe.slides.regions import read_labels, read_regions
-from gigapipe.slides.tissue import tissue_outline
 
 TISSUE, REGIONS = "tissue", "regions"
 """Names of label images, of one class and of several."""
@@ -37,6 +36,8 @@ def make_mask(
     array = pyramid.array(mpp)
     if drawn is None:
         _, rows, columns = array.shape
+        from gigapipe.slides.tissue import tissue_outline  # slow to import, and trainings only read masks
+
         mask = tissue_outline(read_pixels(array, (0, rows), (0, columns)).transpose(1, 2, 0), mpp)
     else:
         rows, columns = pyramid.source["shape"]

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from gigapipe.pyramids.folders import OVERVIEW, left_out
 from gigapipe.pyramids.store import Pyramid, at_pixels
-from gigapipe.slides.tissue import DOUBTFUL, FINE, NO_TISSUE, NONE
+from gigapipe.slides.verdicts import DOUBTFUL, FINE, NO_TISSUE, NONE
 
 PICTURE, CAPTION, GAP, EDGE = 192, 14, 12, 4
 """Px on the contact sheet: a side of a slide's place, its name's height, what is below that, and beside a picture."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from gigapipe.slides.verdicts import DOUBTFUL, FINE, NONE
+
 # µm.
 SMOOTHING = 2.0
 GAP = 50.0  # between the dots of spotted arrays it is 80 or more
@@ -44,9 +46,6 @@ MARKED = 0.1  # of the tissue's area: where there is more ink, it is told of
 # Grey levels.
 WHITE, DIM, BLACK, UNEVEN = 245, 150, 60, 6
 FEW = 25  # pixels: what is found of less is doubtful
-
-FINE, DOUBTFUL, NONE = "fine", "doubtful", "none"
-NO_TISSUE = "no tissue was found"
 
 
 @dataclass
