@@ -29,6 +29,7 @@ TOGETHER = {
     "test_watch.py": "watch",
     "test_docs.py": "docs",
     "test_phantom.py": "phantom",
+    "test_recommendation.py": "recommendation",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
 SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "regions", "slurm", "small_cohort", "trained"}

@@ -76,6 +76,7 @@ def test_what_is_added_is_what_is_made_at_once_and_the_rest_is_untouched(whole, 
     assert add_resolutions(folder, [3.0], slide) == [] and {path.name for path in tmp_path.iterdir()} == {"part"}
 
 
+@pytest.mark.slow
 def test_a_store_is_whole_whenever_it_is_cut_short(whole, slide, tmp_path, monkeypatch):
     """Each renaming, and each beginning of a file, is the last that a run does."""
     reached, replace = 0, os.replace

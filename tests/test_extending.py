@@ -66,6 +66,7 @@ def project_of_a_user(tmp_path):
     return project, own
 
 
+@pytest.mark.slow
 def test_a_network_a_task_a_reader_and_a_profile_are_added_without_a_change_of_gigapipe(project_of_a_user):
     project, own = project_of_a_user
     arguments = configured(

@@ -163,6 +163,7 @@ def results(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_first_screen_counts_slides_without_tissue_and_doubtful_ones(results):
     before = report(results, None, results / "benchmarks")
     rows = [("a", "whole", "fine"), ("b", "whole", "doubtful"), ("c", "slide c: no tissue was found", "none")]

@@ -37,6 +37,7 @@ def gradients(model: nn.Module, pixels: torch.Tensor, plan: Plan, precision=torc
     return [loss.detach(), pixels.grad, *(p.grad for p in model.parameters())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", [lambda: awakened(FrozenBatchNorm2d(16)).float(), lambda: nn.BatchNorm2d(16)])
 def test_a_gradient_is_the_same_to_the_bit_however_many_threads_compute_tiles(norm, precision):
