@@ -98,7 +98,7 @@ def _line_of(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return in_one_line(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gigapipe"):
-        return f"{error.name} is not installed; pip install 'gigapipe[workflow]' brings it"
+        return f"{error.name} is not installed; install it with pip install 'gigapipe[workflow]'"
     return None
 
 
