@@ -217,13 +217,13 @@ def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
         raise getattr(error, "exception", error) from None
     except Exception as error:
         if type(error).__name__ in LOST:
-            raise crash_of(job.slide, "a process that Dask had started was lost") from None
+            raise crash_of(job.slide, "a process started by Dask was lost") from None
         raise
     finally:
         _opened.cache_clear()
     undone = [key for key in tasks if not (job.folder / DONE / key).exists()]
     if undone:
-        raise RuntimeError(f"slide {job.slide}: {len(undone)} tasks left no mark, the first {undone[0]}")
+        raise RuntimeError(f"slide {job.slide}: {len(undone)} tasks did not finish, the first is {undone[0]}")
     return found
 
 
@@ -265,17 +265,17 @@ def _make_overview(job: Job, key: str, _after: None) -> None:
 def _tissue(picture: np.ndarray, slide: Slide, settings: Settings) -> Tissue:
     """Where a slide has tissue, as it is drawn or else found. InputError if it has none, and such are not kept."""
     if settings.tissue is None:
-        tissue, remedy = find_tissue(picture, slide.shape, slide.mpp), "draw it (column tissue of the sample sheet)"
+        tissue, remedy = find_tissue(picture, slide.shape, slide.mpp), "annotate it (column tissue of the sample sheet)"
     else:
         drawn = Path(settings.tissue)
         mask = read_regions(drawn, slide.shape, picture.shape[:2])
         mpp = [n * own / pixels for n, own, pixels in zip(slide.shape, slide.mpp, mask.shape, strict=True)]
-        tissue = of_mask(mask, FINE if mask.any() else NONE, f"as drawn in {drawn.name}", mpp)
-        remedy = "correct the drawing"
+        tissue = of_mask(mask, FINE if mask.any() else NONE, f"as annotated in {drawn.name}", mpp)
+        remedy = "correct the annotation"
     if tissue.verdict == NONE and not settings.keep_without_tissue:
         raise InputError(
-            f"slide {slide.path}: {NO_TISSUE}: {tissue.why}; {remedy}, keep such slides whole "
-            "(pyramids.keep_without_tissue), or take it out of the sample sheet"
+            f"slide {slide.path}: {NO_TISSUE}: {tissue.why}; {remedy}, use such slides as a whole "
+            "(pyramids.keep_without_tissue), or remove it from the sample sheet"
         )
     return tissue
 

@@ -75,7 +75,7 @@ def cohort(
     """
     if not 0 <= confounder <= 1 or (confounder and sites < 2):
         raise InputError(
-            f"confounder {confounder} with {sites} sites: give a share between 0 and 1, and two sites or more"
+            f"confounder {confounder} with {sites} sites: give a value between 0 and 1, and at least two sites"
         )
     rng, of_regions = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     slides: list[Phantom] = []

@@ -118,7 +118,7 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
         if bool(unlike > 0):
             raise NotDecomposed(
                 "ranks that share an image computed different things of its pooled features",
-                "let them draw the same random numbers (torch.manual_seed of one seed) and have the same labels",
+                "use the same random numbers (torch.manual_seed with one seed) and the same labels on all of them",
             )
     return grad / mesh.data if mesh.data > 1 else grad
 

@@ -62,7 +62,7 @@ class Mesh:
         return self  # its ranks are what they are
 
     def __reduce__(self):
-        raise TypeError("a Mesh is of running ranks and cannot be saved; make it anew where it is needed")
+        raise TypeError("a Mesh belongs to running ranks and cannot be saved; create it again where it is needed")
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> "Mesh":
@@ -103,14 +103,14 @@ class Mesh:
         self._unlike.clear()
         if operations:
             raise NotDecomposed(
-                "data ranks did not run the same layers, so that sums over them would be of different things",
+                "data ranks did not run the same layers, so that their sums would mix different things",
                 "run the same on every rank, in the same order, and multiply by 0 what a rank has no use for",
                 name_layer=False,  # ranks may be in several
             )
         if sizes:
             raise NotDecomposed(
                 "data ranks have batches of different sizes, so the mean of their losses is not that over all images",
-                "give every data rank as many images",
+                "give every data rank the same number of images",
             )
 
     def draw(self) -> torch.Tensor:

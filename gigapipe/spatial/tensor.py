@@ -220,9 +220,7 @@ class SpatialTensor(torch.Tensor):
         if self.memory.is_copy:
             raise NotDecomposed(f"{name} of a part of an image", "use it without in-place")
         if any(part() is not None for part in self.memory.parts):
-            raise NotDecomposed(
-                f"{name} of an image of which a part was taken that is still there", "do without in-place"
-            )
+            raise NotDecomposed(f"{name} of an image of which a part is still in use", "do without in-place")
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's is told contents by torch alone
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"
@@ -238,7 +236,7 @@ class SpatialTensor(torch.Tensor):
         if function not in DECOMPOSED:
             give_way_to_compiler()
             raise NotDecomposed(
-                f"there is no decomposed form of {name_of(function)}, and on a shard it would be wrong",
+                f"{name_of(function)} has no decomposed form, and would be wrong on a part of an image",
                 "use an operation that has one (docs/operations.md lists them), or apply it after global pooling or to "
                 "gigapipe.spatial.gather(x)",
             )
@@ -254,7 +252,7 @@ class SpatialTensor(torch.Tensor):
         try:
             _signature(ours).bind(*args, **kwargs)
         except TypeError as error:
-            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/operations.md lists what there is") from None
+            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/operations.md lists all operations") from None
         return ours(*args, **kwargs)
 
     @classmethod

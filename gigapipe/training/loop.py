@@ -142,12 +142,12 @@ def _agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
     """Why all ranks stop now, if one of them is to; what follows has taken `seconds` before."""
     told = torch.tensor([bool(stop and stop.signal), bool(stop and stop.late(seconds))], dtype=torch.int32)
     by_signal, by_time = mesh.everyone.sum_(told).tolist()
-    return "a signal came" if by_signal else "the time runs out" if by_time else None
+    return "a signal was received" if by_signal else "the time limit is near" if by_time else None
 
 
 def _unfinished(where: str, mesh: Mesh) -> Unfinished:
     if mesh.rank == 0:
-        logger.info(f"stopped {where}; the same command goes on from there")
+        logger.info(f"stopped {where}; the same command resumes from there")
     return Unfinished(where)
 
 
