@@ -210,8 +210,8 @@ def test_numbers_may_be_written_as_yaml_reads_them():
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"training": {"batch": 40}}, "31 training slides of fold 0 do not fill a step of 40"),
-        ({"training": {"accumulate": 9}}, "31 training slides of fold 0 do not fill a step of 36"),
+        ({"training": {"batch": 40}}, "31 training slides of fold 0 are fewer than a step of 40"),
+        ({"training": {"accumulate": 9}}, "31 training slides of fold 0 are fewer than a step of 36"),
         ({"folds": {"number": 25, "by": "patient"}}, "20 patients are too few for 25 folds"),
         ({"folds": {"number": 5}}, "4 sites are too few for 5 folds"),
     ],
@@ -275,7 +275,7 @@ def test_an_argument_s_old_name_is_taken_with_a_word(capsys):
     assert parser().parse_args(["train", *given, "--silence", "45s"]).timeout == 0.75
     assert (
         capsys.readouterr().err
-        == "gigapipe: --silence is called --timeout now; the old name goes with the next release\n"
+        == "gigapipe: --silence is now called --timeout; the old name will be removed in the next release\n"
     )
     assert parser().parse_args(["train", *given, "--timeout", "45s"]).timeout == 0.75
     assert parser().parse_args(["train", *given]).timeout is None and capsys.readouterr().err == ""
@@ -307,4 +307,4 @@ def test_the_core_needs_none_of_the_workflow_s_packages():
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "gigapipe: pandas is not installed; pip install 'gigapipe[workflow]' brings it\n"
+    assert done.stderr == "gigapipe: pandas is not installed; install it with pip install 'gigapipe[workflow]'\n"

@@ -136,7 +136,7 @@ def test_interfaces_in_every_spelling(monkeypatch, variable, told, expected):
         ("auto", 0, 2, "cpu (sees no GPU)"),
         ("auto", 4, 4, "cuda:1 (a GPU for each rank)"),
         ("auto", 1, 1, "cuda:0 (a GPU for each rank)"),
-        ("auto", 2, 4, "cpu (4 ranks on .* see 2 GPUs, which --device cuda:0 would have them share)"),
+        ("auto", 2, 4, "cpu (4 ranks on .* see 2 GPUs; --device cuda:0 would let them share it)"),
         ("cpu", 4, 4, "cpu ()"),
         ("cuda", 4, 4, "cuda:1 ()"),
         ("cuda:2", 4, 4, "cuda:2 ()"),

@@ -147,7 +147,7 @@ def test_a_slide_s_path_that_cannot_be_read_is_one_line(slide, tmp_path, path, w
 
 def test_a_slide_that_nobody_may_read_is_one_line(slide, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", failing(open, errno.EACCES, times=1))
-    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); get the right to it"):
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); ask its owner for permission"):
         Slide(slide)
 
 
@@ -155,7 +155,7 @@ FAULTS = {
     errno.ENOSPC: "No space left on device; make room on its disk, or write to another",
     errno.EDQUOT: "Disk quota exceeded; make room on its disk, or write to another",
     errno.EROFS: "Read-only file system; give a place that may be written",
-    errno.EACCES: "Permission denied; get the right to it from its owner, or give another place",
+    errno.EACCES: "Permission denied; ask its owner for permission from its owner, or give another place",
     errno.EIO: "Input/output error; look at its disk, and run it again",
 }
 
@@ -223,8 +223,8 @@ def test_file_systems_without_locks_and_fsync_work_and_it_is_said_once(tmp_path,
         with atomic_file(tmp_path / f"{name}.txt") as partial:
             partial.write_text(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.txt", "b", "b.txt"]
-    assert caplog.text.count("its file system has no locks") == 1
-    assert caplog.text.count("does not say when a file is on the disk") == 1
+    assert caplog.text.count("its file system does not support locks") == 1
+    assert caplog.text.count("cannot confirm that a file is on the disk") == 1
 
 
 def test_a_lock_that_another_holds_is_no_missing_one(tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_what_numba_cannot_keep_is_compiled_all_the_same(monkeypatch, caplog):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     for patch, words in (
-        ((caching.CacheImpl, "_locator_classes", []), "(no folder may be written)"),
+        ((caching.CacheImpl, "_locator_classes", []), "(no folder is writable)"),
         ((caching.IndexDataCacheFile, "save", nowhere), "(Disk quota exceeded)"),
     ):
         with monkeypatch.context() as context:

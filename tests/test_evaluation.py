@@ -255,7 +255,7 @@ def test_the_reports_confusion_matrix_decides_as_the_table_does(tmp_path):
     table = compared(folders)
     predictions = of_table(read_predictions(found(tmp_path, "predictions.tsv")), table)
     figure, caption = all_figures(table, predictions, [], tmp_path)["confusion"]
-    assert "at a threshold fixed on each network's validation slides" in caption and "Left out" not in caption
+    assert "at a threshold chosen on each network's validation slides" in caption and "Not shown" not in caption
     for panel, row in zip(figure.axes, table.itertuples(), strict=True):
         (acinar, wrongly_solid), (wrongly_acinar, solid) = np.reshape([int(n.get_text()) for n in panel.texts], (2, 2))
         assert acinar + wrongly_solid + wrongly_acinar + solid == 2 * row.slides

@@ -31,6 +31,7 @@ def test_a_unet_of_monai_on_two_ranks_has_the_gradients_of_the_undivided_image(t
     assert float(worst) < 1e-10
 
 
+@pytest.mark.slow
 def test_whole_slides_are_classified_from_python(tmp_path):
     classify = runpy.run_path(str(EXAMPLES / "whole_slides.py"))["classify"]
     found = classify(tmp_path, patients=6, mpp=8, canvas=52, epochs=1)

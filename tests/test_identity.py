@@ -75,7 +75,7 @@ def test_networks_that_belong_together_are_compared(run, caplog):
         ({"moved": 1}, r"2um/fold-1/predictions.tsv: hold out other slides than others of fold 1 \(s0\d for one\)"),
         (
             {"md5": MD5 | {"s01": "other"}},
-            r"2um/fold-1/\S+: slide s01 is another file \(MD5 other\) than that of others",
+            r"2um/fold-1/\S+: slide s01 is another file \(MD5 other\) than for others",
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_what_0_1_made_is_used_with_a_word(tmp_path, caplog):
     run = [network(tmp_path, mpp, fold, identity=mpp == 2) for mpp in (8, 2) for fold in range(3)]
     with caplog.at_level(logging.WARNING, logger="gigapipe"):
         table = compare(*read(run), margin=0.02)
-    assert caplog.messages == ["networks: 3 of 6 do not say of which slides and folds they are; release 0.1 did not"]
+    assert caplog.messages == ["networks: 3 of 6 do not record their slides and folds, because release 0.1 wrote them"]
     assert table["networks"].iloc[0] == "unknown" and table["auc"].notna().all()
 
 
@@ -149,10 +149,10 @@ def test_leftovers_are_listed_and_removed_only_if_told(run, tmp_path, capsys):
     said = capsys.readouterr().out
     gone = [tmp_path / name for name in ("16um", "2um/fold-3", "2um/patient-7", "folds/patient-7", "masks/16um")]
     assert [line.partition(":")[0] for line in said.splitlines()[:-1]] == list(map(str, gone))
-    assert "16um: 2 files, 0.0 MB" in said and said.splitlines()[-1].startswith("nothing is removed; add --remove")
+    assert "16um: 2 files, 0.0 MB" in said and said.splitlines()[-1].startswith("nothing was removed; add --remove")
     assert set(tmp_path.glob("**/*")) == before
     assert main(["leftovers", str(tmp_path), "--remove"]) == 0
     assert not any(folder.exists() for folder in gone) and all(folder.exists() for folder in run)
     assert (tmp_path / "32um/mine.txt").exists()
     capsys.readouterr()
-    assert main(["leftovers", str(tmp_path)]) == 0 and "everything belongs" in capsys.readouterr().out
+    assert main(["leftovers", str(tmp_path)]) == 0 and "all files belong" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_without_locks_the_living_of_this_host_are_known_by_name(holder, tmp_pat
     holder.kill()
     holder.wait()
     with only_writer(tmp_path / "output"):
-        assert "its file system has no locks" in caplog.text
+        assert "its file system does not support locks" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere"]
 
 

@@ -15,6 +15,7 @@ from launching import ROOT, gigapipe
 from projects import fresh_copy, plan
 
 import gigapipe as package
+from gigapipe.slides.phantom import cohort
 
 CONDA = {"torch": "pytorch", "dask": "dask-core", "matplotlib": "matplotlib-base", "snakemake": "snakemake-minimal"}
 """What packages are called on conda-forge and bioconda, where that is not their name on PyPI."""
@@ -51,13 +52,13 @@ def test_a_wheel_made_of_the_sdist_writes_a_folder_in_which_the_demo_is_planned(
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target"]
     subprocess.run([*pip, installed, wheel], check=True)
     monkeypatch.setenv("PYTHONPATH", str(installed))
-    program = "import sys; from gigapipe.cli import program; sys.exit(program())"
-    assert python(program, "--version", cwd=tmp_path) == f"gigapipe {package.__version__}\n"
-    assert "snakemake --cores 2" in python(program, "init", folder, cwd=tmp_path)
-    assert python("import gigapipe; print(gigapipe.__file__)", cwd=folder).startswith(str(installed))
+    program = (
+        "import sys; from gigapipe.cli import main; print(main.__code__.co_filename); sys.exit(main(sys.argv[1:]))"
+    )
+    assert "snakemake --cores 2" in (said := python(program, "init", folder, cwd=tmp_path)) and str(installed) in said
     assert os.access(folder / "profiles/summit/submit.sh", os.X_OK)
-    assert plan(folder) == plan(clone)
-    assert plan(folder, "--profile", "local")["train"] == 12
+    jobs = plan(folder, "--profile", "local")
+    assert jobs["train"] == 12 and jobs["phantom"] == len(cohort()) + 1 and jobs["page"] == 1
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -69,7 +70,8 @@ def test_nothing_is_overwritten(tmp_path):
     assert refused.returncode == 1 and "is not empty (it holds Snakefile); nothing was written" in refused.stdout
     assert (tmp_path / "new/config/config.yaml").read_text() == "mine"
     refused = gigapipe("init", tmp_path / "new/Snakefile", check=False)
-    assert refused.returncode == 1 and len(refused.stdout.splitlines()) == 1
+    assert refused.returncode == 1 and refused.stdout.endswith("Snakefile: is a file; give a new or empty folder\n")
+    assert gigapipe("--version").stdout == f"gigapipe {package.__version__}\n"
 
 
 def test_the_conda_package_asks_for_what_the_wheel_asks_for():

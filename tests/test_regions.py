@@ -79,12 +79,12 @@ def test_annotations_of_qupath_and_asap_are_read_with_holes_classes_and_what_is_
     [
         ("a.geojson", "{", "cannot be read"),
         ("a.geojson", '{"type": "Topology"}', "'Topology' is not of GeoJSON"),
-        ("a.geojson", json.dumps(feature([[1, 2], [3, 4]], None, "LineString")), "no area is in it"),
+        ("a.geojson", json.dumps(feature([[1, 2], [3, 4]], None, "LineString")), "it contains no areas"),
         ("a.geojson", json.dumps(feature([[[0, 0], [5000, 0], [5000, 90]]])), "outside the slide of 900 × 700 px"),
         ("a.geojson", json.dumps(feature([[["x", 0], [5, 0], [5, 9]]])), "cannot be read"),
         ("a.xml", "<Annotations/>", "are not ASAP's: the file begins with <Annotations>"),
         ("a.xml", "no xml", "cannot be read"),
-        ("a.xml", asap(), "no area is in it"),
+        ("a.xml", asap(), "it contains no areas"),
     ],
 )
 def test_annotations_that_are_none_are_refused_in_one_line(tmp_path, name, text, message):
@@ -144,7 +144,7 @@ def test_a_picture_s_values_are_its_classes(tmp_path):
     for name, classes, message in (
         ("grey.png", CLASSES[:2], "has the value 3, but there are 2 classes: 1 is Tumor"),
         ("colours.png", CLASSES, "a picture of colours .RGB., not of numbers of classes"),
-        ("shares.npy", CLASSES, "values are float64, not whole numbers"),
+        ("shares.npy", CLASSES, "values are float64; they must be whole numbers"),
         ("grey.png", ["Tumor", "Tumor"], "give each once"),
     ):
         with pytest.raises(InputError, match=message):

@@ -89,7 +89,7 @@ def test_slides_that_cannot_be_decided_are_counted(tmp_path):
     table = some_predictions(np.random.default_rng(0)).assign(seed=0)
     of_one_class = (table["part"] == "validation") & (table["fold"] == 0) & (table["label"] == "acinar")
     figure, caption = all_figures(comparison(), table[~of_one_class], [], tmp_path)["confusion"]
-    assert "Left out: 60 of networks without a threshold." in caption  # 20 at each of 3 resolutions
+    assert "Not shown: 60 slides of networks without a threshold." in caption  # 20 at each of 3 resolutions
     assert sum(int(text.get_text()) for axes in figure.axes for text in axes.texts) == 60
     assert "confusion" not in all_figures(comparison(), table[table["part"] == "test"], [], tmp_path)
 

@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_the_others_and_slurm_need_not(slurm, transport, vict
             output, _ = process.communicate(timeout=60)
         print(f"{transport}: {seconds:.1f} s; srun ended after {time.monotonic() - killed:.1f} s\n{output}")
         assert seconds < 5 and process.returncode
-        assert f"rank {victim} (process {pids[victim]} on {socket.gethostname()}) has ended without a word" in output
+        assert f"rank {victim} (process {pids[victim]} on {socket.gethostname()}) has ended without a message" in output
     finally:
         slurm.set("KillWait", 5)
 

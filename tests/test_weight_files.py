@@ -69,7 +69,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_and_told_of(tmp_path,
     assert checkpoints.newest("it") == 1
     for step, reason in (
         (5, "another version of gigapipe wrote it"),
-        (4, "it is no state of a training"),
+        (4, "it is not a training checkpoint"),
         (3, "its weights are not finite (weight)"),
         (2, "it is damaged: its checksums differ"),
     ):

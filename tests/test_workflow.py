@@ -138,7 +138,7 @@ def test_the_catalogue_of_workflows_finds_what_it_shows(project):
         ("fold: 3", "config: fold: there is no such key; did you mean folds?"),
         ("slides: nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
         ("phantom: {confounder: 0.5, sites: 1}", "confounder 0.5 with 1 sites"),
-        ("training: {batch: 40}", "config: training.batch: 31 training slides of fold 0 do not fill a step of 40"),
+        ("training: {batch: 40}", "config: training.batch: 31 training slides of fold 0 are fewer than a step of 40"),
     ],
 )
 def test_a_wrong_config_is_said_in_one_line(project, setting, message):

@@ -19,6 +19,8 @@ def lay_out(folder: Path) -> list[str]:
     The rules stay in the package: the Snakefile includes them. A profile has a link at the top, for
     `snakemake --profile NAME` looks for it there.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a new or empty folder")
     if folder.is_dir() and (found := sorted(os.listdir(folder))):
         raise InputError(
             f"{folder}: is not empty (it holds {found[0]}); nothing was written: give a new or empty folder"
