@@ -56,7 +56,7 @@ def test_sixty_slides_arrive_whole_through_faults_and_kills(shared, tmp_path):
     with serving(archive) as url:
         arguments = configured(project, url)
         _, output = snakemake(project, *arguments)
-        assert "look at it, and run the same command again" in output
+        assert "check it, and run the same command again" in output
         folder = project / "resources/slides"
         for share in (0.25, 0.6):
             process = start(project, *arguments, "slides")

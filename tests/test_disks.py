@@ -152,11 +152,11 @@ def test_a_slide_that_nobody_may_read_is_one_line(slide, tmp_path, monkeypatch):
 
 
 FAULTS = {
-    errno.ENOSPC: "No space left on device; make room on its disk, or write to another",
-    errno.EDQUOT: "Disk quota exceeded; make room on its disk, or write to another",
-    errno.EROFS: "Read-only file system; give a place that may be written",
+    errno.ENOSPC: "No space left on device; free some space on its disk, or write to another disk",
+    errno.EDQUOT: "Disk quota exceeded; free some space on its disk, or write to another disk",
+    errno.EROFS: "Read-only file system; give a path that is writable",
     errno.EACCES: "Permission denied; ask its owner for permission from its owner, or give another place",
-    errno.EIO: "Input/output error; look at its disk, and run it again",
+    errno.EIO: "Input/output error; check its disk, and run it again",
 }
 
 
@@ -196,7 +196,7 @@ def test_an_error_that_names_no_file_says_where_it_came_up(slide, monkeypatch):
     monkeypatch.setattr(os, "pread", failing(os.pread, errno.EIO, times=1))
     with pytest.raises(OSError) as failed:
         disks.look_for_fault(slide)
-    assert re.fullmatch(r"disks.py, line \d+: Input/output error; look at .*", in_one_line(failed.value))
+    assert re.fullmatch(r"disks.py, line \d+: Input/output error; check .*", in_one_line(failed.value))
 
 
 def test_output_that_has_no_room_is_one_line(monkeypatch, capfd):

@@ -138,7 +138,7 @@ def test_pyramids_share_nodes_and_one_that_fails_takes_no_other_with_it(slurm, t
 
     before = submitted()
     status, output = snakemake(project, *arguments, check=False, before=slurm.before)
-    assert status and "4 pyramids: 2 jobs, up to 2 at a time on a node" in output
+    assert status and "4 pyramids: 2 jobs, up to 2 at the same time on a node" in output
     said = {line.strip() for line in output.splitlines() if line.strip().startswith("gigapipe:")}
     assert len(said) == 1 and torn.name in said.pop(), output
     made = {path.name: path.stat().st_mtime_ns for path in (project / "results/pyramids").glob("[!.]*")}
