@@ -232,9 +232,9 @@ PROFILES = {
     "account": (
         {"GIGAPIPE_ACCOUNT": "a; touch HARM"},
         [],
-        "GIGAPIPE_ACCOUNT is 'a; touch HARM'; give one of",
+        "GIGAPIPE_ACCOUNT is 'a; touch HARM'; use only",
     ),
-    "python": ({"GIGAPIPE_ACCOUNT": "__import__('os')"}, [], "GIGAPIPE_ACCOUNT is \"__import__('os')\"; give one of"),
+    "python": ({"GIGAPIPE_ACCOUNT": "__import__('os')"}, [], "GIGAPIPE_ACCOUNT is \"__import__('os')\"; use only"),
     "queue": ({}, ["lsf_queue=$(touch HARM)"], "profile: lsf_queue: '$(touch HARM)' contains '$('"),
     "launcher": ({}, ["launcher=run {n}"], "profile: launcher: 'run {n}' is not a valid pattern (KeyError('n'))"),
     "number": ({}, ["ranks_per_node=four"], "profile: ranks_per_node: found 'four'; give a whole number"),

@@ -71,8 +71,8 @@ def test_networks_that_belong_together_are_compared(run, caplog):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"epochs": 20}, r"2um/fold-1/training.json: its epochs is 20, that of others of its resolution 6"),
-        ({"moved": 1}, r"2um/fold-1/predictions.tsv: hold out other slides than others of fold 1 \(s0\d for one\)"),
+        ({"epochs": 20}, r"2um/fold-1/training.json: its epochs is 20, but 6 for others of its resolution"),
+        ({"moved": 1}, r"2um/fold-1/predictions.tsv: have other test slides than others of fold 1 \(s0\d is one\)"),
         (
             {"md5": MD5 | {"s01": "other"}},
             r"2um/fold-1/\S+: slide s01 is another file \(MD5 other\) than for others",
@@ -88,7 +88,7 @@ def test_a_stranger_is_refused_by_name(run, tmp_path, change, message):
 def test_predictions_of_an_earlier_training_are_refused(run):
     table = pd.read_csv(run[0] / "predictions.tsv", sep="\t")
     table.assign(identity="earlier").to_csv(run[0] / "predictions.tsv", sep="\t", index=False)
-    with pytest.raises(InputError, match=r"8um/fold-0/predictions.tsv: are not of the network of .*training.json"):
+    with pytest.raises(InputError, match=r"8um/fold-0/predictions.tsv: are not from the network of .*training.json"):
         read(run)
     learnt = json.loads((run[0] / "training.json").read_text())["identity"]["training"]
     table.assign(slide=table["slide"].where(table.index > 0, min(learnt))).to_csv(
@@ -116,11 +116,11 @@ def test_the_report_leaves_strangers_out_and_refuses_another_table(run, tmp_path
     with caplog.at_level(logging.WARNING, logger="gigapipe"):
         page = report(tmp_path, None, tmp_path / "none")
     assert any(
-        "2um/fold-3/predictions.tsv: is of another network than those of comparison.tsv" in m for m in caplog.messages
+        "2um/fold-3/predictions.tsv: belongs to a network that is not in comparison.tsv" in m for m in caplog.messages
     )
-    assert any("maps.tsv: is of other networks" in m for m in caplog.messages) and "Maps" not in page
+    assert any("maps.tsv: belongs to networks that are not" in m for m in caplog.messages) and "Maps" not in page
     network(tmp_path, 2, 1, epochs=20)  # trained again since
-    with pytest.raises(InputError, match="of 1 of its 6 networks there are no predictions beside it; make it again"):
+    with pytest.raises(InputError, match="there are no predictions beside it for 1 of its 6 networks; make it again"):
         report(tmp_path, None, tmp_path / "none")
 
 

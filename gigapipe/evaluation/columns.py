@@ -255,7 +255,7 @@ def _networks(row: dict) -> str:
 
 
 def _flagged(row: dict) -> str:
-    return f"{row[FLAGGED]:.0f}{', unknown for others' if NOT_KNOWN in row[FLAGS] else ''}"
+    return f"{row[FLAGGED]:.0f}{', not known for others' if NOT_KNOWN in row[FLAGS] else ''}"
 
 
 def _number(name: str, heading: str, form: str = ".3f", unit: float = 1) -> Column:

@@ -111,7 +111,7 @@ def of_networks(files: dict[Path, set[str]], networks: Collection[str], table: P
     strangers = [path for path, of in files.items() if of - {""} - known]
     if lacking := known - set().union(*files.values()) if files else set():
         raise InputError(
-            f"{table}: of {len(lacking)} of its {len(known)} networks there are no predictions beside it; make it "
+            f"{table}: there are no predictions beside it for {len(lacking)} of its {len(known)} networks; make it "
             "again with `gigapipe evaluate`"
         )
     for path in strangers:
@@ -152,7 +152,7 @@ def _refuse_other_settings(networks: Sequence[Network]) -> None:
             if stranger := _stranger(values):
                 where, found, usual = stranger
                 raise InputError(
-                    f"training {where}: its {name} is {found}, that of others of its resolution {usual}: exclude it, "
+                    f"training {where}: its {name} is {found}, but {usual} for others of its resolution: exclude it, "
                     "or train it again"
                 )
 

@@ -100,8 +100,8 @@ def _alone(row: pd.Series, main: Main) -> Recommendation:
     return Recommendation(
         row[MPP],
         f"{row[NAME]} is better than chance; no other resolution was tested.",
-        f"Its {main.heading} of {interval(row, main.name)} is above chance ({main.chance:g}){_method(row)}. Whether a "
-        "coarser resolution would be sufficient, or a finer one better, is unknown until they are tested.",
+        f"Its {main.heading} of {interval(row, main.name)} is above chance ({main.chance:g}){_method(row)}. Only tests "
+        "of other resolutions can show whether a coarser one would be sufficient, or a finer one better.",
     )
 
 
