@@ -135,8 +135,8 @@ MESSAGES = {
     "hits null": ((200, {"data": {"hits": None, "pagination": {"total": 1}}}), "its data.hits is null"),
     "no pagination": ((200, {"data": {"hits": []}}), "has no data.pagination"),
     "total null": ((200, {"data": {"hits": [], "pagination": {"total": None}}}), "its data.pagination.total is null"),
-    "null": ((200, "null"), "is not of the right form; it says 'null'"),
-    "a list": ((200, []), "is not of the right form; it says '\\[\\]'"),
+    "null": ((200, "null"), "has the wrong format; it says 'null'"),
+    "a list": ((200, []), "has the wrong format; it says '\\[\\]'"),
     "a page": ((200, "<html>Please log in</html>"), "it says '<html>Please log in</html>'"),
     "nothing": ((200, ""), "it says ''"),
     "torn": ((200, '{"data": {"hits": ['), 'it says \'{"data": {"hits": \\[\''),
@@ -164,7 +164,7 @@ def test_what_the_archive_warns_of_is_passed_on(archive, caplog):
 def test_what_may_pass_is_asked_again(archive, caplog, status):
     archive.replies = [(status, {"message": "later"}), page([hit(0)])]
     assert len(asked(archive.url)) == 1
-    assert f"answers {status}, 'later'; again in" in caplog.text
+    assert f"answers {status}, 'later'; next attempt in" in caplog.text
 
 
 def test_what_does_not_pass_is_an_error_in_the_archive_s_words(archive):
@@ -206,4 +206,4 @@ def test_of_a_file_s_versions_too(archive, reply):
     with pytest.raises(InputError, match="files/versions/abc: its answer"):
         Client(archive.url).why_absent("gdc:abc", "")
     archive.replies = [(200, [{"id": "abc", "latest_id": None}]), page([])]
-    assert "has no file abc" in Client(archive.url).why_absent("gdc:abc", "a.svs")
+    assert "no longer has a file abc" in Client(archive.url).why_absent("gdc:abc", "a.svs")

@@ -44,7 +44,7 @@ def test_a_verdict_is_read_under_its_key_alone_and_goes_with_another(tmp_path):
     first.refuse()
     first.note(InputError("epoch 1: the loss is nan; lower the learning rate"))
     with pytest.raises(
-        InVain, match=r"^epoch 1: the loss is nan; lower .* \(found on .*; remove .*/never.json to try all"
+        InVain, match=r"^epoch 1: the loss is nan; lower .* \(recorded on .*; remove .*/never.json to try"
     ):
         Attempts(tmp_path / "model.pt", "a").refuse()
     for other in (Attempts(tmp_path / "model.pt", "b"), Attempts(tmp_path / "model.pt")):

@@ -109,7 +109,7 @@ def test_a_query_makes_a_sheet_of_every_page_and_leaves_out_what_is_no_slide(tmp
     assert done.stdout.count("excluded: ") == 5 and f"{count} slides" in done.stdout
     for said in (done.stdout, first[0]):
         assert "excluded 1 frozen slide, all slides of 1 patient (--strategy all includes them)" in said
-    assert re.match(r"# gigapipe \S+, 20\d\d-\S+Z: http\S+ was asked .*TCGA-LUAD, TCGA-LUSC", first[0])
+    assert re.match(r"# gigapipe \S+, 20\d\d-\S+Z: http\S+ was queried .*TCGA-LUAD, TCGA-LUSC", first[0])
     assert first[1:] == sheet.read_text().splitlines()[1:]
     table = read_sheet(sheet)
     assert list(table["slide"]) == [f"TCGA-05-{i:04d}-01Z-00-DX1" for i in range(count)]
@@ -299,7 +299,7 @@ def test_what_stays_wrong_is_said_in_one_line(slide, tmp_path):
         ):
             archive.faults[file_id] = faults
             done = gigapipe("download", address, tmp_path / "a.svs", "--tries", 2, *options, check=False)
-            assert done.returncode == (AGAIN if "in a row" in message else NEVER)
+            assert done.returncode == (AGAIN if "in succession" in message else NEVER)
             assert message in done.stdout.splitlines()[-1] and address in done.stdout
             assert "Traceback" not in done.stdout and not list(tmp_path.iterdir())
         with pytest.raises(NotThere, match="404"):

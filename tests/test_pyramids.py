@@ -377,7 +377,7 @@ def test_a_coarse_level_of_the_file_is_used_on_request(tmp_path):
 def test_mpp_is_taken_from_the_file_the_objective_or_the_user(tmp_path):
     pixels = np.full((300, 300, 3), 200, np.uint8)
     silent = written(tmp_path / "silent.svs", pixels, "AppMag = 40")
-    with pytest.raises(InputError, match="silent.svs.*does not say"):
+    with pytest.raises(InputError, match="silent.svs.*does not state"):
         Slide(silent)
     assert Slide(silent, assume_mpp=True).mpp == (0.25, 0.25)
     assert Slide(silent, mpp=0.3).mpp == (0.3, 0.3)
@@ -616,9 +616,9 @@ def test_a_survey_tells_every_slides_fate(phantom_path, tmp_path, shared):
     gigapipe("pyramid", broken, tmp_path / "pyramids/bad", "--mpp", 4, "--leave-out")
     shutil.copytree(tmp_path / "pyramids/good", tmp_path / "pyramids/same")
     folders = [tmp_path / "pyramids" / name for name in ("good", "bad", "same")]
-    assert "slides good and same are one file" in gigapipe("survey", *folders, "--output", tmp_path).stdout
-    assert "slides good and same are one file" in slides(Place(tmp_path, tmp_path))["same_files"]
-    assert "one file" not in gigapipe("survey", *folders[:2], "--output", tmp_path).stdout
+    assert "slides good and same are the same file" in gigapipe("survey", *folders, "--output", tmp_path).stdout
+    assert "slides good and same are the same file" in slides(Place(tmp_path, tmp_path))["same_files"]
+    assert "the same file" not in gigapipe("survey", *folders[:2], "--output", tmp_path).stdout
     good, bad = (line.split("\t") for line in (tmp_path / "slides.tsv").read_text().splitlines()[1:])
     assert good[:2] == ["good", "whole"] and bad[0] == "bad" and "cmu-truncated" in bad[1]
     assert Image.open(tmp_path / "slides.png").size[0] == 2 * 192

@@ -405,7 +405,7 @@ def numbers(spread: dict[float, float], patients=80, seed=0) -> Networks:
 @pytest.mark.parametrize(
     "spread, mpp, reason",
     [
-        ({8: 0.1, 2: 0.1}, 8, r"Its R² of 0.9\d+ \(.*\) is above chance .* shown to be .* where 0.02 is allowed"),
+        ({8: 0.1, 2: 0.1}, 8, r"Its R² of 0.9\d+ \(.*\) is above chance, .* shown to be .* where 0.02 is allowed"),
         ({8: 0.6, 2: 0.1}, 2, "8 µm per pixel with 0.* is worse than the margin allows"),
         (
             {8: 1.5, 2: 1.5},

@@ -152,7 +152,9 @@ def test_a_line_of_a_manifest_twice_is_one_slide_and_under_two_labels_none(tmp_p
         (tmp_path / label).write_text("id\tfilename\tmd5\tsize\n" + line * number)
     pairs = [(label, tmp_path / label) for label in "ab"]
     sheet = from_manifests(pairs)
-    assert len(sheet) == 2 and sheet.attrs["notes"] == [f"took 1 slide once, listed more than once: {name_of(2)}"]
+    assert len(sheet) == 2 and sheet.attrs["notes"] == [
+        f"used 1 slide once, although listed more than once: {name_of(2)}"
+    ]
     assert len(from_manifests([*pairs, ("b", tmp_path / "b")])) == 2  # a label may have several manifests
     with pytest.raises(InputError, match="is listed under the labels a and b; remove one"):
         from_manifests([*pairs, ("b", tmp_path / "a")])
@@ -186,7 +188,7 @@ def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
         asked = ["--project=TCGA-LUAD", "--label=sample_type", "--api", url]
         gigapipe("gdc", "query", tmp_path / "slides.tsv", *asked)
     report = gigapipe("folds", tmp_path / "slides.tsv", tmp_path, "--folds", 3, "--by", "patient").stdout
-    assert "12 of 12 patients have slides of several labels" in report
+    assert "12 of 12 patients have slides with several labels" in report
     table = read_folds(tmp_path / "folds.tsv")
     assert len(table) == 24 and set(table["kind"]) == {"frozen"}
     assert (table.groupby("patient")["fold"].nunique() == 1).all() and set(table["label"].value_counts()) == {12}

@@ -47,7 +47,7 @@ AS_SAVED = {
     "mark.csv": (CSV.encode("utf-8-sig"), ""),
     "latin.csv": (CSV.encode("cp1252"), "is not UTF-8; as Windows-1252 it reads '\"Zürich'"),
     "utf16.tsv": (TSV.encode("utf-16"), ""),
-    "utf16.csv": (CSV.encode("utf-16-le"), "is read as UTF-16-LE"),
+    "utf16.csv": (CSV.encode("utf-16-le"), "read as UTF-16-LE"),
     "semicolons.csv": (SHEET.to_csv(index=False, sep=";").encode(), "separated by semicolons"),
     "bars.txt": (SHEET.to_csv(index=False, sep="|").encode(), "separated by bars"),
     "tabs.csv": (TSV.encode(), "separated by tabs"),
@@ -57,7 +57,7 @@ AS_SAVED = {
     "empty-rows.csv": ((CSV + ",,,,\n\n  ,,,,\n").encode(), ""),
     "more-columns.csv": (CSV.replace("\n", ",,\n").encode(), ""),
     "comments.csv": (f'"# written by, hand",,,,\nsep=,\n\n{CSV}'.encode(), ""),
-    "book.xlsx": (EXCEL, "of its sheets 'slides' is read, the first, and not 'notes'"),
+    "book.xlsx": (EXCEL, "reading 'slides', the first of its sheets, and not 'notes'"),
     "book.csv": (EXCEL, "of its sheets"),
 }
 
@@ -78,7 +78,7 @@ NOT_READ = {
     "comma-in-cell.csv": (b"slide,patient,label,source\na,p,x,a.svs\nb,q,small, cell,b.svs\n", "row 2 has 5 cells"),
     "quote.csv": (b'slide,patient\n"a,p\nb,q\n', "line 3 .*correct its quotes"),
     "twice.csv": (b"slide,Label,label\na,x,y\n", "two columns label"),
-    "torn.xlsx": (EXCEL[:500], "as a workbook .it is cut, or damaged.; save it as CSV"),
+    "torn.xlsx": (EXCEL[:500], "as a workbook .it is truncated or damaged.; save it as CSV"),
     "words.docx": (document(), "not an Excel workbook"),
     "old.xls": (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(500), "old version of Excel.*save it as CSV"),
     "noise.csv": (bytes(range(256)) * 9, "has no column slide|save it as CSV|correct its quotes"),
@@ -127,8 +127,8 @@ def test_one_file_under_two_names_is_refused(tmp_path):
             "b.svs " + "D" * 32,
             "slides s1 and s2 are the same file: both have the md5 d+, under the patients p1",
         ),
-        (f"{tmp_path}/a.svs", f"{tmp_path}/x/../a.svs", "s1 and s2 are one file, by its path"),
-        (f"{tmp_path}/a.svs", f"{tmp_path}/link.svs", "s1 and s2 are one file, by its path .*/a.svs"),
+        (f"{tmp_path}/a.svs", f"{tmp_path}/x/../a.svs", "s1 and s2 are the same file: both have the path"),
+        (f"{tmp_path}/a.svs", f"{tmp_path}/link.svs", "s1 and s2 are the same file: both have the path .*/a.svs"),
     ):
         path.write_text(rows(f"s1 p1 x {first}", f"s2 p2 y {second}"))
         with pytest.raises(InputError, match=message):
@@ -140,8 +140,8 @@ def test_one_file_under_two_names_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "labels, message",
     [
-        (["Benign", "benign", "other"], r"'Benign' \(1 slides\) and 'benign' \(1 slides\) differ only in capitals"),
-        (["small cell", "small  cell", "other"], "differ only in capitals or spaces"),
+        (["Benign", "benign", "other"], r"'Benign' \(1 slides\) and 'benign' \(1 slides\) differ only in upper case"),
+        (["small cell", "small  cell", "other"], "differ only in upper case or spaces"),
         (["NA", "x", "y"], "label NA of 1 slides looks like a missing value"),
         (["n/a", "none", "y"], "label n/a, none of 2 slides"),
         (["#N/A", "x", "y"], "looks like a missing value"),
