@@ -246,7 +246,7 @@ def test_a_finer_resolution_than_a_slides_own_is_refused_by_name(tmp_path):
     fine = Configuration.of({"resolutions": [{"mpp": 0.1, "canvas": 9, "mesh": [1, 1, 1]}]})
     check_resolutions({slide: None}, Configuration())
     check_resolutions({Path("nowhere.svs"): None}, fine)
-    with pytest.raises(InputError, match=f"{slide.name}.* coarser than the 0.1 asked for"):
+    with pytest.raises(InputError, match=f"{slide.name}.* coarser than the requested 0.1"):
         check_resolutions({slide: None}, fine)
 
 

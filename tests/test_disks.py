@@ -155,7 +155,7 @@ FAULTS = {
     errno.ENOSPC: "No space left on device; free some space on its disk, or write to another disk",
     errno.EDQUOT: "Disk quota exceeded; free some space on its disk, or write to another disk",
     errno.EROFS: "Read-only file system; give a path that is writable",
-    errno.EACCES: "Permission denied; ask its owner for permission from its owner, or give another place",
+    errno.EACCES: "Permission denied; ask its owner for permission, or give another path",
     errno.EIO: "Input/output error; check its disk, and run it again",
 }
 
@@ -185,7 +185,9 @@ def test_what_rust_and_torch_say_of_a_full_disk_is_one_line_too(slide, tmp_path)
         done = gigapipe("pyramid", slide, tmp_path / "p", "--mpp", MPP, "--chunk", 512, check=False)
         assert done.returncode == AGAIN and "Traceback" not in done.stdout
         last = done.stdout.splitlines()[-1]
-        assert last.startswith(f"gigapipe: {tmp_path}/.p.partial/image.zarr/0: File too large; its disk, or `ulimit")
+        assert last.startswith(
+            f"gigapipe: {tmp_path}/.p.partial/image.zarr/0: File too large; its file system, or `ulimit"
+        )
         with pytest.raises(OSError, match="File too large: .*model.pt") as full:
             save(tmp_path / "model.pt", {"weights": torch.zeros(100_000)})
         assert in_one_line(full.value).startswith(f"{tmp_path}/model.pt: File too large; ")

@@ -178,7 +178,7 @@ def flat(**options) -> nn.Module:
         (lambda: made("broken", depth=1), "on an image of 1 × 3 × 64 × 64: RuntimeError"),
         (lambda: made("several"), "on an image of .*NotImplementedError"),
         (lambda: made("scores", pool="max"), "returns class scores, and so has its own pooling; remove pool: max"),
-        (lambda: flat(), "makes 12288 scores, and 2 are asked for"),
+        (lambda: flat(), "makes 12288 scores, but 2 are needed"),
         (lambda: flat(start_dim=0), r"makes \(12288\) of"),
         (lambda: segmenter("mine.py:features", {}, 1, (64, 64)), r"makes \(1, 16, 16, 16\) of one image of 64 × 64"),
     ],
