@@ -48,7 +48,7 @@ def test_the_second_is_told_who_is_first_and_a_killed_one_holds_nobody_up(holder
         pass
     host = os.uname().nodename
     pattern = (
-        rf"{output}: another process \(process {holder.pid} on {host}, since .*\) is writing it; wait for that one"
+        rf"{output}: another process \(process {holder.pid} on {host}, since .*\) is writing it; wait until it has finished"
     )
     assert re.fullmatch(pattern, str(refused.value))
     assert refused.value.holder["folder"] == str(tmp_path / "elsewhere")
@@ -128,6 +128,6 @@ def test_a_workflow_of_another_folder_with_the_same_results_is_refused(project, 
         code, output = snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv", check=False)
         other.kill()
     assert code == 1 and f"another process (process {other.pid} on" in output, output
-    assert "runs the workflow there; wait for that one" in output
+    assert "runs the workflow there; wait until it has finished" in output
     snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv")
     assert not (project / "results/.workflow.lock").exists()

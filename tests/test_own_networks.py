@@ -136,7 +136,7 @@ def test_a_name_leads_to_the_file_beside_the_config_then_to_what_is_here_then_to
         ("torch.none:net", "there is no module torch.none"),
         ("wrong.py:net", "wrong.py:net: SyntaxError.* of wrong.py: .*; correct it"),
         ("raising.py:net", "raising.py:net: ZeroDivisionError in line 2 of raising.py: division by zero; correct it"),
-        ("json.py:net", "json.py:net: another module is called json.*; rename json.py"),
+        ("json.py:net", "json.py:net: there is another module with the name json.*; rename json.py"),
     ],
 )
 def test_what_cannot_be_called_up_is_said_in_a_line(here, name, message):
@@ -179,7 +179,7 @@ def flat(**options) -> nn.Module:
         (lambda: made("several"), "on an image of .*NotImplementedError"),
         (lambda: made("scores", pool="max"), "returns class scores, and so has its own pooling; remove pool: max"),
         (lambda: flat(), "makes 12288 scores, but 2 are needed"),
-        (lambda: flat(start_dim=0), r"makes \(12288\) of"),
+        (lambda: flat(start_dim=0), r"makes \(12288\) for"),
         (lambda: segmenter("mine.py:features", {}, 1, (64, 64)), r"makes \(1, 16, 16, 16\) of one image of 64 × 64"),
     ],
 )
