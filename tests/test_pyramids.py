@@ -291,7 +291,7 @@ def test_a_missing_pyramid_or_resolution_is_named(phantom_path, tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         Pyramid(tmp_path / "nowhere")
     build_pyramid(phantom_path, tmp_path / "p", [4])
-    with pytest.raises(InputError, match="holds 4 µm/px, not 2"):
+    with pytest.raises(InputError, match="has 4 µm/px, not 2"):
         Pyramid(tmp_path / "p").array(2)
     shutil.rmtree(tmp_path / "p" / "image.zarr")
     with pytest.raises(InputError, match="no pyramid"):

@@ -90,7 +90,7 @@ def test_groups_have_patients_of_like_numbers_and_are_spread_over_folds():
     assert means.max() - means.min() < 0.5 * values.std()
     few = number_groups(sheet, (values > 5).astype(float).rename("late"), 4)  # most are the same
     assert few.nunique() <= 2
-    with pytest.raises(InputError, match="late is 1 of all slides"):
+    with pytest.raises(InputError, match="late is 1 for all slides"):
         number_groups(sheet, pd.Series(1.0, sheet.index, name="late"), 4)
 
 
