@@ -119,7 +119,7 @@ def test_a_level_that_is_not_used_is_told_and_changes_nothing(tmp_path, caplog, 
 
 def test_a_slightly_coarser_slide_serves_within_the_tolerance(tmp_path):
     path = written(tmp_path / "s.svs", [PIXELS], mpp=0.2527)
-    with pytest.raises(InputError, match=r"s.svs: has 0.2527 .* 0.25 .*mpp_tolerance: 0.011"):
+    with pytest.raises(InputError, match=r"s.svs: has 0.2527 .* 0.25; .*mpp_tolerance: 0.011"):
         build_pyramid(path, tmp_path / "p", [0.25, 1])
     build_pyramid(path, tmp_path / "p", [0.25, 1], Settings(mpp_tolerance=0.011))
     pyramid = Pyramid(tmp_path / "p")
@@ -270,7 +270,7 @@ def test_a_slide_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypa
     [
         ({"TileWidth": 65520, "TileLength": 65520}, "a tile of 65520 × 65520 pixels takes 17171 MB.*tile_memory"),
         ({"ImageWidth": 2_000_000, "ImageLength": 2_000_000}, "2000000 × 2000000 pixels need .* its table has 9"),
-        ({"Orientation": 3}, "stored turned or mirrored .TIFF orientation 3"),
+        ({"Orientation": 3}, "stored rotated or mirrored .TIFF orientation 3"),
     ],
     ids=["tile", "picture", "orientation"],
 )
@@ -295,7 +295,7 @@ def test_pictures_that_are_not_rgb_are_refused_by_name(tmp_path):
     options = {"tile": (128, 128), "resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER", "metadata": None}
     grey = PIXELS[:300, :300, 1]
     tifffile.imwrite(tmp_path / "grey.tif", grey, photometric="minisblack", **options)
-    with pytest.raises(InputError, match="grey.tif: its picture has one channel, grey"):
+    with pytest.raises(InputError, match="grey.tif: its image is greyscale"):
         Slide(tmp_path / "grey.tif")
     with tifffile.TiffWriter(tmp_path / "planes.tif") as file:
         for _ in range(3):
@@ -305,7 +305,7 @@ def test_pictures_that_are_not_rgb_are_refused_by_name(tmp_path):
     inks = PIXELS[:300, :300, [0, 1, 2, 0]]
     for name, colours in (("cmyk", {"photometric": "separated"}), ("infrared", {"photometric": "minisblack"})):
         tifffile.imwrite(tmp_path / f"{name}.tif", inks, planarconfig="contig", **colours, **options)
-        with pytest.raises(InputError, match=f"{name}.tif: its picture has 4 channels of"):
+        with pytest.raises(InputError, match=f"{name}.tif: its image has 4 channels of"):
             Slide(tmp_path / f"{name}.tif")
     # In planes of one page OpenSlide reads what is there.
     planes = PIXELS[:300, :300].transpose(2, 0, 1)
@@ -316,7 +316,7 @@ def test_pictures_that_are_not_rgb_are_refused_by_name(tmp_path):
 
 def test_a_profile_that_cannot_be_read_is_refused_where_colours_follow_it(tmp_path):
     path = written(tmp_path / "s.svs", [PIXELS[:300, :300]], iccprofile=b"\0\0\0\x80no profile" + bytes(116))
-    with pytest.raises(InputError, match="s.svs: its ICC profile is of no use.*colours: scanner"):
+    with pytest.raises(InputError, match="s.svs: its ICC profile cannot be used.*colours: scanner"):
         build_pyramid(path, tmp_path / "p", [1], Settings(colours="srgb"))
     build_pyramid(path, tmp_path / "p", [1])
     assert Pyramid(tmp_path / "p").source["icc_profile"] == "unreadable"
@@ -348,7 +348,7 @@ def test_a_slide_that_crashes_native_code_is_left_out(tmp_path, monkeypatch):
     path = written(tmp_path / "s.svs", [PIXELS[:300, :300]])
     done = gigapipe("pyramid", path, tmp_path / "p", "--mpp", 1, "--leave-out", process=True)
     line, fate = done.stdout.splitlines()
-    assert "s.svs: reading it crashed (SIGSEGV)" in line and fate == "left out"
+    assert "s.svs: reading it crashed (SIGSEGV)" in line and fate == "excluded"
     assert "SIGSEGV" in left_out(tmp_path / "p")
 
 
