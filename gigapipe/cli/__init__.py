@@ -1,7 +1,7 @@
-"""The command line: one verb for each rule of the workflow, each usable without it.
+"""The command line: one verb for each rule of the workflow; each can be used without it.
 
 A module for each stage declares its verbs, each above the function that it runs. That function imports what it needs
-when it runs: `gigapipe --help` should not wait for torch.
+when it runs, so that `gigapipe --help` does not wait for torch.
 """
 
 import argparse

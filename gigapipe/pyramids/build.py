@@ -1,8 +1,8 @@
-"""From a slide to its pyramid: every resolution by exact area mean, in one pass over the slide's pixels, with Dask.
+"""Conversion of a slide to its pyramid: every resolution by exact area mean, in one pass over the slide, with Dask.
 
-A task is a block of the slide: its tiles are decoded once, band by band, for all resolutions. What a block makes of
-the finest is whole chunks, which it writes; of coarser ones it is pieces of chunks, left aside until their last
-neighbour is there. A task that is done leaves a mark, so that a run that was killed goes on from there.
+A task is a block of the slide: its tiles are decoded once, band by band, for all resolutions. For the finest resolution
+a block consists of complete chunks, which it writes; for coarser ones of parts of chunks, which are stored until all
+parts are there. Finished tasks are recorded, so that an interrupted conversion resumes.
 """
 
 import functools
@@ -60,8 +60,8 @@ def build_pyramid(
 ) -> None:
     """Write the slide at each of `resolutions` (µm per pixel) into a new store in `folder`.
 
-    The store is written under another name and renamed when whole; what was in `folder` before is replaced only then.
-    A build that was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's:
+    The store is written under another name and renamed when it is complete; an existing `folder` is replaced only then.
+    An interrupted conversion resumes if it is started again with the same arguments. `scheduler` is that of Dask:
     `threads`, `processes`, the address of a distributed one, or one of `schedulers.QUEUES`, to which as many jobs are
     submitted as there are `threads`.
 

@@ -126,8 +126,8 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
 def average_gradients(parameters: Iterable[torch.Tensor], mesh: Mesh) -> None:
     """Average `.grad` over all ranks, after `backward()`, on every rank.
 
-    Gradients of what an image, or what was pooled of one, led to are whole, and stay as they are. It is for what ranks
-    computed beside that, each by itself.
+    It is for gradients that ranks computed separately. Gradients of parameters that led to, or followed from, an image
+    are complete and stay unchanged.
     """
     if mesh.size == 1:
         return

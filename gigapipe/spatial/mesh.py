@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 class Mesh:
-    """Ranks arranged as data × rows × columns, in that order of significance, and where this rank stands.
+    """Ranks arranged as data × rows × columns, in this order, and the position of this rank.
 
-    The `rows * columns` ranks of one data index hold one batch of images between them, each a rectangle; ranks of
-    different data index hold different images. All ranks must make the same mesh, at the same point of the program.
-    `transport` carries what they exchange; by default torch.distributed's default process group, and where there is
-    none, this process alone.
+    The `rows * columns` ranks with the same data index share one batch of images, each with a rectangle; ranks with
+    different data index have different images. All ranks must create the same mesh, at the same point of the program.
+    `transport` exchanges data between ranks; the default is torch.distributed's default process group or, without one,
+    this process alone.
 
     Raises ValueError if the transport does not have `data * rows * columns` ranks.
     """
@@ -66,7 +66,8 @@ class Mesh:
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> "Mesh":
-        """The mesh of a DeviceMesh whose dimensions are named data, rows and columns, in this order; any may lack.
+        """The mesh of a DeviceMesh with dimensions named data, rows and columns, in this order; any of them may be
+        missing.
 
         It may be a part of a larger DeviceMesh. Raises ValueError for other names.
         """

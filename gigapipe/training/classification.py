@@ -202,7 +202,7 @@ class Classification(OfCanvases):
 
 @torch.no_grad()
 def predict(model: nn.Module, settings: CanvasSettings, canvases: Canvases, streaming: Streaming) -> torch.Tensor:
-    """What is `said` of each slide (slides, outputs), float64, the same on every rank; data ranks share them out."""
+    """Predictions for each slide (slides, outputs), float64, the same on every rank; data ranks divide the slides."""
     mesh = canvases.mesh
     model.eval()
     with settings.autocast(mesh.device):

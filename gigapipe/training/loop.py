@@ -31,18 +31,18 @@ CHECKPOINT_EVERY = 300.0
 
 
 def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, tensorboard: bool = False) -> None:
-    """Train, and write `output` (weights of the best epoch in validation) and `training.json` beside it.
+    """Train, and write `output` (weights of the epoch with the lowest validation loss) and `training.json` beside it.
 
-    After `patience` epochs without a better validation it ends; with schedule `plateau` it first returns to the best
-    weights at a lower learning rate, and the optimiser starts anew, `schedule.FALLS` times.
+    After `patience` epochs without an improvement training ends; with schedule `plateau` it first returns to the best
+    weights at a lower learning rate with a reset optimiser, `schedule.FALLS` times.
 
-    After every epoch, within long ones, and when it is to `stop`, the state is written into the folder `checkpoints`
-    beside `output`, where the last `keep` stay; a run that finds one made with the same settings and slides goes on
-    from there, on any mesh. They are removed when the model is whole. With `tensorboard` what epochs have come to is
-    written into the folder of that name, too: see `Curves`.
+    After every epoch, within long ones, and on request of `stop`, a checkpoint is written into the folder `checkpoints`
+    beside `output`, where the last `keep` are kept; a training with the same settings and slides resumes from it, on
+    any mesh. They are deleted when the model is complete. With `tensorboard` the values of each epoch are also written
+    into the folder of that name: see `Curves`.
 
-    Raises InputError if the slides do not make whole batches, the loss is no number, or ranks see different files;
-    Unfinished if it has stopped. At least one step is made before.
+    Raises InputError if the slides do not make complete batches, the loss is not a number, or ranks see different
+    files; Unfinished if it was stopped. At least one step is made before that.
     """
     settings, mesh, model = task.settings, task.mesh, task.model
     speak = mesh.rank == 0
