@@ -53,7 +53,7 @@ def not_implied(arrows: dict[str, set[str]]) -> set[tuple[str, str]]:
     return {(room, near) for room, near in every if not any(near in behind[other] for other in arrows[room])}
 
 
-def test_the_drawing_of_the_rooms_is_that_of_the_imports():
+def test_the_drawing_of_the_parts_is_that_of_the_imports():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE)) == not_implied(real_arrows())
 
