@@ -126,6 +126,6 @@ def test_a_workflow_of_another_folder_with_the_same_results_is_refused(project, 
         code, output = snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv", check=False)
         other.kill()
     assert code == 1 and f"another process (process {other.pid} on" in output, output
-    assert "runs the workflow there; wait until it has finished" in output
+    assert "is running the workflow there; wait until it has finished" in output
     snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv")
     assert not (project / "results/.workflow.lock").exists()
