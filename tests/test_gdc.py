@@ -326,7 +326,7 @@ def test_a_stale_id_names_the_command_that_refreshes_it_and_that_works(slide, tm
         assert done.returncode == 1 and "gigapipe gdc refresh" in done.stdout
         assert name_of(1) in done.stdout and f"was re-released as {new}" in done.stdout
         done = gigapipe("gdc", "refresh", sheet, "--api", url)
-    assert "1 of 4 slides were re-released" in done.stdout and "slide c: the archive no longer has a file" in done.stdout
+    assert "1 of 4 slides were re-released" in done.stdout and "slide c: the archive no longer has" in done.stdout
     lines = sheet.read_text().splitlines(keepends=True)
     assert lines[0].startswith("# gigapipe") and lines[1] == columns and lines[3:] == rows[1:]
     assert lines[2] == f"a\tp\ts\tx\tgdc:{new}\t{name_of(1)}\t{md5_of(slide)}\t{slide.stat().st_size}\tmine\n"

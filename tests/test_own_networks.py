@@ -269,9 +269,7 @@ def test_a_model_runs_no_code_that_is_not_named(here, applied, caplog):
     (here / "was run").unlink()
     sys.modules.pop("mine")
     said = applied("predict", "predictions.tsv")
-    assert (
-        "its network is your own code, which is executed only if you name it; if you trust it, add --network" in said
-    )
+    assert "its network is your own code, which is executed only if you name it; if you trust it, add --network" in said
     assert """mine.py:scores --network-options '{"width": 6}\'""" in said
     assert "give these options" in applied("predict", "predictions.tsv", "--network", "mine.py:scores")
     assert not (here / "was run").exists() and not (here / "predictions.tsv").exists()
