@@ -31,7 +31,7 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow gigapipe/workflow_folder/Snakefile
 
 types: $(READY)
 	$(BIN)/mypy --no-error-summary

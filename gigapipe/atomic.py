@@ -62,8 +62,8 @@ def _to_disk(file: IO) -> None:
         if error.errno not in UNSUPPORTED:
             raise
         tell_once(
-            f"{Path(file.name).parent}: its file system does not say when a file is on the disk ({error.strerror}); "
-            "after a power cut look at what was written last",
+            f"{Path(file.name).parent}: this file system cannot confirm that a file is on the disk ({error.strerror}); "
+            "after a power failure check the files that were written last",
             about=("fsync", os.fstat(file.fileno()).st_dev),
         )
 

@@ -56,7 +56,7 @@ class Attempts:
         """Raise InVain if there is a verdict."""
         if why := self.verdict:
             when = time.strftime("%d %b %H:%M", time.localtime(self._noted(NEVER).get("when", 0)))
-            raise InVain(f"{why} (found on {when}; remove {self.folder / NEVER} to try all the same)")
+            raise InVain(f"{why} (recorded on {when}; remove {self.folder / NEVER} to try again)")
 
     def begin(self, memory: int | None) -> None:
         """Note that an attempt begins, whose ranks may take `memory` bytes each; what other keys have left goes.
@@ -117,18 +117,18 @@ class Attempts:
         begun, before = self._noted(BEGUN), self._noted(MEMORY)
         memory = begun.get("memory")
         planned = (
-            f"{memory / 1e9:.1f} GB a rank were planned for (--memory)"
+            f"{memory / 1e9:.1f} GB per rank were planned (--memory)"
             if memory
-            else "nothing was planned, for no --memory was given"
+            else "nothing was planned, because no --memory was given"
         )
         kills = before.get("kills", 0) + (before.get("attempt") != begun.get("when") or not before)
         why = (
-            f"{self.output}: a rank was killed for memory ({said}); {planned}; let training.memory be less than a "
-            "rank has, give a larger mesh, or the job more memory"
+            f"{self.output}: a rank was killed because memory ran out ({said}); {planned}; set training.memory below "
+            "the memory of a rank, use a larger mesh, or request more memory for the job"
         )
         self._note(MEMORY, {"kills": kills, "attempt": begun.get("when")})
         if kills >= KILLS:
-            self._note(NEVER, {"why": f"{why}; it was so {kills} times"})
+            self._note(NEVER, {"why": f"{why}; this happened {kills} times"})
         return why
 
     def _noted(self, name: str) -> dict[str, Any]:

@@ -24,14 +24,14 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.
 """How file systems, and containers, say that they know no `flock` or no `fsync`; Linux calls 524 ENOTSUPP."""
 
 REMEDIES = {
-    "make room on its disk, or write to another": (errno.ENOSPC, errno.EDQUOT),
-    "give a place that may be written": (errno.EROFS,),
-    "get the right to it from its owner, or give another place": (errno.EACCES, errno.EPERM),
+    "free some space on its disk, or write to another disk": (errno.ENOSPC, errno.EDQUOT),
+    "give a path that is writable": (errno.EROFS,),
+    "ask its owner for permission, or give another path": (errno.EACCES, errno.EPERM),
     "give a shorter name": (errno.ENAMETOOLONG,),
     "correct the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY),
-    "its disk, or `ulimit -f`, allows no file of this size": (errno.EFBIG,),
+    "its file system, or `ulimit -f`, does not allow files of this size": (errno.EFBIG,),
     "allow more open files (`ulimit -n`)": (errno.EMFILE, errno.ENFILE),
-    "what read this has ended": (errno.EPIPE,),
+    "the program that reads this output has ended": (errno.EPIPE,),
 }
 
 NUMPY_FULL = ("Not enough free space", " requested and ")
@@ -70,7 +70,7 @@ def read_again(read: Callable[[], T], path: Path) -> T:
                 if not passes(error):
                     raise
                 host, reason = socket.gethostname(), error.strerror or error
-                logger.warning(f"{path}: cannot be read on {host} ({reason}); again in {wait:g} s")
+                logger.warning(f"{path}: cannot be read on {host} ({reason}); next attempt in {wait:g} s")
                 time.sleep(wait)
         return read()
 
@@ -94,8 +94,8 @@ def remedy(error: OSError) -> str:
     number = errno.ENOSPC if any(words in str(error) for words in NUMPY_FULL) else error.errno
     found = next((text for text, numbers in REMEDIES.items() if number in numbers), None)
     if found is None and error.filename is None and isinstance(error, ConnectionError | TimeoutError):
-        return "look at the network, and run it again"
-    return found or "look at its disk, and run it again"
+        return "check the network, and run it again"
+    return found or "check its disk, and run it again"
 
 
 def in_one_line(error: OSError) -> str:

@@ -15,14 +15,14 @@ def fault_of(text: str) -> str | None:
     for sign in text:
         if unicodedata.category(sign) in ("Cc", "Zl", "Zp"):
             what = "a line break" if sign in LINE_BREAKS else f"the control character {sign!a}"
-            return f"holds {what}; take it out"
+            return f"contains {what}; remove it"
     try:
         text.encode("utf-8")
         os.fsencode(text)
     except UnicodeEncodeError:
         return (
-            f"holds what {sys.getfilesystemencoding()}, the encoding of this locale, has no letter for; set "
-            "LC_ALL=C.UTF-8, and not PYTHONUTF8=0, or give it a name in UTF-8"
+            f"contains a character that {sys.getfilesystemencoding()}, the encoding of this locale, does not have; set "
+            "LC_ALL=C.UTF-8 (and not PYTHONUTF8=0), or give it a name in UTF-8"
         )
     return None
 

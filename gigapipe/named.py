@@ -120,7 +120,9 @@ def load(name: str) -> Callable[..., Any]:
             if folder not in sys.path:
                 sys.path.append(folder)
     if found.local and Path(getattr(module, "__file__", None) or "").resolve() != found.file.resolve():
-        raise InputError(f"{name}: another module is called {found.module}, {module!r}; rename {found.file}")
+        raise InputError(
+            f"{name}: there is another module with the name {found.module}, {module!r}; rename {found.file}"
+        )
     function = getattr(module, found.function, None)
     if not callable(function):
         raise InputError(f"{name}: {found.file} has no function {found.function}; {GIVE}")

@@ -23,7 +23,7 @@ class Busy(Unavailable):
         if holder:
             since = time.strftime("%d %b %H:%M", time.localtime(holder["since"]))
             named = f" (process {holder['process']} on {holder['host']}, since {since})"
-        super().__init__(f"{output}: another process{named} {what}; wait for that one")
+        super().__init__(f"{output}: another process{named} {what}; wait until it has finished")
         self.holder = holder
 
 
@@ -98,8 +98,8 @@ def _take(file: IO, output: Path, what: str) -> None:
         if _lives_here(holder):
             raise Busy(output, what, holder) from None
         tell_once(
-            f"{output.parent}: its file system has no locks ({error.strerror}); let no two hosts write there the same "
-            "at once",
+            f"{output.parent}: its file system does not support locks ({error.strerror}); do not write the same output "
+            "from two hosts at the same time",
             about=("flock", os.fstat(file.fileno()).st_dev),
         )
 

@@ -121,14 +121,14 @@ def test_without_the_slide_it_is_made_of_the_next_finer_one_with_the_error_that_
     pyramid, at_once = Pyramid(folder), Pyramid(whole / "whole")
     lost = pyramid.codec["largest_error"]
     assert pyramid.made_from[4.0] == {"level": 2.0, "largest_error": 1 + lost[0]}
-    assert pyramid.made_from[3.0] == {"level": 2.0, "largest_error": None} and "without a bound" in caplog.text
+    assert pyramid.made_from[3.0] == {"level": 2.0, "largest_error": None} and "an unbounded error" in caplog.text
     differences = {mpp: abs(pyramid.array(mpp)[:].astype(int) - at_once.array(mpp)[:]) for mpp in (3.0, 4.0)}
     print({mpp: (found.mean(), found.max()) for mpp, found in differences.items()})
     assert 0 < differences[4.0].max() <= 1 + lost[0] + lost[pyramid.resolutions.index(4.0)]
     assert differences[3.0].mean() < 6
     with open_slide(slide, Settings(**pyramid.settings)) as opened:
         assert verify_pixels(pyramid, opened) == 8 * 3
-    with pytest.raises(InputError, match=r"1 µm/px is finer than all that it holds; give its slide, too"):
+    with pytest.raises(InputError, match=r"1 µm/px is finer than all its resolutions; also give its slide"):
         add_resolutions(folder, [1.0], None)
     assert Pyramid(folder).resolutions == [2.0, 3.0, 4.0, 8.0] and verify_chunks(Pyramid(folder))
 
@@ -137,7 +137,7 @@ def test_another_slide_adds_nothing(whole, tmp_path):
     folder = shutil.copytree(whole / "part", tmp_path / "part")
     write_slide(tmp_path / "s.svs", render(cohort(patients=6)[1]))
     done = gigapipe("add", folder, "--mpp", 4, "--slide", tmp_path / "s.svs", check=False)
-    assert done.returncode == 1 and "is another file than pyramid" in done.stdout.splitlines()[-1]
+    assert done.returncode == 1 and "is not the file that pyramid" in done.stdout.splitlines()[-1]
     assert Pyramid(folder).resolutions == [2.0, 8.0]
     done = gigapipe("add", folder, "--mpp", 4, "--output", tmp_path / "mark.json")
     assert json.loads((tmp_path / "mark.json").read_text()) == {"resolutions": [2.0, 4.0, 8.0]}

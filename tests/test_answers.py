@@ -100,21 +100,19 @@ def test_one_file_that_is_not_as_it_should_be_is_named_and_left_out(archive, cap
     archive.replies = [page(hits)]
     sheet = asked(archive.url)
     assert list(sheet["slide"]) == ["TCGA-05-0000-01Z-00-DX1", "TCGA-05-0002-01Z-00-DX1"]
-    assert f"left out: {name_of(1)}: {words}, says the archive" in caplog.text
+    assert f"excluded: {name_of(1)}: {words}, according to the archive" in caplog.text
 
 
 @pytest.mark.parametrize("what", [None, "a text", 7, []])
 def test_what_is_no_file_at_all_is_counted(archive, caplog, what):
     archive.replies = [page([hit(0), what])]
     assert len(asked(archive.url)) == 1
-    assert "left out: file 2 of 2: is not of the right form" in caplog.text
+    assert "excluded: file 2 of 2: has the wrong format" in caplog.text
 
 
 def test_if_no_file_is_whole_that_is_the_error(archive):
     archive.replies = [page([hit(i) | {"md5sum": None} for i in range(2)])]
-    with pytest.raises(
-        InputError, match=f"of none of 2 files it says what is needed; the first, {name_of(0)}: its md5"
-    ):
+    with pytest.raises(InputError, match=f"none of 2 files has all required fields; the first: {name_of(0)}: its md5"):
         asked(archive.url)
 
 
@@ -137,8 +135,8 @@ MESSAGES = {
     "hits null": ((200, {"data": {"hits": None, "pagination": {"total": 1}}}), "its data.hits is null"),
     "no pagination": ((200, {"data": {"hits": []}}), "has no data.pagination"),
     "total null": ((200, {"data": {"hits": [], "pagination": {"total": None}}}), "its data.pagination.total is null"),
-    "null": ((200, "null"), "is not of the right form; it says 'null'"),
-    "a list": ((200, []), "is not of the right form; it says '\\[\\]'"),
+    "null": ((200, "null"), "has the wrong format; it says 'null'"),
+    "a list": ((200, []), "has the wrong format; it says '\\[\\]'"),
     "a page": ((200, "<html>Please log in</html>"), "it says '<html>Please log in</html>'"),
     "nothing": ((200, ""), "it says ''"),
     "torn": ((200, '{"data": {"hits": ['), 'it says \'{"data": {"hits": \\[\''),
@@ -166,22 +164,22 @@ def test_what_the_archive_warns_of_is_passed_on(archive, caplog):
 def test_what_may_pass_is_asked_again(archive, caplog, status):
     archive.replies = [(status, {"message": "later"}), page([hit(0)])]
     assert len(asked(archive.url)) == 1
-    assert f"answers {status}, 'later'; again in" in caplog.text
+    assert f"answers {status}, 'later'; next attempt in" in caplog.text
 
 
 def test_what_does_not_pass_is_an_error_in_the_archive_s_words(archive):
     archive.replies = [(503, {"message": "we are being repaired"})] * 3
-    with pytest.raises(InputError, match="answers 503, 'we are being repaired', 3 times in a row"):
+    with pytest.raises(InputError, match="answers 503, 'we are being repaired', 3 times in succession"):
         asked(archive.url)
     archive.server_close()
     archive.shutdown()
-    with pytest.raises(InputError, match="the connection failed .*, 3 times in a row"):
+    with pytest.raises(InputError, match="the connection failed .*, 3 times in succession"):
         asked(archive.url)
 
 
 def test_pages_that_are_missing_or_come_twice_are_errors(archive):
     archive.replies = [page([hit(0), hit(1)], total=4), page([], total=4)]
-    with pytest.raises(InputError, match="promised 4 files and listed 2"):
+    with pytest.raises(InputError, match="announced 4 files but listed 2"):
         asked(archive.url)
     archive.replies = [page([hit(0), hit(1)], total=4), page([hit(1), hit(2)], total=4)]
     with pytest.raises(InputError, match=f"lists {name_of(1)} twice"):
@@ -208,4 +206,4 @@ def test_of_a_file_s_versions_too(archive, reply):
     with pytest.raises(InputError, match="files/versions/abc: its answer"):
         Client(archive.url).why_absent("gdc:abc", "")
     archive.replies = [(200, [{"id": "abc", "latest_id": None}]), page([])]
-    assert "has no file abc" in Client(archive.url).why_absent("gdc:abc", "a.svs")
+    assert "no longer has a file abc" in Client(archive.url).why_absent("gdc:abc", "a.svs")

@@ -27,8 +27,8 @@ def taken(rows: int, columns: int) -> float:
     "holds, share, ranks, why",
     [
         ((1, 1), 1.0, 1, "one rank: a step takes"),
-        ((1, 2), 1.0, 2, "2 ranks an image: a step takes"),
-        ((2, 2), 1.0, 4, "4 ranks an image"),
+        ((1, 2), 1.0, 2, "2 ranks per image: a step takes"),
+        ((2, 2), 1.0, 4, "4 ranks per image"),
         ((2, 2), 0.9, None, "one rank, streamed: up to 4 ranks do not hold a step"),
     ],
 )

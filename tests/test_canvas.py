@@ -29,5 +29,5 @@ def test_one_slide_in_twenty_may_be_larger():
 
 def test_slides_without_tissue_say_nothing():
     assert suitable_canvases([slide(1000), slide(9000, 0.0)], [8.0])["slides"].item() == 1
-    with pytest.raises(InputError, match="canvas: auto: none of the slides has tissue"):
+    with pytest.raises(InputError, match="canvas: auto: no tissue was found in any slide"):
         suitable_canvases([slide(1000, 0.0)], [8.0])

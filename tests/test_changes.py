@@ -159,14 +159,14 @@ def test_a_dry_run_is_a_screenful_and_says_why(made):
     _, output = snakemake(made, "-n", "--cores", 2, "--configfile", "mine.yaml")
     lines = output.splitlines()
     assert len(lines) < 60, output
-    first = next(line for line in lines if line.startswith("To make: "))
+    first = next(line for line in lines if line.startswith("To compute: "))
     assert (
         f"{PATIENTS} resolutions added to pyramids, " in first
         and "9 trainings, 9 predictions, 3 resolutions' maps; about" in first
     )
     assert re.search(r"; about \d+ (s|min) \(", first)
     reasons = {tuple(line.split(maxsplit=2)) for line in lines if re.match(r" +\d+ \w+ ", line)}
-    assert ("6", "train", "epochs 2, was 1") in reasons and ("3", "train", "not made yet") in reasons
+    assert ("6", "train", "epochs 2, was 1") in reasons and ("3", "train", "not computed yet") in reasons
     assert ("6", "predict", "follows from trainings") in reasons
 
 
@@ -192,7 +192,9 @@ def test_what_is_added_is_made_and_nothing_else_and_then_all_is_done(made, tmp_p
         "train": 1,
         "predict": 1,
     }
-    assert "resolutions added to pyramids: " in output and "Expected: about " in output and "Taken: " in output
+    assert (
+        "resolutions added to pyramids: " in output and "Expected time: about " in output and "Actual time: " in output
+    )
     assert all(Pyramid(folder).resolutions == [8.0, 16.0, 32.0] for folder in pyramids)
     assert all(path.stat().st_mtime_ns == then for path, then in chunks.items()) and chunks
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == then for path, then in before.items()) and before

@@ -56,7 +56,7 @@ def test_sixty_slides_arrive_whole_through_faults_and_kills(shared, tmp_path):
     with serving(archive) as url:
         arguments = configured(project, url)
         _, output = snakemake(project, *arguments)
-        assert "look at it, and run the same command again" in output
+        assert "check it, and run the same command again" in output
         folder = project / "resources/slides"
         for share in (0.25, 0.6):
             process = start(project, *arguments, "slides")
@@ -69,7 +69,7 @@ def test_sixty_slides_arrive_whole_through_faults_and_kills(shared, tmp_path):
         for path in folder.glob("TCGA*.svs"):
             assert path.read_bytes() == slides[full_name(path, slides)][0].read_bytes()
         _, output = snakemake(project, *arguments, "slides")
-        assert f"{len(slides)} slides to fetch" not in output and "slides to fetch" in output
+        assert f"{len(slides)} slides to download" not in output and "slides to download" in output
         requests = len(archive.requests)
         snakemake(project, *arguments, "slides")
         assert len(archive.requests) == requests
@@ -102,7 +102,7 @@ def test_slides_that_are_not_kept_are_fetched_once(shared, tmp_path):
         snakemake(project, *arguments, "survey")
         assert not list((project / "resources/slides").glob("*.svs"))
         logs = [path.read_text() for path in (project / "results/logs/pyramid").iterdir()]
-        assert len(logs) == 2 and all("rectangles made again, every pixel the same" in log for log in logs)
+        assert len(logs) == 2 and all("rectangles computed again, all pixels identical" in log for log in logs)
         requests = len(archive.requests)
         _, output = snakemake(project, *arguments, "survey", "--forcerun", "survey", "--printshellcmds")
         assert "rule survey" in output and "rule download" not in output and len(archive.requests) == requests

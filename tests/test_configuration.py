@@ -165,28 +165,28 @@ WRONG = {
     "training: {memory: 6 gigs}": 'training.memory: found "6 gigs"; allowed is a size such as 6GiB or 500MB',
     "training: {device: gpu}": 'training.device: found "gpu"; allowed is auto, cpu, cuda, cuda:0',
     "training: {schedule: plateau}": "training.schedule: plateau needs patience",
-    "training: {coarse_to_fine: true, weights: w}": "training.coarse_to_fine: it and weights are two beginnings",
+    "training: {coarse_to_fine: true, weights: w}": "training.coarse_to_fine: it and weights both set the initial",
     "resolutions: [{mpp: fine, canvas: 8, mesh: [1, 1, 1]}]": 'resolutions[0].mpp: found "fine"; allowed is a number',
     "resolutions: [{canvas: 9}]": "resolutions[0].mpp: is missing; give a number above 0, µm per pixel",
     "resolutions: [{mpp: 8, canvas: large}]": 'resolutions[0].canvas: found "large"; allowed is a whole number of 1',
     "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 1]}]": "resolutions[0].mesh: found [1, 1]; allowed is a list of 3",
-    "resolutions: [{mpp: 8, canvas: 9, mesh: [3, 1, 1]}]": "training.batch: 4 slides do not divide over the 3 data",
-    "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 10, 1]}]": "resolutions[0].mesh: 10 × 1 ranks are more than a canvas",
+    "resolutions: [{mpp: 8, canvas: 9, mesh: [3, 1, 1]}]": "training.batch: 4 slides cannot be divided evenly among",
+    "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 10, 1]}]": "resolutions[0].mesh: 10 × 1 ranks: a canvas of 9 px has",
     "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 1, 1]}, {mpp: 8.0, canvas: 9, mesh: [1, 1, 1]}]": "given twice",
     "seeds: [0, 0]": "seeds: an entry is given twice",
-    "{task: tissue, seeds: [0, 1]}": "task: tissue takes one seed",
+    "{task: tissue, seeds: [0, 1]}": "task: tissue allows one seed",
     "folds: {by: hospital}": 'folds.by: found "hospital"; allowed is site or patient',
     "folds: {number: 2}": "folds.number: found 2; allowed is a whole number of 3 or more",
     "cohort: {projects: [TCGA-LUAD]}": "cohort: needs `slides`",
     "{slides: s, cohort: {label: project}}": "cohort.projects: give either projects or manifests",
     "{slides: s, cohort: {manifests: {a=b: m}}}": 'cohort.manifests: found "a=b"',
-    "gdc: {token: t, api: 'http://a/b'}": "gdc.api: http://a/b is asked without encryption, and the token would be",
+    "gdc: {token: t, api: 'http://a/b'}": "gdc.api: http://a/b is not encrypted, so that others",
     "{gdc: {token: t, api: 'http://a/b', plain_http: [c]}, maps: -1}": "allow it by plain_http: [a]",
     "pyramids: {shard: 100}": "pyramids.shard: 100 px must be a multiple of chunk, 512 px",
     "training: 7": "training: found 7; allowed is the keys",
     "training: {network: resnet19}": 'training.network: found "resnet19"; allowed is resnet10, resnet18, resnet34 or',
-    "training: {network_options: {depth: 3}}": "training.network_options: resnet18 takes width, norm and pool; these",
-    "training: {network: 'mine:net', width: 8}": "training.width: is of ResNets; give what mine:net takes",
+    "training: {network_options: {depth: 3}}": "training.network_options: resnet18 takes width, norm and pool; network",
+    "training: {network: 'mine:net', width: 8}": "training.width: is an option of ResNets; give arguments of mine:net",
     "training: {network: 'mine:net', network_options: 3}": "training.network_options: found 3; allowed is keywords",
     "{training: {epochs: 0, batch: 0, width: 0}}": "(2 more after this)",
 }
@@ -210,8 +210,8 @@ def test_numbers_may_be_written_as_yaml_reads_them():
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"training": {"batch": 40}}, "31 training slides of fold 0 do not fill a step of 40"),
-        ({"training": {"accumulate": 9}}, "31 training slides of fold 0 do not fill a step of 36"),
+        ({"training": {"batch": 40}}, "31 training slides of fold 0 are fewer than a step of 40"),
+        ({"training": {"accumulate": 9}}, "31 training slides of fold 0 are fewer than a step of 36"),
         ({"folds": {"number": 25, "by": "patient"}}, "20 patients are too few for 25 folds"),
         ({"folds": {"number": 5}}, "4 sites are too few for 5 folds"),
     ],
@@ -246,7 +246,7 @@ def test_a_finer_resolution_than_a_slides_own_is_refused_by_name(tmp_path):
     fine = Configuration.of({"resolutions": [{"mpp": 0.1, "canvas": 9, "mesh": [1, 1, 1]}]})
     check_resolutions({slide: None}, Configuration())
     check_resolutions({Path("nowhere.svs"): None}, fine)
-    with pytest.raises(InputError, match=f"{slide.name}.* coarser than the 0.1 asked for"):
+    with pytest.raises(InputError, match=f"{slide.name}.* coarser than the requested 0.1"):
         check_resolutions({slide: None}, fine)
 
 
@@ -275,7 +275,7 @@ def test_an_argument_s_old_name_is_taken_with_a_word(capsys):
     assert parser().parse_args(["train", *given, "--silence", "45s"]).timeout == 0.75
     assert (
         capsys.readouterr().err
-        == "gigapipe: --silence is called --timeout now; the old name goes with the next release\n"
+        == "gigapipe: --silence is now called --timeout; the old name will be removed in the next release\n"
     )
     assert parser().parse_args(["train", *given, "--timeout", "45s"]).timeout == 0.75
     assert parser().parse_args(["train", *given]).timeout is None and capsys.readouterr().err == ""
@@ -307,4 +307,4 @@ def test_the_core_needs_none_of_the_workflow_s_packages():
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "gigapipe: pandas is not installed; pip install 'gigapipe[workflow]' brings it\n"
+    assert done.stderr == "gigapipe: pandas is not installed; install it with pip install 'gigapipe[workflow]'\n"

@@ -92,6 +92,6 @@ def test_without_what_writes_them_nothing_is_trained_and_a_line_says_what_to_ins
     done = gigapipe(*training(small_cohort, tmp_path / "model.pt", more=["--tensorboard"]), check=False)
     assert done.returncode == AGAIN and "epoch" not in done.stdout
     assert done.stdout.splitlines()[-1] == (
-        "gigapipe: tensorboard: tensorboardX is not installed; pip install 'gigapipe[tensorboard]' brings it"
+        "gigapipe: tensorboard: tensorboardX is not installed; install it with pip install 'gigapipe[tensorboard]'"
     )
     assert not list(tmp_path.glob("**/*.pt"))

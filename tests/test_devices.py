@@ -60,9 +60,7 @@ def test_a_state_that_was_written_on_a_gpu_is_read_without_one(checkpoints, monk
 def test_a_state_that_cannot_be_read_here_is_not_taken_for_torn(checkpoints):
     checkpoints.save(6, {"identity": "it"})
     (checkpoints.folder / "00000007.pt").symlink_to(UNREADABLE)
-    with pytest.raises(
-        InputError, match="00000007.pt: cannot be read here: .*Input/output error; it was left as it is"
-    ):
+    with pytest.raises(InputError, match="00000007.pt: cannot be read here: .*Input/output error; it was not changed"):
         checkpoints.newest("it")
     assert len(list(checkpoints.folder.iterdir())) == 2
 
@@ -136,12 +134,12 @@ def test_interfaces_in_every_spelling(monkeypatch, variable, told, expected):
         ("auto", 0, 2, "cpu (sees no GPU)"),
         ("auto", 4, 4, "cuda:1 (a GPU for each rank)"),
         ("auto", 1, 1, "cuda:0 (a GPU for each rank)"),
-        ("auto", 2, 4, "cpu (4 ranks on .* see 2 GPUs, which --device cuda:0 would have them share)"),
+        ("auto", 2, 4, "cpu (4 ranks on .* see 2 GPUs; --device cuda:0 would let them share it)"),
         ("cpu", 4, 4, "cpu ()"),
         ("cuda", 4, 4, "cuda:1 ()"),
         ("cuda:2", 4, 4, "cuda:2 ()"),
         ("cuda", 0, 1, "device cuda: torch .* sees none of its kind"),
-        ("cuda", 2, 4, "4 ranks on .* see 2 GPUs: start one rank a GPU"),
+        ("cuda", 2, 4, "4 ranks on .* see 2 GPUs: start one rank per GPU"),
         ("cuda:4", 4, 1, "device cuda:4: torch .* sees 4 of its kind"),
     ],
 )

@@ -147,16 +147,16 @@ def test_a_slide_s_path_that_cannot_be_read_is_one_line(slide, tmp_path, path, w
 
 def test_a_slide_that_nobody_may_read_is_one_line(slide, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", failing(open, errno.EACCES, times=1))
-    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); get the right to it"):
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); ask its owner for permission"):
         Slide(slide)
 
 
 FAULTS = {
-    errno.ENOSPC: "No space left on device; make room on its disk, or write to another",
-    errno.EDQUOT: "Disk quota exceeded; make room on its disk, or write to another",
-    errno.EROFS: "Read-only file system; give a place that may be written",
-    errno.EACCES: "Permission denied; get the right to it from its owner, or give another place",
-    errno.EIO: "Input/output error; look at its disk, and run it again",
+    errno.ENOSPC: "No space left on device; free some space on its disk, or write to another disk",
+    errno.EDQUOT: "Disk quota exceeded; free some space on its disk, or write to another disk",
+    errno.EROFS: "Read-only file system; give a path that is writable",
+    errno.EACCES: "Permission denied; ask its owner for permission, or give another path",
+    errno.EIO: "Input/output error; check its disk, and run it again",
 }
 
 
@@ -185,7 +185,9 @@ def test_what_rust_and_torch_say_of_a_full_disk_is_one_line_too(slide, tmp_path)
         done = gigapipe("pyramid", slide, tmp_path / "p", "--mpp", MPP, "--chunk", 512, check=False)
         assert done.returncode == AGAIN and "Traceback" not in done.stdout
         last = done.stdout.splitlines()[-1]
-        assert last.startswith(f"gigapipe: {tmp_path}/.p.partial/image.zarr/0: File too large; its disk, or `ulimit")
+        assert last.startswith(
+            f"gigapipe: {tmp_path}/.p.partial/image.zarr/0: File too large; its file system, or `ulimit"
+        )
         with pytest.raises(OSError, match="File too large: .*model.pt") as full:
             save(tmp_path / "model.pt", {"weights": torch.zeros(100_000)})
         assert in_one_line(full.value).startswith(f"{tmp_path}/model.pt: File too large; ")
@@ -196,7 +198,7 @@ def test_an_error_that_names_no_file_says_where_it_came_up(slide, monkeypatch):
     monkeypatch.setattr(os, "pread", failing(os.pread, errno.EIO, times=1))
     with pytest.raises(OSError) as failed:
         disks.look_for_fault(slide)
-    assert re.fullmatch(r"disks.py, line \d+: Input/output error; look at .*", in_one_line(failed.value))
+    assert re.fullmatch(r"disks.py, line \d+: Input/output error; check .*", in_one_line(failed.value))
 
 
 def test_output_that_has_no_room_is_one_line(monkeypatch, capfd):
@@ -223,8 +225,8 @@ def test_file_systems_without_locks_and_fsync_work_and_it_is_said_once(tmp_path,
         with atomic_file(tmp_path / f"{name}.txt") as partial:
             partial.write_text(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.txt", "b", "b.txt"]
-    assert caplog.text.count("its file system has no locks") == 1
-    assert caplog.text.count("does not say when a file is on the disk") == 1
+    assert caplog.text.count("its file system does not support locks") == 1
+    assert caplog.text.count("cannot confirm that a file is on the disk") == 1
 
 
 def test_a_lock_that_another_holds_is_no_missing_one(tmp_path, monkeypatch):
@@ -238,7 +240,7 @@ def test_what_numba_cannot_keep_is_compiled_all_the_same(monkeypatch, caplog):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     for patch, words in (
-        ((caching.CacheImpl, "_locator_classes", []), "(no folder may be written)"),
+        ((caching.CacheImpl, "_locator_classes", []), "(no folder is writable)"),
         ((caching.IndexDataCacheFile, "save", nowhere), "(Disk quota exceeded)"),
     ):
         with monkeypatch.context() as context:

@@ -255,7 +255,7 @@ def test_the_reports_confusion_matrix_decides_as_the_table_does(tmp_path):
     table = compared(folders)
     predictions = of_table(read_predictions(found(tmp_path, "predictions.tsv")), table)
     figure, caption = all_figures(table, predictions, [], tmp_path)["confusion"]
-    assert "at a threshold fixed on each network's validation slides" in caption and "Left out" not in caption
+    assert "at a threshold chosen on each network's validation slides" in caption and "Not shown" not in caption
     for panel, row in zip(figure.axes, table.itertuples(), strict=True):
         (acinar, wrongly_solid), (wrongly_acinar, solid) = np.reshape([int(n.get_text()) for n in panel.texts], (2, 2))
         assert acinar + wrongly_solid + wrongly_acinar + solid == 2 * row.slides
@@ -271,9 +271,9 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     files = [[folder / name for folder in (one, other)] for name in ("predictions.tsv", "training.json")]
     with pytest.raises(InputError, match="2 tables of predictions, but 1 trainings"):
         read_networks(files[0], files[1][:1])
-    with pytest.raises(InputError, match="0/predictions.tsv: a network like it is given twice"):
+    with pytest.raises(InputError, match="0/predictions.tsv: its network is given twice"):
         read_networks([*files[0], files[0][0]], [*files[1], files[1][0]])
-    with pytest.raises(InputError, match="of different fold; give the same networks, in the same order"):
+    with pytest.raises(InputError, match="have a different fold; give the same networks, in the same order"):
         read_networks(files[0], files[1][::-1])
     with pytest.raises(InputError, match="predictions .*training.json: has no column slide, .*`gigapipe predict`"):
         read_networks(files[1], files[1])
@@ -284,7 +284,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     with pytest.raises(InputError, match="labels acinar, mixed, solid: not all have a column score_acinar"):
         read_networks(*files)
     table.iloc[1:].assign(mpp=4.0).to_csv(one / "predictions.tsv", sep="\t", index=False)
-    with pytest.raises(InputError, match="of different mpp"):
+    with pytest.raises(InputError, match="have a different mpp"):
         read_networks(*files)
 
 

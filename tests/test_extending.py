@@ -115,7 +115,7 @@ def test_a_network_a_task_a_reader_and_a_profile_are_added_without_a_change_of_g
     assert f"add --task {own}/task.py:robust" in gigapipe(*common, cwd=project, check=False).stdout
     again = ["verify", slide.folder, "--slide", own / f"{predictions.index[0]}.npz"]
     assert f"add --reader {own}/reader.py:Array" in gigapipe(*again, check=False).stdout
-    assert "every pixel the same" in gigapipe(*again, "--reader", f"{own}/reader.py:Array").stdout
+    assert "all pixels identical" in gigapipe(*again, "--reader", f"{own}/reader.py:Array").stdout
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -140,7 +140,7 @@ def test_what_is_no_task_or_reader_is_said_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "slide.nil").touch()
     with pytest.raises(InputError, match="slide .*slide.nil: its reader nothing.py:reader: AttributeError: .*; "):
         Slide(tmp_path / "slide.nil", reader="nothing.py:reader")
-    with pytest.raises(InputError, match="slide .*not readable as a slide .*0 bytes; fetch it again"):
+    with pytest.raises(InputError, match="slide .*not readable as a slide .*0 bytes; download it again"):
         Slide(tmp_path / "slide.nil", reader=f"{OUTSIDE}/reader.py:Array")
     with pytest.raises(InputError, match="config: task: found .*; allowed is classes, regression, tissue or segment"):
         Configuration.of({"task": "survival"}, "config: ")

@@ -81,7 +81,8 @@ TABLES = {
         auc_low=[np.nan, np.nan, 0, 0.1, 0.2, 0.3],
         auc_high=[np.nan, np.nan, 0.5, 0.6, 0.9, 1],
         seconds_per_step=[1, 1, np.nan, 1, 1, 1],
-        missing=["no fold holds out slides of all classes: auc, auc_low"] + ["a class has one patient: auc_low"] * 5,
+        missing=["no test fold has slides of all classes: auc, auc_low"]
+        + ["a class has only one patient: auc_low"] * 5,
     ),
     "nothing": comparison([2.0], [0.1], auc=np.nan, auc_low=np.nan, auc_high=np.nan),
 }

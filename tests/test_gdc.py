@@ -85,7 +85,7 @@ def test_a_barcode_tells_patient_site_and_kind(name, found):
     ],
 )
 def test_what_is_no_slide_s_barcode_is_named(name):
-    with pytest.raises(InputError, match="not the name of a TCGA slide"):
+    with pytest.raises(InputError, match="neither the name of a TCGA slide"):
         parse_barcode(name)
 
 
@@ -106,10 +106,10 @@ def test_a_query_makes_a_sheet_of_every_page_and_leaves_out_what_is_no_slide(tmp
         done = gigapipe(*asked)
         first = sheet.read_text().splitlines()
         gigapipe(*asked)
-    assert done.stdout.count("left out: ") == 5 and f"{count} slides" in done.stdout
+    assert done.stdout.count("excluded: ") == 5 and f"{count} slides" in done.stdout
     for said in (done.stdout, first[0]):
-        assert "left out 1 frozen slide, all that there are of 1 patient (--strategy all takes them)" in said
-    assert re.match(r"# gigapipe \S+, 20\d\d-\S+Z: http\S+ was asked .*TCGA-LUAD, TCGA-LUSC", first[0])
+        assert "excluded 1 frozen slide, all slides of 1 patient (--strategy all includes them)" in said
+    assert re.match(r"# gigapipe \S+, 20\d\d-\S+Z: http\S+ was queried .*TCGA-LUAD, TCGA-LUSC", first[0])
     assert first[1:] == sheet.read_text().splitlines()[1:]
     table = read_sheet(sheet)
     assert list(table["slide"]) == [f"TCGA-05-{i:04d}-01Z-00-DX1" for i in range(count)]
@@ -288,14 +288,18 @@ def test_what_stays_wrong_is_said_in_one_line(slide, tmp_path):
     with serving(archive) as url:
         address = f"{url}/data/{file_id}"
         for faults, options, message in (
-            ([Fault("json")] * 2, [], 'not a slide but \'{"message": "internal server error"}\', 2 times in a row'),
-            ([Fault("503")] * 2, [], "the server answers 503, 2 times in a row"),
+            (
+                [Fault("json")] * 2,
+                [],
+                'not a slide but \'{"message": "internal server error"}\', 2 times in succession',
+            ),
+            ([Fault("503")] * 2, [], "the server answers 503, 2 times in succession"),
             ([], ["--md5", "0" * 32], f"its md5 is {md5_of(slide)}, not {'0' * 32}"),
-            ([], ["--size", "1000"], "bytes and not 1000"),
+            ([], ["--size", "1000"], "bytes instead of 1000"),
         ):
             archive.faults[file_id] = faults
             done = gigapipe("download", address, tmp_path / "a.svs", "--tries", 2, *options, check=False)
-            assert done.returncode == (AGAIN if "in a row" in message else NEVER)
+            assert done.returncode == (AGAIN if "in succession" in message else NEVER)
             assert message in done.stdout.splitlines()[-1] and address in done.stdout
             assert "Traceback" not in done.stdout and not list(tmp_path.iterdir())
         with pytest.raises(NotThere, match="404"):
@@ -322,7 +326,7 @@ def test_a_stale_id_names_the_command_that_refreshes_it_and_that_works(slide, tm
         assert done.returncode == 1 and "gigapipe gdc refresh" in done.stdout
         assert name_of(1) in done.stdout and f"was re-released as {new}" in done.stdout
         done = gigapipe("gdc", "refresh", sheet, "--api", url)
-    assert "1 of 4 slides were re-released" in done.stdout and "slide c: the archive has no file" in done.stdout
+    assert "1 of 4 slides were re-released" in done.stdout and "slide c: the archive no longer has" in done.stdout
     lines = sheet.read_text().splitlines(keepends=True)
     assert lines[0].startswith("# gigapipe") and lines[1] == columns and lines[3:] == rows[1:]
     assert lines[2] == f"a\tp\ts\tx\tgdc:{new}\t{name_of(1)}\t{md5_of(slide)}\t{slide.stat().st_size}\tmine\n"
@@ -362,7 +366,7 @@ def test_the_token_goes_to_the_archive_alone_and_is_written_nowhere(slide, tmp_p
     with serving(archive) as url:
         fetch = ["download", f"gdc:{file_id}", tmp_path / "out/a.svs", *options, "--api", url]
         outputs.append(gigapipe(*fetch, check=False).stdout)
-        assert "asked without encryption" in outputs[-1] and "plain_http: [127.0.0.1]" in outputs[-1]
+        assert "is not encrypted" in outputs[-1] and "plain_http: [127.0.0.1]" in outputs[-1]
         options += ["--plain-http", "127.0.0.1"]
         fetch = ["download", f"gdc:{file_id}", tmp_path / "out/a.svs", *options, "--api", url]
         outputs.append(gigapipe(*fetch, check=False).stdout)
@@ -411,14 +415,16 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(tmp_path, c
     free = os.statvfs(tmp_path)
     too_much = free.f_frsize * free.f_blocks
     sizes = {tmp_path / "slides" / f"{i}.svs": too_much // 4 for i in range(5)} | {tmp_path / "slides/x.svs": 0}
-    with pytest.raises(InputError, match="6 slides to fetch, .* and 1 of unknown size; .* not enough: .*keep_slides"):
+    with pytest.raises(
+        InputError, match="6 slides to download, .* and 1 of unknown size; .* not enough: .*keep_slides"
+    ):
         check_disk_space(sizes, keep=True)
     with pytest.raises(InputError, match="not enough"):
         check_disk_space({tmp_path / "slides/a.svs": too_much}, keep=False)
     with pytest.raises(InputError, match="not enough"):
         check_disk_space(sizes, keep=False, together=5)
     announce({tmp_path / "slides/a.svs": Wanted(["http://127.0.0.1:9/a"], 5_000_000, True)}, keep=True)
-    assert "1 slides to fetch, 5 MB; the disk of" in caplog.text
+    assert "1 slides to download, 5 MB; free space on the disk of" in caplog.text
 
 
 def test_a_first_look_tells_the_rate_and_what_it_brought_is_used(slide, tmp_path, caplog):
@@ -432,5 +438,5 @@ def test_a_first_look_tells_the_rate_and_what_it_brought_is_used(slide, tmp_path
         address = f"{url}/data/{file_id}"
         announce({target: Wanted([address], big.stat().st_size, True)}, keep=True)
         download([address], target, md5_of(big), big.stat().st_size)
-    assert re.search(r"The first bytes came at \S+ [MG]B a second: \S+ hours", caplog.text)
+    assert re.search(r"The first data arrived at \S+ [MG]B per second: \S+ hours", caplog.text)
     assert archive.sent_twice(file_id) == 0 and len(archive.requests) == 2

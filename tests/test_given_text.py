@@ -207,9 +207,9 @@ def test_every_text_of_config_and_sheet_is_received_as_it_is(hostile_project, mo
 FUTURE = time.time() + 10**6
 REFUSED = {
     "future": ({"source": "future.svs"}, f"future.svs is dated {time.ctime(FUTURE)}, in the future by this machine's"),
-    "source": ({"source": "{slide}.svs"}, "slide s0: source: {slide}.svs holds {slide}, for which Snakemake would"),
-    "pathvar": ({"source": "<results>.svs"}, "source: <results>.svs holds <results>, for which Snakemake would"),
-    "break": ({"label": "a\nb"}, r"slide s0: label: 'a\nb' holds a line break; take it out"),
+    "source": ({"source": "{slide}.svs"}, "slide s0: source: {slide}.svs contains {slide}, which Snakemake would"),
+    "pathvar": ({"source": "<results>.svs"}, "source: <results>.svs contains <results>, which Snakemake would"),
+    "break": ({"label": "a\nb"}, r"slide s0: label: 'a\nb' contains a line break; remove it"),
     "name": ({"slide": "-s"}, "slide '-s' names files: use letters, digits"),
     "filename": ({"filename": "a/b.svs"}, "slide s0: filename: 'a/b.svs' does not match"),
 }
@@ -232,11 +232,11 @@ PROFILES = {
     "account": (
         {"GIGAPIPE_ACCOUNT": "a; touch HARM"},
         [],
-        "GIGAPIPE_ACCOUNT is 'a; touch HARM'; give one of",
+        "GIGAPIPE_ACCOUNT is 'a; touch HARM'; use only",
     ),
-    "python": ({"GIGAPIPE_ACCOUNT": "__import__('os')"}, [], "GIGAPIPE_ACCOUNT is \"__import__('os')\"; give one of"),
-    "queue": ({}, ["lsf_queue=$(touch HARM)"], "profile: lsf_queue: '$(touch HARM)' holds '$('"),
-    "launcher": ({}, ["launcher=run {n}"], "profile: launcher: 'run {n}' cannot be filled in (KeyError('n'))"),
+    "python": ({"GIGAPIPE_ACCOUNT": "__import__('os')"}, [], "GIGAPIPE_ACCOUNT is \"__import__('os')\"; use only"),
+    "queue": ({}, ["lsf_queue=$(touch HARM)"], "profile: lsf_queue: '$(touch HARM)' contains '$('"),
+    "launcher": ({}, ["launcher=run {n}"], "profile: launcher: 'run {n}' is not a valid pattern (KeyError('n'))"),
     "number": ({}, ["ranks_per_node=four"], "profile: ranks_per_node: found 'four'; give a whole number"),
 }
 

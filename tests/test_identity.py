@@ -71,11 +71,11 @@ def test_networks_that_belong_together_are_compared(run, caplog):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"epochs": 20}, r"2um/fold-1/training.json: its epochs is 20, that of others of its resolution 6"),
-        ({"moved": 1}, r"2um/fold-1/predictions.tsv: hold out other slides than others of fold 1 \(s0\d for one\)"),
+        ({"epochs": 20}, r"2um/fold-1/training.json: its epochs is 20, but 6 for others of its resolution"),
+        ({"moved": 1}, r"2um/fold-1/predictions.tsv: have other test slides than others of fold 1 \(s0\d is one\)"),
         (
             {"md5": MD5 | {"s01": "other"}},
-            r"2um/fold-1/\S+: slide s01 is another file \(MD5 other\) than that of others",
+            r"2um/fold-1/\S+: slide s01 is another file \(MD5 other\) than for others",
         ),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_stranger_is_refused_by_name(run, tmp_path, change, message):
 def test_predictions_of_an_earlier_training_are_refused(run):
     table = pd.read_csv(run[0] / "predictions.tsv", sep="\t")
     table.assign(identity="earlier").to_csv(run[0] / "predictions.tsv", sep="\t", index=False)
-    with pytest.raises(InputError, match=r"8um/fold-0/predictions.tsv: are not of the network of .*training.json"):
+    with pytest.raises(InputError, match=r"8um/fold-0/predictions.tsv: are not from the network of .*training.json"):
         read(run)
     learnt = json.loads((run[0] / "training.json").read_text())["identity"]["training"]
     table.assign(slide=table["slide"].where(table.index > 0, min(learnt))).to_csv(
@@ -102,7 +102,7 @@ def test_what_0_1_made_is_used_with_a_word(tmp_path, caplog):
     run = [network(tmp_path, mpp, fold, identity=mpp == 2) for mpp in (8, 2) for fold in range(3)]
     with caplog.at_level(logging.WARNING, logger="gigapipe"):
         table = compare(*read(run), margin=0.02)
-    assert caplog.messages == ["networks: 3 of 6 do not say of which slides and folds they are; release 0.1 did not"]
+    assert caplog.messages == ["networks: 3 of 6 do not record their slides and folds, because release 0.1 wrote them"]
     assert table["networks"].iloc[0] == "unknown" and table["auc"].notna().all()
 
 
@@ -116,11 +116,11 @@ def test_the_report_leaves_strangers_out_and_refuses_another_table(run, tmp_path
     with caplog.at_level(logging.WARNING, logger="gigapipe"):
         page = report(tmp_path, None, tmp_path / "none")
     assert any(
-        "2um/fold-3/predictions.tsv: is of another network than those of comparison.tsv" in m for m in caplog.messages
+        "2um/fold-3/predictions.tsv: belongs to a network that is not in comparison.tsv" in m for m in caplog.messages
     )
-    assert any("maps.tsv: is of other networks" in m for m in caplog.messages) and "Maps" not in page
+    assert any("maps.tsv: belongs to networks that are not" in m for m in caplog.messages) and "Maps" not in page
     network(tmp_path, 2, 1, epochs=20)  # trained again since
-    with pytest.raises(InputError, match="of 1 of its 6 networks there are no predictions beside it; make it again"):
+    with pytest.raises(InputError, match="there are no predictions beside it for 1 of its 6 networks; make it again"):
         report(tmp_path, None, tmp_path / "none")
 
 
@@ -149,10 +149,10 @@ def test_leftovers_are_listed_and_removed_only_if_told(run, tmp_path, capsys):
     said = capsys.readouterr().out
     gone = [tmp_path / name for name in ("16um", "2um/fold-3", "2um/patient-7", "folds/patient-7", "masks/16um")]
     assert [line.partition(":")[0] for line in said.splitlines()[:-1]] == list(map(str, gone))
-    assert "16um: 2 files, 0.0 MB" in said and said.splitlines()[-1].startswith("nothing is removed; add --remove")
+    assert "16um: 2 files, 0.0 MB" in said and said.splitlines()[-1].startswith("nothing was removed; add --remove")
     assert set(tmp_path.glob("**/*")) == before
     assert main(["leftovers", str(tmp_path), "--remove"]) == 0
     assert not any(folder.exists() for folder in gone) and all(folder.exists() for folder in run)
     assert (tmp_path / "32um/mine.txt").exists()
     capsys.readouterr()
-    assert main(["leftovers", str(tmp_path)]) == 0 and "everything belongs" in capsys.readouterr().out
+    assert main(["leftovers", str(tmp_path)]) == 0 and "all files belong" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_tables_and_the_first_screen_flag_them(tmp_path):
     table.to_csv(tmp_path / "comparison.tsv", sep="\t", index=False)
     page = report(tmp_path, None, tmp_path / "benchmarks")
     first_screen, rest = page.split('<section id="table">')
-    assert "Not all networks have learnt." in first_screen and coarse in first_screen and fine in first_screen
+    assert "Not all networks have learned." in first_screen and coarse in first_screen and fine in first_screen
     assert "<th>networks flagged</th>" in rest and coarse in rest and fine in rest
     for text in (as_markdown(table), as_html(table)):
         assert "networks flagged" in text and coarse in text and fine in text

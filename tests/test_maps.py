@@ -116,17 +116,17 @@ def test_predictions_and_maps_belong_to_a_network_and_no_other(trained, tmp_path
     common = ["--pyramids", trained / "pyramids", "--model", trained / "model.pt", "--output", tmp_path / "out.tsv"]
     done = gigapipe("predict", "--folds", tmp_path / "folds.tsv", *common, check=False)
     assert done.returncode == 1 and re.search(
-        r"was trained on slide \S+, which is held out in these folds", done.stdout
+        r"was trained on slide \S+, which is a test slide in these folds", done.stdout
     )
     scored.assign(identity="another").to_csv(tmp_path / "others.tsv", sep="\t", index=False)
     done = map_slides(trained, tmp_path / "no", "--predictions", tmp_path / "others.tsv", check=False)
-    assert done.returncode == 1 and "the predictions are not of it" in done.stdout
+    assert done.returncode == 1 and "the predictions are from another model" in done.stdout
     # What 0.1 made has no identity, and is used with a word.
     old = tmp_path / "old"
     old.mkdir()
     shutil.copy(trained / "model.pt", old)
     done = gigapipe("predict", "--folds", trained / "folds.tsv", *common[:2], "--model", old / "model.pt", *common[4:])
-    assert "old/model.pt: 1 of 1 do not say of which slides and folds they are" in done.stdout
+    assert "old/model.pt: 1 of 1 do not record their slides and folds" in done.stdout
     assert "identity" not in pd.read_csv(tmp_path / "out.tsv", sep="\t")
 
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(trained, tmp_path):
     table.assign(label="solid").to_csv(tmp_path / "one.tsv", sep="\t", index=False)
     with pytest.raises(InputError, match="predictions are of slides of solid only"):
         chosen_slides([tmp_path / "one.tsv"], 1)
-    with pytest.raises(InputError, match="no map there"):
+    with pytest.raises(InputError, match="there is no map"):
         read_map(tmp_path)
     more = ["--models", trained / "model.pt", trained / "model.pt"]
     done = map_slides(trained, tmp_path / "x", *more, check=False)

@@ -47,9 +47,7 @@ def test_the_second_is_told_who_is_first_and_a_killed_one_holds_nobody_up(holder
     with pytest.raises(Unavailable) as refused, only_writer(output):
         pass
     host = os.uname().nodename
-    pattern = (
-        rf"{output}: another process \(process {holder.pid} on {host}, since .*\) is writing it; wait for that one"
-    )
+    pattern = rf"{output}: another process \(process {holder.pid} on {host}, since .*\) is writing it; wait until .*"
     assert re.fullmatch(pattern, str(refused.value))
     assert refused.value.holder["folder"] == str(tmp_path / "elsewhere")
     holder.kill()
@@ -71,7 +69,7 @@ def test_without_locks_the_living_of_this_host_are_known_by_name(holder, tmp_pat
     holder.kill()
     holder.wait()
     with only_writer(tmp_path / "output"):
-        assert "its file system has no locks" in caplog.text
+        assert "its file system does not support locks" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere"]
 
 
@@ -128,6 +126,6 @@ def test_a_workflow_of_another_folder_with_the_same_results_is_refused(project, 
         code, output = snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv", check=False)
         other.kill()
     assert code == 1 and f"another process (process {other.pid} on" in output, output
-    assert "runs the workflow there; wait for that one" in output
+    assert "is running the workflow there; wait until it has finished" in output
     snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv")
     assert not (project / "results/.workflow.lock").exists()

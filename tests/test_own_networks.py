@@ -136,7 +136,7 @@ def test_a_name_leads_to_the_file_beside_the_config_then_to_what_is_here_then_to
         ("torch.none:net", "there is no module torch.none"),
         ("wrong.py:net", "wrong.py:net: SyntaxError.* of wrong.py: .*; correct it"),
         ("raising.py:net", "raising.py:net: ZeroDivisionError in line 2 of raising.py: division by zero; correct it"),
-        ("json.py:net", "json.py:net: another module is called json.*; rename json.py"),
+        ("json.py:net", "json.py:net: there is another module with the name json.*; rename json.py"),
     ],
 )
 def test_what_cannot_be_called_up_is_said_in_a_line(here, name, message):
@@ -177,9 +177,9 @@ def flat(**options) -> nn.Module:
         (lambda: made("none"), "makes a int, not a torch.nn.Module"),
         (lambda: made("broken", depth=1), "on an image of 1 × 3 × 64 × 64: RuntimeError"),
         (lambda: made("several"), "on an image of .*NotImplementedError"),
-        (lambda: made("scores", pool="max"), "makes class scores, with a pool of its own; remove pool: max"),
-        (lambda: flat(), "makes 12288 scores, and 2 are asked for"),
-        (lambda: flat(start_dim=0), r"makes \(12288\) of"),
+        (lambda: made("scores", pool="max"), "returns class scores, and so has its own pooling; remove pool: max"),
+        (lambda: flat(), "makes 12288 scores, but 2 are needed"),
+        (lambda: flat(start_dim=0), r"makes \(12288\) for"),
         (lambda: segmenter("mine.py:features", {}, 1, (64, 64)), r"makes \(1, 16, 16, 16\) of one image of 64 × 64"),
     ],
 )
@@ -197,8 +197,8 @@ def test_weights_are_taken_by_name_and_shape_and_the_rest_is_told(here):
     said = take_by_name(ours, load_foreign(here / "weights.pth"), "weights w")
     tensors = len(ours.state_dict())
     assert said == (
-        f"weights w: {tensors - 2} of the network's {tensors} weights are taken; 2 of another shape, and left as they "
-        "were (6.weight, 6.bias); 1 in the file alone (aux)"
+        f"weights w: {tensors - 2} of the network's {tensors} weights are loaded; 2 with another shape, not loaded "
+        "(6.weight, 6.bias); 1 only in the file (aux)"
     )
     assert torch.equal(ours[2][0].weight, theirs[2][0].weight) and torch.equal(ours[-1].weight, head)
     assert take_by_name(made("features", 2), made("features").features.state_dict(), "w").startswith("w: 12 of the")
@@ -269,7 +269,7 @@ def test_a_model_runs_no_code_that_is_not_named(here, applied, caplog):
     (here / "was run").unlink()
     sys.modules.pop("mine")
     said = applied("predict", "predictions.tsv")
-    assert "its network is code of your own, which is run only if you name it; if you trust it, add --network" in said
+    assert "its network is your own code, which is executed only if you name it; if you trust it, add --network" in said
     assert """mine.py:scores --network-options '{"width": 6}\'""" in said
     assert "give these options" in applied("predict", "predictions.tsv", "--network", "mine.py:scores")
     assert not (here / "was run").exists() and not (here / "predictions.tsv").exists()
@@ -307,7 +307,7 @@ def test_changed_code_or_options_do_not_go_on_with_a_half_trained_state(here, sm
     assert "stopped after" in stopped("half")
     shutil.copytree(here / "half", here / "whole")
     assert "resumed after" in stopped("half")
-    assert "of other settings or slides" in stopped("half", network=(*NETWORK, "--network-options", "width=5"))
+    assert "belongs to other settings or slides" in stopped("half", network=(*NETWORK, "--network-options", "width=5"))
     # What it draws itself does not depend on where it was stopped.
     trained(small_cohort, here / "at once/model.pt")
     trained(small_cohort, here / "whole/model.pt")
@@ -317,7 +317,7 @@ def test_changed_code_or_options_do_not_go_on_with_a_half_trained_state(here, sm
     assert "stopped after" in stopped("changed")
     (here / "blocks.py").write_text(BLOCKS + "# changed\n")
     named.code_of.cache_clear()
-    assert "of other settings or slides" in stopped("changed")
+    assert "belongs to other settings or slides" in stopped("changed")
 
 
 @pytest.mark.slow
@@ -329,6 +329,6 @@ def test_tissue_is_learnt_by_a_network_of_ones_own(here, small_cohort):
     learning = ["--fold", 0, "--mpp", 8, "--epochs", 4, "--batch", 2, "--learning-rate", 0.1]
     gigapipe("train-tissue", *common, *learning, *own, "--output", here / "model.pt")
     found = ["segment", *common, "--model", here / "model.pt", "--output", here / "found"]
-    assert "run only if you name it" in gigapipe(*found, check=False).stdout and not (here / "found").exists()
+    assert "executed only if you name it" in gigapipe(*found, check=False).stdout and not (here / "found").exists()
     gigapipe(*found, *own)
     assert pd.read_csv(here / "found/dice.tsv", sep="\t")["dice"].mean() > 0.5

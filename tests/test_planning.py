@@ -211,5 +211,5 @@ def test_what_cannot_be_planned_is_said_in_one_line(arguments, message, capsys):
 def test_batches_and_ranks_that_do_not_go_together_are_refused():
     with pytest.raises(InputError, match="batch 3 does not divide over 2 data ranks"):
         scaling.predict(unet(), SUMMIT, (2, 1, 1), 3)
-    with pytest.raises(InputError, match="more than a canvas"):
+    with pytest.raises(InputError, match="too many for a canvas"):
         scaling.meshes(unet((16, 16)), SUMMIT, 1021, 1)

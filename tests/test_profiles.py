@@ -32,12 +32,12 @@ LAUNCHERS = {
 
 # How many of the default's 63 slides share a node, and of its predictions, eight of one rank and four of two.
 TOGETHER = {
-    "ci-slurm": ("32 jobs, up to 2 at a time on a node", "8 jobs, up to 2"),
-    "slurm": ("2 jobs, up to 32 at a time on a node", "4 jobs, up to 4"),
-    "frontier": ("2 jobs, up to 56 at a time on a node", "2 jobs, up to 8"),
-    "perlmutter": ("1 job, up to 64 at a time on a node", "4 jobs, up to 4"),
+    "ci-slurm": ("32 jobs, up to 2 at the same time on a node", "8 jobs, up to 2"),
+    "slurm": ("2 jobs, up to 32 at the same time on a node", "4 jobs, up to 4"),
+    "frontier": ("2 jobs, up to 56 at the same time on a node", "2 jobs, up to 8"),
+    "perlmutter": ("1 job, up to 64 at the same time on a node", "4 jobs, up to 4"),
     "lsf": ("63 jobs;", "12 jobs;"),
-    "summit": ("2 jobs, up to 42 at a time on a node", "3 jobs, up to 6"),
+    "summit": ("2 jobs, up to 42 at the same time on a node", "3 jobs, up to 6"),
 }
 
 
@@ -46,7 +46,7 @@ def test_every_profile_plans_the_road_and_starts_ranks_in_its_way(project, accou
     _, output = snakemake(project, "-n", "--printshellcmds", "--cores", 2, "--profile", profile)
     assert re.search(r"^train +12$", output, re.MULTILINE) and re.search(r"^pyramid +63$", output, re.MULTILINE)
     assert profile not in SITES or set(re.findall(r"(?:_account|_project)=([^,]*)", output)) == {"1e5"}
-    said = dict(re.findall(r"^\d+ (pyramids|predictions): (.*) asking for", output, re.MULTILINE))
+    said = dict(re.findall(r"^\d+ (pyramids|predictions): (.*) requesting", output, re.MULTILINE))
     assert said.keys() == ({"pyramids", "predictions"} if profile in TOGETHER else set())
     for line, expected in zip(said.values(), TOGETHER.get(profile, ()), strict=True):
         assert line.startswith(expected), said
@@ -156,7 +156,7 @@ def test_2304_ranks_are_384_nodes_of_summit(project, account):
 @pytest.mark.parametrize(
     "mesh, message",
     [
-        ([1, 7, 1], "7 ranks do not spread evenly over 2 nodes of 6; give a mesh of 6 or 12"),
+        ([1, 7, 1], "7 ranks cannot be distributed evenly over 2 nodes of 6; give a mesh of 6 or 12"),
         ([1, 200, 300], "60000 ranks need 10000 nodes of 6, and the profile has 4608"),
     ],
 )

@@ -29,17 +29,17 @@ def test_the_file_of_every_network_is_about_as_large_as_forecasts_say():
 def test_a_run_takes_what_its_like_took_here_or_else_what_rough_rates_say(tmp_path):
     jobs = list(jobs_of_a_run().values())
     nothing = forecast(jobs, measurements(tmp_path), cores=2)
-    assert nothing.measured == 0 and "by rough rates: nothing was measured here yet" in str(nothing)
+    assert nothing.measured == 0 and "a rough estimate: nothing was measured here yet" in str(nothing)
     for name, seconds in {"pyramid/s0": 4, "pyramid/s1": 6, "train/2um/fold-0": 100, "train/8um/fold-0": 40}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.tsv").write_text(f"s\th:m:s\n{seconds}\t0:00:0{seconds}\n")
     found = forecast(jobs, measurements(tmp_path), cores=2)
     # 58 pyramids take the 5 s of two others, and trainings what others of their resolution do.
     assert found.by_stage == {0: (58 * 5 + 10) / 2, 1: 2 * 100 + 2 * 40}
-    assert found.measured == found.jobs == 64 and str(found) == "about 7 min (as measured here before)"
+    assert found.measured == found.jobs == 64 and str(found) == "about 7 min (from earlier measurements here)"
     assert forecast(jobs[60:], measurements(tmp_path), cores=1000).seconds == 100
     half = forecast([*jobs, Job("map", "map/2um", 2)], measurements(tmp_path), 2)
-    assert "by rough rates for 1 of 65 jobs, the others as measured here before" in str(half)
+    assert "a rough estimate for 1 of 65 jobs, the others from earlier measurements here" in str(half)
 
 
 def test_a_run_tells_how_far_it_is_on_one_screen():
@@ -61,8 +61,8 @@ def test_a_run_tells_how_far_it_is_on_one_screen():
 def test_what_is_logged_is_a_plain_line_on_standard_error_once(capsys):
     log_to_stderr()
     log_to_stderr()
-    logging.getLogger("gigapipe.slides.disk_space").info("3 slides to fetch.")
-    assert capsys.readouterr().err == "3 slides to fetch.\n"
+    logging.getLogger("gigapipe.slides.disk_space").info("3 slides to download.")
+    assert capsys.readouterr().err == "3 slides to download.\n"
 
 
 def test_lines_of_ranks_do_not_mix(monkeypatch):

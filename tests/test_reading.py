@@ -65,7 +65,7 @@ def test_where_the_near_disk_is_full_the_rest_is_read_where_it_lies(array, tmp_p
     for _ in range(2):
         found = read_pixels(array, ROWS, COLUMNS, near)
         assert (found == array[:, slice(*ROWS), slice(*COLUMNS)]).all()
-    assert caplog.text.count("is full; the rest is read where it lies") == 1
+    assert caplog.text.count("is full; the rest is not cached") == 1
     assert not [path for path in near.rglob("*") if path.is_file() and not path.name.startswith((".", "z"))]
 
 
@@ -74,7 +74,7 @@ def test_a_near_folder_of_no_use_is_done_without(array, tmp_path, caplog):
     for _ in range(2):
         found = read_pixels(array, ROWS, COLUMNS, tmp_path / "file" / "near")
         assert (found == array[:, slice(*ROWS), slice(*COLUMNS)]).all()
-    assert caplog.text.count("near: of no use on ") == 1 and "again in" not in caplog.text
+    assert caplog.text.count("near: cannot be used on ") == 1 and "next attempt in" not in caplog.text
 
 
 def test_a_fault_that_passes_is_waited_for(array, monkeypatch, caplog):

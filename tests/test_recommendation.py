@@ -110,58 +110,73 @@ def tables(tmp_path_factory) -> dict[str, pd.DataFrame]:
 
 
 SAID = {  # the headline, and what the reason holds
-    "a coarser one is shown to be as good": ("Use 8 µm per pixel.", "below no other by more than 0.005, where 0.02 is"),
+    "a coarser one is shown to be as good": (
+        "Use 8 µm per pixel.",
+        "at most 0.005 below every other resolution, where 0.02 is",
+    ),
     "the best is significantly better": (
         "Use 2 µm per pixel.",
-        r"8 µm per pixel with 0.723 \(0.646–.* is worse by more",
+        r"8 µm per pixel with 0.723 \(0.646–.* is worse than the margin allows",
     ),
-    "the finest is worse": ("Use 8 µm per pixel.", "the highest of all; it is shown to be not below any other"),
+    "the finest is worse": (
+        "Use 8 µm per pixel.",
+        "the highest of all; it is shown to be not below any other resolution",
+    ),
     "a coarser one is not told apart, nor shown to be as good": (
-        "Which resolution to use cannot be told.",
-        r"no resolution is shown to be within 0.02 of the best. 2 µm per pixel comes nearest, with an AUC of 0.910 "
-        r"\(0.8..–0.9..\), but may be 0.069 below 8 µm per pixel .* With about [\d,]+ patients in place of 60",
+        "No resolution can be recommended.",
+        r"no resolution is shown to be within 0.02 of the best. 2 µm per pixel comes closest, with an AUC of 0.910 "
+        r"\(0.8..–0.9..\), but may be 0.069 below 8 µm per pixel .* About [\d,]+ patients instead of 60",
     ),
     "all are at chance": (
-        "Which resolution to use cannot be told.",
-        r"no network is shown to be better than chance: the highest AUC, 0.\d{3} \(.*\) at 3 µm .* holds chance, 0.5",
+        "No resolution can be recommended.",
+        r"no network is shown to be better than chance: the highest AUC, 0.\d{3} \(.*\) at 3 µm .* includes chance",
     ),
     "above chance by itself, not among six": (
-        "Which resolution to use cannot be told.",
-        r"0.673 \(0.517–0.799\) at .* is above chance, 0.5, by itself, but not with a lower limit that holds for all 6 "
-        "together, 0.481",
+        "No resolution can be recommended.",
+        r"0.673 \(0.517–0.799\) at .* is above chance .0.5. by itself, but not when corrected for 6 resolutions "
+        r"\(lower limit 0.481",
     ),
-    "coarser ones are below chance": ("Use 2 µm per pixel.", r"8 µm per pixel with 0.18\d \(0.13.*\) is worse by more"),
+    "coarser ones are below chance": (
+        "Use 2 µm per pixel.",
+        r"8 µm per pixel with 0.18\d \(0.13.*\) is worse than the margin allows",
+    ),
     "one resolution, below chance": (
-        "Which resolution to use cannot be told.",
-        r"0.160 \(0.076–0.306\) at 5 µm per pixel, is below chance, 0.5: look whether labels, .* 100 times as many",
+        "No resolution can be recommended.",
+        r"0.160 \(0.076–0.306\) at 5 µm per pixel, is below chance .0.5.: check whether the labels,.* 100 times as",
     ),
     "one resolution, above chance": (
-        "5 µm per pixel does better than chance, and no other was tried.",
-        r"0.950 \(0.855–0.984\) is above chance, 0.5. Whether a coarser one would do",
+        "5 µm per pixel is better than chance; no other resolution was tested.",
+        r"0.950 \(0.855–0.984\) is above chance .0.5.. Only tests of other resolutions can show",
     ),
     "one patient of a class": (
-        "Which resolution to use cannot be told.",
-        r"\(no interval: a class has one patient\) at 8 µm per pixel, cannot be told from chance, 0.5, without an",
+        "No resolution can be recommended.",
+        r"\(no interval: a class has only one patient\) at 8 µm per pixel, cannot be distinguished from chance",
     ),
     "sixteen patients in four folds": (
-        "Which resolution to use cannot be told.",
-        r"no network is shown to be better than chance: .* chance, 0.5 \(deviations are pooled over folds, for in some",
+        "No resolution can be recommended.",
+        r"no network is shown to be better than chance: .* chance .0.5. \(variances are pooled over folds,",
     ),
     "no fold holds both classes": (
-        "Which resolution to use cannot be told.",
-        "there is no AUC at any resolution: no fold holds out slides of all classes",
+        "No resolution can be recommended.",
+        "there is no AUC at any resolution: no test fold has slides of all classes",
     ),
     "no network makes a mistake": (
-        "Which resolution to use cannot be told.",
-        r"an AUC of 1.000 \(0.853–1.000\), but may be 0.106 below 2 µm .* With about 170 patients in place of 30",
+        "No resolution can be recommended.",
+        r"an AUC of 1.000 \(0.853–1.000\), but may be 0.106 below 2 µm .* About 170 patients instead of 30",
     ),
-    "two resolutions say the same of every slide": ("Use 8 µm per pixel.", "by more than 0.007, where 0.02 is allowed"),
-    "ties: scores are rounded to one digit": ("Use 8 µm per pixel.", "at 2 µm per pixel, of whose cost 8 .* takes 1/4"),
+    "two resolutions say the same of every slide": (
+        "Use 8 µm per pixel.",
+        "at most 0.007 below every other resolution, where 0.02",
+    ),
+    "ties: scores are rounded to one digit": ("Use 8 µm per pixel.", "at 2 µm per pixel; 8 .* takes 1/4 of its cost"),
     "tested on different slides": (
-        "Which resolution to use cannot be told.",
+        "No resolution can be recommended.",
         "8 µm per pixel cannot be compared with others: not tested on the same slides",
     ),
-    "three classes": ("Use 2 µm per pixel.", r"8 µm per pixel with 0.689 \(0.625–0.746\) is worse by more"),
+    "three classes": (
+        "Use 2 µm per pixel.",
+        r"8 µm per pixel with 0.689 \(0.625–0.746\) is worse than the margin allows",
+    ),
 }
 
 
@@ -171,7 +186,7 @@ def test_the_first_screen_says_what_is_shown_and_no_more(situation, tables):
     table = tables[situation]
     found = recommend(table)
     assert found.headline == headline and re.search(reason, found.reason), found
-    assert (found.mpp is None) == ("cannot be told" in headline)
+    assert (found.mpp is None) == ("can be recommended" in headline)
     if found.mpp:  # whatever is taken has an interval above chance and a limit within the margin
         row = table[table["mpp"] == found.mpp].iloc[0]
         assert row["auc_low"] > 0.5 and (row["to_best_low"] > -MARGIN or len(table) == 1)
@@ -186,15 +201,15 @@ def test_the_page_begins_with_that_and_says_nan_nowhere(situation, tables, tmp_p
     text = re.sub(r"<[^>]+>", " ", re.sub(r"<style.*?</style>|data:[^\"]+", "", page, flags=re.DOTALL))
     text = re.sub(r"\s+", " ", html.unescape(text))
     found = recommend(tables[situation])
-    assert f"{found.headline} {found.reason}" in text.partition("What resolution is worth")[0]
+    assert f"{found.headline} {found.reason}" in text.partition("Performance by resolution")[0]
     for shown in (text, *(figure.read_text() for figure in tmp_path.glob("*.svg"))):
         assert not re.search(r"\bnan\b", shown, re.IGNORECASE)
 
 
 def test_figures_say_what_is_missing(tables):
     for situation, said in (
-        ("no fold holds both classes", "2 µm/px: no fold holds out slides of all classes"),
-        ("one patient of a class", "2 µm/px: no interval, a class has one patient"),
+        ("no fold holds both classes", "2 µm/px: no test fold has slides of all classes"),
+        ("one patient of a class", "2 µm/px: no interval, a class has only one patient"),
     ):
         assert said in above_panels(figures.auc_against_resolution(tables[situation])), situation
     known = tables["three classes"].assign(seconds_per_step=[np.nan, 1.0])
@@ -217,8 +232,8 @@ def test_what_is_missing_has_a_reason_wherever_it_is_shown(tables):
         assert {"auc", "auc_low", "to_best_low", "patients_needed", "joules_per_step", "p"} <= set(numbers)
     assert not re.search(r"\bnan\b|unknown", as_html(tables["one patient of a class"]), re.IGNORECASE)
     one = tables["one patient of a class"].iloc[0]
-    assert why_missing(one, "auc_low") == why_missing(one, "to_best_low") == "a class has one patient"
-    assert "no interval: a class has one patient" in as_markdown(tables["one patient of a class"])
+    assert why_missing(one, "auc_low") == why_missing(one, "to_best_low") == "a class has only one patient"
+    assert "no interval: a class has only one patient" in as_markdown(tables["one patient of a class"])
     assert why_missing(tables["tested on different slides"].iloc[0], "to_best") == "not tested on the same slides"
 
 
@@ -246,7 +261,7 @@ def test_one_network_computed_in_several_ways_is_one_candidate():
     begun = networks({2: 0.99}, (100, 100), seed=1)
     other = [pd.concat([a, b.assign(start="8 µm/px")]) for a, b in zip((scores, costs), begun, strict=True)]
     found = recommend(compare(*other, MARGIN))
-    assert "2 µm per pixel, begun with " in found.headline + found.reason
+    assert "2 µm per pixel, starting from " in found.headline + found.reason
 
 
 def test_deviations_are_pooled_where_a_fold_has_one_patient_of_a_class():
@@ -346,11 +361,11 @@ def dices(rng, means: dict[float, float], patients: int, spread=0.01, of_all=0.3
 @pytest.mark.parametrize(
     "means, patients, more, mpp, said",
     [
-        ({16: 0.9, 8: 0.95, 4: 0.95}, 40, {}, 8, "below no other by more than 0.00"),
+        ({16: 0.9, 8: 0.95, 4: 0.95}, 40, {}, 8, "at most 0.00"),
         ({16: 0.9, 8: 0.95}, 4, {"spread": 0.05}, None, "no resolution is shown to be within 0.02"),
-        ({16: 0.3, 8: 0.3}, 40, {}, None, "no network is shown to be better than calling whole slides tissue"),
-        ({16: 0.9}, 40, {}, 16, "above that of calling whole slides tissue"),
-        ({16: 0.9, 8: 0.95}, 1, {}, None, "there is one patient"),
+        ({16: 0.3, 8: 0.3}, 40, {}, None, "no network is shown to be better than a mask that covers the whole slide"),
+        ({16: 0.9}, 40, {}, 16, "above that of a mask that covers the whole slide"),
+        ({16: 0.9, 8: 0.95}, 1, {}, None, "there is only one patient"),
         ({16: 0.9, 8: 0.95}, 40, {"spread": 0.0}, None, "within 0.02 of the best"),
     ],
 )
@@ -358,7 +373,7 @@ def test_dice_obeys_the_same_rules(means, patients, more, mpp, said):
     table = dices(np.random.default_rng(0), means, patients, **more)
     found = recommend_by_dice(table, MARGIN)
     assert isinstance(found, Recommendation) and found.mpp == mpp and said in found.reason, found
-    assert (mpp is None) == ("cannot be told" in found.headline) and "nan" not in found.reason
+    assert (mpp is None) == ("can be recommended" in found.headline) and "nan" not in found.reason
     old = recommend_by_dice(table.drop(columns="dice_of_all"), MARGIN)
     assert old.mpp is None and "gigapipe segment" in old.reason
 
@@ -391,10 +406,14 @@ def numbers(spread: dict[float, float], patients=80, seed=0) -> Networks:
     "spread, mpp, reason",
     [
         ({8: 0.1, 2: 0.1}, 8, r"Its R² of 0.9\d+ \(.*\) is above chance, .* shown to be .* where 0.02 is allowed"),
-        ({8: 0.6, 2: 0.1}, 2, "8 µm per pixel with 0.* is worse by more"),
-        ({8: 1.5, 2: 1.5}, None, "no network is shown to be better than chance: the highest R², .* is below chance, 0"),
+        ({8: 0.6, 2: 0.1}, 2, "8 µm per pixel with 0.* is worse than the margin allows"),
+        (
+            {8: 1.5, 2: 1.5},
+            None,
+            "no network is shown to be better than chance: the highest R², .* is below chance .0.",
+        ),
         ({8: 0.55, 2: 0.56}, None, "no resolution is shown to be within 0.02 of the best"),
-        ({5: 0.1}, 5, "is above chance, 0"),
+        ({5: 0.1}, 5, "is above chance .0."),
     ],
 )
 def test_numbers_obey_the_same_rules(spread, mpp, reason):

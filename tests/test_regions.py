@@ -78,13 +78,13 @@ def test_annotations_of_qupath_and_asap_are_read_with_holes_classes_and_what_is_
     "name, text, message",
     [
         ("a.geojson", "{", "cannot be read"),
-        ("a.geojson", '{"type": "Topology"}', "'Topology' is not of GeoJSON"),
-        ("a.geojson", json.dumps(feature([[1, 2], [3, 4]], None, "LineString")), "no area is in it"),
+        ("a.geojson", '{"type": "Topology"}', "'Topology' is not valid in GeoJSON"),
+        ("a.geojson", json.dumps(feature([[1, 2], [3, 4]], None, "LineString")), "it contains no areas"),
         ("a.geojson", json.dumps(feature([[[0, 0], [5000, 0], [5000, 90]]])), "outside the slide of 900 × 700 px"),
         ("a.geojson", json.dumps(feature([[["x", 0], [5, 0], [5, 9]]])), "cannot be read"),
-        ("a.xml", "<Annotations/>", "are not ASAP's: the file begins with <Annotations>"),
+        ("a.xml", "<Annotations/>", "are not from ASAP: the file begins with <Annotations>"),
         ("a.xml", "no xml", "cannot be read"),
-        ("a.xml", asap(), "no area is in it"),
+        ("a.xml", asap(), "it contains no areas"),
     ],
 )
 def test_annotations_that_are_none_are_refused_in_one_line(tmp_path, name, text, message):
@@ -143,8 +143,8 @@ def test_a_picture_s_values_are_its_classes(tmp_path):
     np.save(tmp_path / "shares.npy", values / 2)
     for name, classes, message in (
         ("grey.png", CLASSES[:2], "has the value 3, but there are 2 classes: 1 is Tumor"),
-        ("colours.png", CLASSES, "a picture of colours .RGB., not of numbers of classes"),
-        ("shares.npy", CLASSES, "values are float64, not whole numbers"),
+        ("colours.png", CLASSES, "a colour image .RGB., not an image of class values"),
+        ("shares.npy", CLASSES, "values are float64; they must be whole numbers"),
         ("grey.png", ["Tumor", "Tumor"], "give each once"),
     ):
         with pytest.raises(InputError, match=message):
@@ -159,7 +159,7 @@ def test_what_is_drawn_overrules_what_is_found(slides, tmp_path):
     )
     tissue = Pyramid(tmp_path / "p").tissue
     assert np.allclose(tissue["box_um"], [25, 50, 300, 400], atol=1) and tissue["verdict"] == "fine"
-    assert tissue["why"] == "as drawn in tissue.geojson" and "as drawn in tissue.geojson" in done.stdout
+    assert tissue["why"] == "as annotated in tissue.geojson" and "as annotated in tissue.geojson" in done.stdout
     build_pyramid(slides / "white.svs", tmp_path / "q", [4], Settings(tissue=str(tmp_path / "tissue.png")))
     assert np.allclose(Pyramid(tmp_path / "q").tissue["box_um"], [0, 50, 200, 250], atol=1)
     gigapipe(

@@ -90,7 +90,7 @@ def test_groups_have_patients_of_like_numbers_and_are_spread_over_folds():
     assert means.max() - means.min() < 0.5 * values.std()
     few = number_groups(sheet, (values > 5).astype(float).rename("late"), 4)  # most are the same
     assert few.nunique() <= 2
-    with pytest.raises(InputError, match="late is 1 of all slides"):
+    with pytest.raises(InputError, match="late is 1 for all slides"):
         number_groups(sheet, pd.Series(1.0, sheet.index, name="late"), 4)
 
 
@@ -111,16 +111,16 @@ def test_what_is_no_number_is_refused_by_slide(tmp_path):
 
     assert read(["1,5", "2", " 3e1"])["Age"].tolist() == ["1.5", "2.0", "30.0"]
     for values, target, message in (
-        (["1", "", "x"], "Age", "slide b: Age is empty, not a number .1 more slides like it."),
+        (["1", "", "x"], "Age", "slide b: Age is empty, not a number .1 more such slides."),
         (["1", "inf", "2"], "Age", "slide b: Age is inf, not a number"),
         (["1", "2", "3"], "weight", "has no column weight, the `target`; found are the columns 'slide', 'patient'"),
-        (["1", "2", "3"], "label", "label is a column with a meaning of its own"),
+        (["1", "2", "3"], "label", "label is a reserved column"),
     ):
         with pytest.raises(InputError, match=message):
             read(values, target)
     sheet = read(["1", "2", "3"])
     config = {"task": "regression", "target": "Age", "slides": "sheet.tsv", "folds": {"number": 3}}
-    with pytest.raises(InputError, match="1 training slides of fold 0 do not fill a step of 4"):
+    with pytest.raises(InputError, match="1 training slides of fold 0 are fewer than a step of 4"):
         check_design(sheet, Configuration.of(config))
 
 
@@ -166,7 +166,7 @@ def test_a_phantom_s_number_is_learnt_and_stands_in_table_maps_and_report(region
     assert set(extremes_of_numbers(test.reset_index(), 1).values()) == {"highest", "lowest", "most wrong"}
     gigapipe("report", tmp_path, "--output", tmp_path / "report.html")
     page = re.sub(r'"data:[^"]*"', "", (tmp_path / "report.html").read_text())  # letters of a picture spell anything
-    assert "Slides that are predicted worst" in page and "tumour_share is 0" in page
+    assert "Largest errors" in page and "tumour_share is 0" in page
     assert "What does resolution do for tumour_share" in page and "R²" in page and "AUC" not in page
     assert f"{chosen['slide']} is {chosen['number']:.3g}; predicted tumour_share" in page
 

@@ -89,7 +89,7 @@ def test_slides_that_cannot_be_decided_are_counted(tmp_path):
     table = some_predictions(np.random.default_rng(0)).assign(seed=0)
     of_one_class = (table["part"] == "validation") & (table["fold"] == 0) & (table["label"] == "acinar")
     figure, caption = all_figures(comparison(), table[~of_one_class], [], tmp_path)["confusion"]
-    assert "Left out: 60 of networks without a threshold." in caption  # 20 at each of 3 resolutions
+    assert "Not shown: 60 slides of networks without a threshold." in caption  # 20 at each of 3 resolutions
     assert sum(int(text.get_text()) for axes in figure.axes for text in axes.texts) == 60
     assert "confusion" not in all_figures(comparison(), table[table["part"] == "test"], [], tmp_path)
 
@@ -263,7 +263,7 @@ def test_misclassified_slides_have_pictures_scores_and_links_to_their_stores(res
     assert not re.search(r"""src="(?!data:)|href="(?!data:|#|pyramids/)""", page)
     of_mistakes, cohort_of = page.split('<section id="mistakes">')[1].split('<section id="cohort">')
     assert f"8 µm per pixel: {len(wrong)} of 40 slides" in of_mistakes and f"<b>{slide}</b> {said}" in of_mistakes
-    assert "2 µm per pixel: 0 of 40 slides" in of_mistakes and of_mistakes.count("the 12 most wrong are shown") == 2
+    assert "2 µm per pixel: 0 of 40 slides" in of_mistakes and of_mistakes.count("the first 12 are shown") == 2
     assert of_mistakes.index("2 µm") < of_mistakes.index("8 µm") < of_mistakes.index("48 µm")  # 2 is recommended
     (link,) = set(re.findall(r'href="([^"#]+)">pyramid', of_mistakes))
     assert (results / link).is_dir() and link == f"pyramids/{slide}/image.zarr"

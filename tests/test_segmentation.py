@@ -63,7 +63,7 @@ def test_a_label_image_tells_the_names_and_colours_of_its_classes(regions):
     with pytest.raises(Exception, match="has the classes tumour, necrosis, not necrosis, tumour; make it again"):
         read_mask(folder, CLASSES[::-1])
     done = gigapipe("mask", regions / "pyramids" / slide.slide, "x", "--mpp", MPP, "--labels", check=False)
-    assert done.returncode == 1 and "--labels needs what is drawn" in done.stdout
+    assert done.returncode == 1 and "--labels needs an annotation" in done.stdout
 
 
 def test_dice_of_classes_counts_slides_that_have_them_or_in_which_they_were_found(tmp_path):
@@ -80,7 +80,7 @@ def test_dice_of_classes_counts_slides_that_have_them_or_in_which_they_were_foun
     (tmp_path / "training.json").write_text(cost)
     lines = as_markdown(table, [tmp_path / "training.json"], margin=0.02).splitlines()
     assert lines[4] == r"| 2 | b\| | 2 | 0.5000 ± 0.2500 | 0.2500 (001) | 0.50 | 700 |"
-    assert "cannot be told" in lines[0] and "gigapipe segment" in lines[0]  # of 0.1, as they have no dice_of_all
+    assert "can be recommended" in lines[0] and "gigapipe segment" in lines[0]  # of 0.1, as they have no dice_of_all
     assert lines[5] == "| 2 | a | 1 | 0.5000 ± 0.0000 | 0.5000 (001) | 0.50 | 700 |"
 
 

@@ -79,7 +79,7 @@ def test_a_cohort_is_of_one_tissue_and_kind_however_it_is_made(option, tmp_path)
             assert all(("11A" in row.slide) == (row.sample_type == "normal tissue") for row in sheet.itertuples())
             first = (tmp_path / f"{way}.tsv").read_text().partition("\n")[0]
             for said in (done.stdout, first):
-                counted = [int(n) for n in re.findall(r"left out (\d+)| and (\d+) slides? of", said) for n in n if n]
+                counted = [int(n) for n in re.findall(r"excluded (\d+)| and (\d+) slides? of", said) for n in n if n]
                 assert sum(counted) == len(MIXED) - len(sheet), said
                 assert ("--samples all" in said) == ("sample" not in option or "normal" in option)
 
@@ -92,7 +92,7 @@ def test_manifests_of_tumour_and_of_normal_tissue_are_of_one_kind(tmp_path):
         (tmp_path / label).write_text("id\tfilename\tmd5\tsize\n" + "".join(rows))
     sheet = from_manifests({label: tmp_path / label for label in ("tumour", "normal")})
     assert set(sheet["kind"]) == {"frozen"} and list(sheet["label"]) == ["tumour", "normal", "tumour", "normal"]
-    assert sheet.attrs["notes"] == ["left out 2 diagnostic slides (--strategy all takes them)"]
+    assert sheet.attrs["notes"] == ["excluded 2 diagnostic slides (--strategy all includes them)"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_slides_of_other_programs_are_their_patients(name, patient, tmp_path):
     sheet = read_sheet(tmp_path / "s.tsv", labelled=False)
     assert list(sheet["slide"]) == [f"{name}1", f"{name}2"] and set(sheet["patient"]) == {patient}
     assert sheet["sample_type"][1] == ("primary tumour" if "-01A-" in name else "normal tissue")
-    assert "They have one label" in said
+    assert "All have the same label" in said
 
 
 def test_what_the_archive_has_twice_is_decided_in_a_line(tmp_path):
@@ -138,10 +138,10 @@ def test_what_the_archive_has_twice_is_decided_in_a_line(tmp_path):
         done = gigapipe("gdc", "query", tmp_path / "s.tsv", "--project=A", "--project=B", "--api", url)
     assert list(read_sheet(tmp_path / "s.tsv")["slide"]) == [f"TCGA-05-{i:04d}-01Z-00-DX1" for i in (0, 4, 6, 7)]
     for said in (
-        "left out 2 slides whose file names have two ids",
-        "left out 2 slides that are one file, by its md5, of two patients or labels: TCGA-05-0002-01Z-00-DX1, TCGA-",
-        "left out 1 slide that are another of their patient, by md5: TCGA-05-0004-01Z-00-DX2",
-        f"left out: '{name_of(5)}' is of several patients, TCGA-05-0005, TCGA-05-0006",
+        "excluded 2 slides whose file names have two ids",
+        "excluded 2 slides that are the same file (md5) for two patients or labels: TCGA-05-0002-01Z-00-DX1, TCGA-",
+        "excluded 1 slide that are the same file (md5) as another slide of the patient: TCGA-05-0004-01Z-00-DX2",
+        f"excluded: '{name_of(5)}' belongs to several patients, TCGA-05-0005, TCGA-05-0006",
     ):
         assert said in done.stdout, done.stdout
 
@@ -152,7 +152,9 @@ def test_a_line_of_a_manifest_twice_is_one_slide_and_under_two_labels_none(tmp_p
         (tmp_path / label).write_text("id\tfilename\tmd5\tsize\n" + line * number)
     pairs = [(label, tmp_path / label) for label in "ab"]
     sheet = from_manifests(pairs)
-    assert len(sheet) == 2 and sheet.attrs["notes"] == [f"took 1 slide once, listed more than once: {name_of(2)}"]
+    assert len(sheet) == 2 and sheet.attrs["notes"] == [
+        f"used 1 slide once, although listed more than once: {name_of(2)}"
+    ]
     assert len(from_manifests([*pairs, ("b", tmp_path / "b")])) == 2  # a label may have several manifests
     with pytest.raises(InputError, match="is listed under the labels a and b; remove one"):
         from_manifests([*pairs, ("b", tmp_path / "a")])
@@ -173,9 +175,9 @@ def test_two_diagnoses_are_no_class_but_that_of_the_primary_disease_is(tmp_path)
         gone = gigapipe("gdc", "query", tmp_path / "t.tsv", *asked[:2], "--class=o=other", "--api", url, check=False)
     sheet = read_sheet(tmp_path / "s.tsv")
     assert list(sheet["patient"].str[-1]) == ["1", "2", "3", "4"] and list(sheet["label"]) == ["s", "a", "s", "a"]
-    assert "left out 1 slide of patients with several diagnoses: TCGA-05-0000-01Z-00-DX1 (adeno and" in done.stdout
-    assert "left out 1 slide of patients without a diagnosis: TCGA-05-0005-01Z-00-DX1" in done.stdout
-    assert gone.returncode == 1 and "left out 4 slides of other labels: squamous (2), adeno (2)" in gone.stdout
+    assert "excluded 1 slide of patients with several diagnoses: TCGA-05-0000-01Z-00-DX1 (adeno and" in done.stdout
+    assert "excluded 1 slide of patients without a diagnosis: TCGA-05-0005-01Z-00-DX1" in done.stdout
+    assert gone.returncode == 1 and "excluded 4 slides with other labels: squamous (2), adeno (2)" in gone.stdout
 
 
 def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
@@ -186,7 +188,7 @@ def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
         asked = ["--project=TCGA-LUAD", "--label=sample_type", "--api", url]
         gigapipe("gdc", "query", tmp_path / "slides.tsv", *asked)
     report = gigapipe("folds", tmp_path / "slides.tsv", tmp_path, "--folds", 3, "--by", "patient").stdout
-    assert "12 of 12 patients have slides of several labels" in report
+    assert "12 of 12 patients have slides with several labels" in report
     table = read_folds(tmp_path / "folds.tsv")
     assert len(table) == 24 and set(table["kind"]) == {"frozen"}
     assert (table.groupby("patient")["fold"].nunique() == 1).all() and set(table["label"].value_counts()) == {12}
@@ -202,4 +204,4 @@ def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
     assert row["slides"] == 24 and row["patients"] == row["patients_of_several_labels"] == 12
     assert 0.5 < row["auc_low"] < row["auc"] < 1 and row["auc_bootstrap_low"] < row["auc"] < row["auc_bootstrap_high"]
     assert row[[name for name in row.index if name.startswith("patient_auc")]].isna().all()
-    assert "none: 12 of them have several labels" in as_markdown(pd.DataFrame([row]))
+    assert "none: 12 patients have several labels" in as_markdown(pd.DataFrame([row]))

@@ -47,7 +47,7 @@ AS_SAVED = {
     "mark.csv": (CSV.encode("utf-8-sig"), ""),
     "latin.csv": (CSV.encode("cp1252"), "is not UTF-8; as Windows-1252 it reads '\"Zürich'"),
     "utf16.tsv": (TSV.encode("utf-16"), ""),
-    "utf16.csv": (CSV.encode("utf-16-le"), "is read as UTF-16-LE"),
+    "utf16.csv": (CSV.encode("utf-16-le"), "read as UTF-16-LE"),
     "semicolons.csv": (SHEET.to_csv(index=False, sep=";").encode(), "separated by semicolons"),
     "bars.txt": (SHEET.to_csv(index=False, sep="|").encode(), "separated by bars"),
     "tabs.csv": (TSV.encode(), "separated by tabs"),
@@ -57,7 +57,7 @@ AS_SAVED = {
     "empty-rows.csv": ((CSV + ",,,,\n\n  ,,,,\n").encode(), ""),
     "more-columns.csv": (CSV.replace("\n", ",,\n").encode(), ""),
     "comments.csv": (f'"# written by, hand",,,,\nsep=,\n\n{CSV}'.encode(), ""),
-    "book.xlsx": (EXCEL, "of its sheets 'slides' is read, the first, and not 'notes'"),
+    "book.xlsx": (EXCEL, "reading 'slides', the first of its sheets, and not 'notes'"),
     "book.csv": (EXCEL, "of its sheets"),
 }
 
@@ -78,9 +78,9 @@ NOT_READ = {
     "comma-in-cell.csv": (b"slide,patient,label,source\na,p,x,a.svs\nb,q,small, cell,b.svs\n", "row 2 has 5 cells"),
     "quote.csv": (b'slide,patient\n"a,p\nb,q\n', "line 3 .*correct its quotes"),
     "twice.csv": (b"slide,Label,label\na,x,y\n", "two columns label"),
-    "torn.xlsx": (EXCEL[:500], "as a workbook .it is cut, or damaged.; save it as CSV"),
-    "words.docx": (document(), "not one of Excel's"),
-    "old.xls": (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(500), "old Excel.*save it as CSV"),
+    "torn.xlsx": (EXCEL[:500], "as a workbook .it is truncated or damaged.; save it as CSV"),
+    "words.docx": (document(), "not an Excel workbook"),
+    "old.xls": (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(500), "old version of Excel.*save it as CSV"),
     "noise.csv": (bytes(range(256)) * 9, "has no column slide|save it as CSV|correct its quotes"),
     "empty.csv": (b"", "has no column slide.*columns none"),
     "nowhere.csv": (None, "cannot be read .No such file"),
@@ -105,7 +105,7 @@ def test_sites_homes_and_numbers_as_people_write_them(tmp_path, monkeypatch, cap
     sheet = read_sheet(tmp_path / "s.csv")
     assert list(sheet["site"]) == ["H", "H", "unknown"] and list(sheet["mpp"]) == ["0.25", "", "0.5"]
     assert sheet["source"][0] == "/home/me/a.svs"
-    assert "2 slides have no site (''); 1 have that of their patient's other slides, and of 1 it is" in caplog.text
+    assert "2 slides have no site (''); 1 get the site of their patient's other slides; for 1 it is" in caplog.text
     (tmp_path / "s.csv").write_text("\n".join(lines).replace("q;;", "q;n/a;"))
     assert list(read_sheet(tmp_path / "s.csv")["site"]) == ["H", "H", "unknown"]
     (tmp_path / "s.csv").write_text("\n".join(lines).replace("c;q", "c;NA"))
@@ -125,10 +125,10 @@ def test_one_file_under_two_names_is_refused(tmp_path):
         (
             "a.svs " + "d" * 32,
             "b.svs " + "D" * 32,
-            "slides s1 and s2 are one file, by its md5 d+, under the patients p1",
+            "slides s1 and s2 are the same file: both have the md5 d+, under the patients p1",
         ),
-        (f"{tmp_path}/a.svs", f"{tmp_path}/x/../a.svs", "s1 and s2 are one file, by its path"),
-        (f"{tmp_path}/a.svs", f"{tmp_path}/link.svs", "s1 and s2 are one file, by its path .*/a.svs"),
+        (f"{tmp_path}/a.svs", f"{tmp_path}/x/../a.svs", "s1 and s2 are the same file: both have the path"),
+        (f"{tmp_path}/a.svs", f"{tmp_path}/link.svs", "s1 and s2 are the same file: both have the path .*/a.svs"),
     ):
         path.write_text(rows(f"s1 p1 x {first}", f"s2 p2 y {second}"))
         with pytest.raises(InputError, match=message):
@@ -140,12 +140,12 @@ def test_one_file_under_two_names_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "labels, message",
     [
-        (["Benign", "benign", "other"], r"'Benign' \(1 slides\) and 'benign' \(1 slides\) differ only in capitals"),
-        (["small cell", "small  cell", "other"], "differ only in capitals or spaces"),
-        (["NA", "x", "y"], "label NA of 1 slides looks like one that is missing"),
+        (["Benign", "benign", "other"], r"'Benign' \(1 slides\) and 'benign' \(1 slides\) differ only in upper case"),
+        (["small cell", "small  cell", "other"], "differ only in upper case or spaces"),
+        (["NA", "x", "y"], "label NA of 1 slides looks like a missing value"),
         (["n/a", "none", "y"], "label n/a, none of 2 slides"),
-        (["#N/A", "x", "y"], "looks like one that is missing"),
-        (["not reported", "x", "y"], "looks like one that is missing"),
+        (["#N/A", "x", "y"], "looks like a missing value"),
+        (["not reported", "x", "y"], "looks like a missing value"),
     ],
 )
 def test_doubtful_labels_are_confirmed_or_refused(labels, message, tmp_path):
@@ -164,7 +164,7 @@ def test_doubtful_labels_are_confirmed_or_refused(labels, message, tmp_path):
 def test_patients_that_may_be_one_are_named(tmp_path, caplog):
     (tmp_path / "s.tsv").write_text(rows("a P-1 x a.svs", "b p-1 y b.svs"))
     read_sheet(tmp_path / "s.tsv")
-    assert "patients P-1 and p-1 differ only in capitals or spaces, and are taken for 2" in caplog.text
+    assert "patients P-1 and p-1 differ only in upper case or spaces, and are treated as 2" in caplog.text
 
 
 def test_a_sheet_is_written_as_it_will_be_read(tmp_path):
@@ -175,8 +175,8 @@ def test_a_sheet_is_written_as_it_will_be_read(tmp_path):
     twice = pd.concat([SHEET, SHEET.iloc[:1]])
     for sheet, name, message in (
         (twice, "b.tsv", "listed twice"),
-        (SHEET.assign(site=" padded"), "b.tsv", "would be read otherwise"),
-        (SHEET, "b.xlsx", "no workbook can be written"),
+        (SHEET.assign(site=" padded"), "b.tsv", "could not be read back unchanged"),
+        (SHEET, "b.xlsx", "workbooks cannot be written"),
     ):
         with pytest.raises(InputError, match=message):
             write_sheet(sheet, tmp_path / name, "comment")

@@ -47,16 +47,20 @@ def test_a_cohort_is_judged_by_the_slides_that_are_here(slide, tmp_path, caplog,
     with caplog.at_level("INFO"):
         sizes.announce(slides, [1, 4], tmp_path / "results")
     whole = 3 * sum(sizes.estimate(slide, [1, 4], Settings()).pyramid)
-    assert f"3 pyramids to make, of {sizes.amount(3 * own)} of slides and 1 slides of unknown size" in caplog.text
-    assert f"about {sizes.amount(whole)} (" in caplog.text and "judged by 1 slides; the disk of" in caplog.text
+    assert f"3 pyramids to write, from {sizes.amount(3 * own)} of slides and 1 slides of unknown size" in caplog.text
+    assert (
+        f"about {sizes.amount(whole)} (" in caplog.text
+        and "estimated from 1 slides; free space on the disk of" in caplog.text
+    )
 
     def disk_of(free):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free, total=0))
         sizes.announce(slides, [1, 4], tmp_path / "results")
 
-    disk_of(0.9 * whole)
+    with caplog.at_level("INFO"):
+        disk_of(0.9 * whole)
     assert "which may not be enough" in caplog.text
-    with pytest.raises(InputError, match="3 pyramids to make.* at 1 µm/px, .*not enough: make room.*codec"):
+    with pytest.raises(InputError, match="3 pyramids to write.* at 1 µm/px, .*not enough: free some space.*codec"):
         disk_of(0.5 * whole)
 
 

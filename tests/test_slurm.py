@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_the_others_and_slurm_need_not(slurm, transport, vict
             output, _ = process.communicate(timeout=60)
         print(f"{transport}: {seconds:.1f} s; srun ended after {time.monotonic() - killed:.1f} s\n{output}")
         assert seconds < 5 and process.returncode
-        assert f"rank {victim} (process {pids[victim]} on {socket.gethostname()}) has ended without a word" in output
+        assert f"rank {victim} (process {pids[victim]} on {socket.gethostname()}) has ended without a message" in output
     finally:
         slurm.set("KillWait", 5)
 
@@ -138,7 +138,7 @@ def test_pyramids_share_nodes_and_one_that_fails_takes_no_other_with_it(slurm, t
 
     before = submitted()
     status, output = snakemake(project, *arguments, check=False, before=slurm.before)
-    assert status and "4 pyramids: 2 jobs, up to 2 at a time on a node" in output
+    assert status and "4 pyramids: 2 jobs, up to 2 at the same time on a node" in output
     said = {line.strip() for line in output.splitlines() if line.strip().startswith("gigapipe:")}
     assert len(said) == 1 and torn.name in said.pop(), output
     made = {path.name: path.stat().st_mtime_ns for path in (project / "results/pyramids").glob("[!.]*")}

@@ -77,5 +77,5 @@ def test_other_settings_start_afresh(tmp_path, caplog):
     made = resumable(tmp_path / "checkpoints")
     made.identity = "another"
     assert made.resume() == State([1, 1, 1], None)
-    assert "starting afresh" in caplog.text and not made.checkpoints.folder.exists()
+    assert "starting from the beginning" in caplog.text and not made.checkpoints.folder.exists()
     assert Checkpoints(tmp_path / "checkpoints-1").load(6) is not None  # nothing that was learnt is lost

@@ -63,7 +63,7 @@ def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterr
         ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if GIGAPIPE in p.cmdline()[:2]]
         ranks[-1].send_signal(told)
         output, _ = process.communicate(timeout=60)
-    assert process.returncode == UNFINISHED and "a signal came" in output and "Traceback" not in output, output
+    assert process.returncode == UNFINISHED and "a signal was received" in output and "Traceback" not in output, output
     again = gigapipe(*arguments, ranks=2)
     assert "resumed after epoch" in again.stdout and same(weights(tmp_path / "model.pt"), uninterrupted)
 

@@ -235,7 +235,7 @@ def test_a_training_begins_with_a_coarser_model_of_its_fold(small_cohort, tmp_pa
     trained = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(before[name], after[name]) for name in trained)
     for strange, message in (
-        ({"weights": coarse}, "two beginnings"),
+        ({"weights": coarse}, "both set the initial weights"),
         ({"pool": "max"}, "its pool is average, not max"),
         ({"fold": 1}, "its fold is 0, not 1"),
     ):
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(small_cohort, tmp_pa
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
     done = gigapipe(*training(small_cohort, tmp_path / "model.pt", epochs=1))
-    assert "starting afresh" in done.stdout and "resumed" not in done.stdout
+    assert "starting from the beginning" in done.stdout and "resumed" not in done.stdout
 
 
 def test_a_rank_that_dies_ends_the_job(small_cohort, tmp_path):
@@ -311,7 +311,11 @@ def test_what_cannot_be_trained_is_said_once(small_cohort, tmp_path):
     ]
     torch.save({"task": "tissue"}, tmp_path / "tissue.pt")
     (tmp_path / "torn.pt").write_bytes(b"torn")
-    for name, message in (("tissue", "has not learnt classes"), ("torn", "it is damaged"), ("none", "no such file")):
+    for name, message in (
+        ("tissue", "was not trained for classes"),
+        ("torn", "it is damaged"),
+        ("none", "no such file"),
+    ):
         done = gigapipe("predict", *common, "--model", tmp_path / f"{name}.pt", check=False)
         assert done.returncode == 1 and message in done.stdout and "Traceback" not in done.stdout, done.stdout
     arguments = training(small_cohort, tmp_path / "model.pt")

@@ -47,9 +47,10 @@ def test_sixteen_patients_are_warned_of_when_folds_are_made(tmp_path):
     lonely = list(counts.index[counts["solid"] == 1])
     assert len(lonely) == 1
     assert (
-        f"**Warning:** fold {lonely[0]} with 1 patient of solid: no interval of its own, so that deviations are" in page
+        f"**Warning:** fold {lonely[0]} with 1 patient of solid: no interval for this fold, so that variances are"
+        in page
     )
-    assert "3 folds hold 2 patients of each label or more." in page
+    assert "3 folds would each have at least 2 patients of each label." in page
     assert "9 patients of acinar and 7 patients of solid: an AUC below 0.9" in page
     assert "| patients of acinar | patients of solid |" in page
     for fold, of_fold in counts.iterrows():  # after slides of each label, slides, patients and sites
@@ -63,10 +64,10 @@ def test_a_dry_run_logs_what_the_design_cannot_show(caplog):
         check_design(SIXTEEN, config)
     lines = caplog.messages
     assert len(set(lines)) == len(lines) and all(line.startswith("folds by patient: ") for line in lines)
-    assert any("with 1 patient of solid: no interval of its own" in line for line in lines)
+    assert any("with 1 patient of solid: no interval for this fold" in line for line in lines)
     assert any("9 patients of acinar and 7 patients of solid: an AUC below" in line for line in lines)
     assert any(
-        re.search(r"within 0.02 of another, .* takes about \d+ patients, and here are 16$", line) for line in lines
+        re.search(r"within 0.02 of another one, .* about \d+ patients are needed, not 16$", line) for line in lines
     )
     caplog.clear()
     with caplog.at_level("WARNING", logger="gigapipe"):
@@ -81,7 +82,7 @@ def test_other_numbers_of_folds_are_proposed_where_they_would_do_better():
     assert line.startswith("3 folds train each network on 33% of the patients; 5 folds train it on 60%")
     assert weaknesses(make_folds(sheet({"acinar": 30, "solid": 30}), 4, 0, "patient")) == []
     few = make_folds(sheet({"acinar": 9, "solid": 6}), 5, 0, "patient")
-    assert any("; 3 folds hold 2 patients of each label or more" in line for line in weaknesses(few))
+    assert any("; 3 folds would each have at least 2 patients of each label" in line for line in weaknesses(few))
     assert any("; more patients are needed" in line for line in weaknesses(few.assign(split="given")))
     none = few[(few["fold"] != 1) | (few["label"] == "acinar")]
     assert any("fold 1 with no patients of solid: no AUC" in line for line in weaknesses(none))
@@ -90,8 +91,8 @@ def test_other_numbers_of_folds_are_proposed_where_they_would_do_better():
 def test_sites_that_tell_the_label_are_told():
     by_label = sheet({"acinar": 30, "solid": 30}, site=lambda label, number: f"{label}-{number % 5}")
     shared, apart = (weaknesses(make_folds(by_label, 4, 0, by)) for by in ("patient", "site"))
-    assert any("these folds share sites, and the site tells the label (AUC 1.00" in line for line in shared)
-    assert any("the site tells the label (AUC 1.00" in line and "share no site" in line for line in apart)
+    assert any("these folds share sites, and the site alone predicts the label (AUC 1.00" in line for line in shared)
+    assert any("the site alone predicts the label (AUC 1.00" in line and "share no site" in line for line in apart)
     mixed = sheet({"acinar": 30, "solid": 30}, site=lambda label, number: f"{number % 5}")
     assert weaknesses(make_folds(mixed, 4, 0, "site")) == []
 

@@ -69,11 +69,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_and_told_of(tmp_path,
     assert checkpoints.newest("it") == 1
     for step, reason in (
         (5, "another version of gigapipe wrote it"),
-        (4, "it is no state of a training"),
+        (4, "it is not a training checkpoint"),
         (3, "its weights are not finite (weight)"),
         (2, "it is damaged: its checksums differ"),
     ):
-        assert f"{step:08d}.pt: {reason}; passed over" in caplog.text
+        assert f"{step:08d}.pt: {reason}; skipped" in caplog.text
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -102,7 +102,7 @@ def test_weights_of_others_are_verified_by_whatever_they_have(tmp_path, caplog):
     data = bytearray((tmp_path / "zip.pth").read_bytes())
     data[data.index(weights["weight"].numpy().tobytes()) + 5] ^= 4
     (tmp_path / "zip.pth").write_bytes(data)
-    with pytest.raises(InputError, match="zip.pth: it is damaged: its checksums differ; fetch them again"):
+    with pytest.raises(InputError, match="zip.pth: it is damaged: its checksums differ; download them again"):
         load_foreign(tmp_path / "zip.pth")
 
     old = io.BytesIO()
@@ -111,7 +111,7 @@ def test_weights_of_others_are_verified_by_whatever_they_have(tmp_path, caplog):
     for name in (f"old-{digest[:8]}.pth", "old.pth"):
         (tmp_path / name).write_bytes(old.getvalue())
         assert alike(load_foreign(tmp_path / name), dict(weights))
-    assert "old.pth: nothing tells whether they are what was published" in caplog.text and digest[:8] not in caplog.text
+    assert "old.pth: there is no checksum to verify them" in caplog.text and digest[:8] not in caplog.text
     (tmp_path / "old.pth.sha256").write_text(f"{'0' * 64}  old.pth\n")
     (tmp_path / f"old-{digest[:8]}.pth").write_bytes(old.getvalue()[:-1] + b"x")
     for name in (f"old-{digest[:8]}.pth", "old.pth"):

@@ -121,9 +121,9 @@ def test_the_catalogue_of_workflows_finds_what_it_shows(project):
     """What it asks of a workflow for its list of standardized usage, which has no schema of its own."""
     usage = yaml.safe_load((project / ".snakemake-workflow-catalog.yml").read_text())["usage"]
     assert usage.keys() == {"mandatory-flags", "software-stack-deployment", "report"} and usage["report"] is True
-    assert usage["mandatory-flags"].keys() == {"desc", "flags"} and usage["software-stack-deployment"] == {
-        "conda": True
-    }
+    assert usage["software-stack-deployment"] == {"conda": True, "report": True}
+    flags = usage["mandatory-flags"]
+    assert flags.keys() == {"desc", "flags"} and all(isinstance(text, str) for text in flags.values())
     assert (project / "workflow/Snakefile").exists() and (project / "config/README.md").exists()
     words = (project / "README.md").read_text().lower()
     assert "snakemake" in words and "workflow" in words
@@ -138,7 +138,7 @@ def test_the_catalogue_of_workflows_finds_what_it_shows(project):
         ("fold: 3", "config: fold: there is no such key; did you mean folds?"),
         ("slides: nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
         ("phantom: {confounder: 0.5, sites: 1}", "confounder 0.5 with 1 sites"),
-        ("training: {batch: 40}", "config: training.batch: 31 training slides of fold 0 do not fill a step of 40"),
+        ("training: {batch: 40}", "config: training.batch: 31 training slides of fold 0 are fewer than a step of 40"),
     ],
 )
 def test_a_wrong_config_is_said_in_one_line(project, setting, message):

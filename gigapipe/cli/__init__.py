@@ -1,7 +1,7 @@
-"""The command line: one verb for each rule of the workflow, each usable without it.
+"""The command line: one verb for each rule of the workflow; each can be used without it.
 
 A module for each stage declares its verbs, each above the function that it runs. That function imports what it needs
-when it runs: `gigapipe --help` should not wait for torch.
+when it runs, so that `gigapipe --help` does not wait for torch.
 """
 
 import argparse
@@ -13,7 +13,19 @@ import traceback
 import gigapipe
 from gigapipe import exit_status
 from gigapipe.attempts import InVain
-from gigapipe.cli import check, classification, cohorts, ending, gdc, plan, pyramids, results, segmentation, slides
+from gigapipe.cli import (
+    check,
+    classification,
+    cohorts,
+    ending,
+    gdc,
+    init,
+    plan,
+    pyramids,
+    results,
+    segmentation,
+    slides,
+)
 from gigapipe.cli.distributed import attempts_of
 from gigapipe.cli.guard import run_apart
 from gigapipe.cli.messages import log_to_stderr
@@ -25,9 +37,9 @@ from gigapipe.training.stopping import Unfinished
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
-    top.add_argument("--version", action="version", version=gigapipe.__version__)
+    top.add_argument("--version", action="version", version=f"gigapipe {gigapipe.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    for stage in (gdc, slides, pyramids, cohorts, classification, segmentation, results, check, plan, ending):
+    for stage in (init, gdc, slides, pyramids, cohorts, classification, segmentation, results, check, plan, ending):
         stage.add_verbs(verbs)
     return top
 
@@ -86,7 +98,7 @@ def _line_of(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return in_one_line(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gigapipe"):
-        return f"{error.name} is not installed; pip install 'gigapipe[workflow]' brings it"
+        return f"{error.name} is not installed; install it with pip install 'gigapipe[workflow]'"
     return None
 
 

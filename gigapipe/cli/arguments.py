@@ -42,7 +42,10 @@ def renamed(sub: argparse.ArgumentParser, old: str, new: str) -> None:
 
     class Renamed(argparse.Action):
         def __call__(self, parser, namespace, value, option_string=None):
-            print(f"gigapipe: {old} is called {new} now; the old name goes with the next release", file=sys.stderr)
+            print(
+                f"gigapipe: {old} is now called {new}; the old name will be removed in the next release",
+                file=sys.stderr,
+            )
             setattr(namespace, self.dest, value)
 
     sub.add_argument(

@@ -1,4 +1,4 @@
-"""The verb that proves a model's decomposition exact."""
+"""The verb that checks that a model is decomposed exactly."""
 
 import argparse
 import functools
@@ -12,14 +12,20 @@ from gigapipe.errors import InputError
 
 
 def add_verbs(verbs: Verbs) -> None:
-    sub = verb(verbs, check, "Compare a model on one rank with the same model on many, in float64.")
-    sub.add_argument("model", help="a function that makes a model, as gigapipe.models:resnet18 or mine.py:unet")
+    sub = verb(
+        verbs, check, "Check that a model is decomposed exactly: compare one rank with several ranks, in float64."
+    )
+    sub.add_argument("model", help="a function that returns a model, as gigapipe.models:resnet18 or mine.py:unet")
     add_options(sub, OwnNetwork, ["network_options"])
     sub.add_argument("size", type=sizes, help="rows and columns of the image, as 237x191")
     sub.add_argument("mesh", type=sizes, help="rows and columns of ranks, as 2x2; or data, rows and columns, as 2x2x1")
-    sub.add_argument("--batch", type=positive, default=2, help="images a data rank")
-    sub.add_argument("--tile", type=positive, help="stream the images, by tiles of so many pixels a side")
-    sub.add_argument("--stream", action="store_true", help="hold them, and stream them, by quarters without --tile")
+    sub.add_argument("--batch", type=positive, default=2, help="number of images per data rank")
+    sub.add_argument("--tile", type=positive, help="stream the images, in tiles of this side length, in pixels")
+    sub.add_argument(
+        "--stream",
+        action="store_true",
+        help="compare both without and with streaming; without --tile in tiles of a quarter of the image",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -33,7 +39,7 @@ def check(args: argparse.Namespace) -> None:
     tile = args.tile or (max(1, max(args.size) // 4) if args.stream else None)
     place = f"{args.size[0]} × {args.size[1]} px on a mesh of {' × '.join(map(str, shape))}"
     if tile:
-        place += f", {'held and ' * args.stream}by tiles of {tile} px"
+        place += f", {'held and ' * args.stream}in tiles of {tile} px"
     print(f"{args.model}: one rank against {ranks}, {place}, in float64 …", file=sys.stderr, flush=True)
     named.load(args.model)  # said here, if there is none
     make = functools.partial(named.call, args.model, args.network_options)

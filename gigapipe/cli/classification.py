@@ -1,4 +1,4 @@
-"""Verbs of what a canvas tells, a class or a number: trained, applied to held-out slides, and compared."""
+"""Verbs of networks that see canvases and predict a class or a number: train, predict, compare."""
 
 import argparse
 import sys
@@ -35,17 +35,22 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_train(verbs: Verbs) -> None:
-    sub = verb(verbs, train, "Train a network on whole canvases, decomposed over ranks. Start it with mpiexec.")
+    sub = verb(verbs, train, "Train a network on whole slides (canvases), divided over ranks. Start it with mpiexec.")
     ranks_arguments(sub)
     learning_arguments(sub)
     task_argument(sub, "train")
-    sub.add_argument("--canvas", type=positive, required=True, help="pixels a side that the network sees")
     sub.add_argument(
-        "--target", metavar="COLUMN", help="learn the numbers in this column, which folds were made with, and no labels"
+        "--canvas",
+        type=positive,
+        required=True,
+        help="side length of the canvas, the image that the network sees, in pixels",
+    )
+    sub.add_argument(
+        "--target", metavar="COLUMN", help="regression: learn the numbers in this column of the folds instead of labels"
     )
     add_options(sub, Network)
     sub.add_argument(
-        "--start", metavar="FILE", help="model of a coarser resolution, of the same network and fold, to begin with"
+        "--start", metavar="FILE", help="start from this model: the same network and fold at a coarser resolution"
     )
 
 
@@ -74,8 +79,8 @@ def train(args: argparse.Namespace) -> None:
                 lost = lost_tissue(pyramid, args.mpp, args.canvas)
                 if lost > 0.01:
                     print(
-                        f"slide {slide}: {lost:.0%} of its tissue's box lies outside the canvas of {args.canvas} px at "
-                        f"{args.mpp:g} µm/px",
+                        f"slide {slide}: {lost:.0%} of its tissue's bounding box is outside the canvas of "
+                        f"{args.canvas} px at {args.mpp:g} µm/px",
                         file=sys.stderr,
                     )
         to_learn = learning(settings, training, validation, mesh, args.memory)
@@ -83,13 +88,11 @@ def train(args: argparse.Namespace) -> None:
 
 
 def add_predict(verbs: Verbs) -> None:
-    sub = verb(
-        verbs, predict, "Score the slides that a model was not trained on, held-out fold first. Start it with mpiexec."
-    )
+    sub = verb(verbs, predict, "Predict the slides of the test fold and the validation fold. Start it with mpiexec.")
     ranks_arguments(sub)
     sub.add_argument("--model", type=Path, required=True, help="the model that `gigapipe train` wrote")
     applied_model_arguments(sub)
-    sub.add_argument("--output", type=Path, required=True, help="the table to write: a line for each of these slides")
+    sub.add_argument("--output", type=Path, required=True, help="the table to write, one line per slide")
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -156,9 +159,13 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    sub = verb(verbs, evaluate, "Compare resolutions: AUC or R² with intervals, and cost, as table and figure.")
+    sub = verb(
+        verbs, evaluate, "Compare resolutions: AUC or R² with confidence intervals, and cost, as table and figure."
+    )
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, help="tables that `gigapipe predict` wrote")
-    sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="their training.json, in the same order")
+    sub.add_argument(
+        "--trainings", type=Path, nargs="+", required=True, help="training.json of the same models, in the same order"
+    )
     add_options(sub, Comparison)
     sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md, .html and .png")
 
@@ -175,7 +182,9 @@ def evaluate(args: argparse.Namespace) -> None:
     scores, costs = read_networks(args.predictions, args.trainings)
     table = (compare_numbers if PREDICTED in scores else compare)(scores, costs, args.margin)
     if PATIENTS_OF_SEVERAL_LABELS in table and (mixed := table[PATIENTS_OF_SEVERAL_LABELS].max()):
-        print(f"the AUC of patients is left out: {mixed} of them have slides of several labels", file=sys.stderr)
+        print(
+            f"the AUC per patient is not computed: {mixed} patients have slides with different labels", file=sys.stderr
+        )
     with atomic_file(args.output / "comparison.tsv") as partial:
         write_table(table, partial, float_format="%.6g")
     for name, text in (("comparison.md", as_markdown(table)), ("comparison.html", as_html(table))):

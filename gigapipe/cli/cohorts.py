@@ -1,4 +1,4 @@
-"""The verb that divides a cohort."""
+"""The verb that divides a cohort into folds."""
 
 import argparse
 from pathlib import Path
@@ -15,10 +15,8 @@ def add_verbs(verbs: Verbs) -> None:
     sub.add_argument("output", type=Path, help="folder to write: folds.tsv, splits.tsv for other tools, and folds.md")
     add_options(sub, Configuration, ["source", "confirmed_labels", "target"])
     add_options(sub, Folds)
-    sub.add_argument("--seed", type=int, default=0, help="another seed, another division")
-    sub.add_argument(
-        "--unlabelled", dest="labelled", action="store_false", help="the slides need no label; any number may do"
-    )
+    sub.add_argument("--seed", type=int, default=0, help="random seed of the division")
+    sub.add_argument("--unlabelled", dest="labelled", action="store_false", help="the slides need no labels")
 
 
 def folds(args: argparse.Namespace) -> None:

@@ -33,35 +33,34 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
     """The slides, those of all `folds` or others, and the ranks that work on them."""
     if folds:
         sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
-    sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid a slide")
+    sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid for each slide")
     sub.add_argument(
         "--mesh",
         nargs="+",
         default=["1", "1", "1"],
         metavar="RANKS",
-        help="how the ranks are arranged: DATA ROWS COLUMNS, started with `mpiexec -n` their product; or auto: all "
-        "that were started share each image",
+        help="arrangement of the ranks: DATA ROWS COLUMNS; start as many with `mpiexec -n` as their product; or auto: "
+        "all started ranks share each image",
     )
     sub.add_argument(
         "--threads",
         type=positive,
-        help="CPU threads of each rank; the machine's cores are shared out unless it is given",
+        help="CPU threads of each rank; by default the machine's cores are divided among the ranks",
     )
     sub.add_argument(
         "--transport",
         type=_transport,
         default=AUTO,
         metavar="TRANSPORT",
-        help=f"what carries halos and sums between ranks: {TRANSPORT}; auto is MPI between CPUs, and torch (NCCL) "
-        "between GPUs",
+        help=f"communication between ranks: {TRANSPORT}; auto is MPI between CPUs, and torch (NCCL) between GPUs",
     )
     add_options(sub, Computing)
     sub.add_argument(
         "--timeout",
         type=minutes,
         metavar="TIME",
-        help="a rank that waits for another for longer, as 90 (minutes) or 45s, ends the job; by default 10 minutes, "
-        "and 2 hours with --memory",
+        help="the job ends if a rank waits longer than this for another, as 90 (minutes) or 45s; by default 10 "
+        "minutes, or 2 hours with --memory",
     )
     renamed(sub, "--silence", "--timeout")
     attempts_argument(sub)
@@ -71,8 +70,8 @@ def attempts_argument(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--attempts",
         metavar="KEY",
-        help="what stands for these settings: an attempt than which none can do better leaves word under it beside the "
-        "output, and the next with the same ends at once",
+        help="an identifier of these settings, set by the workflow: if a run fails in a way that would recur, this is "
+        "recorded beside the output, and the next run with the same KEY ends at once",
     )
 
 
@@ -89,12 +88,12 @@ def own_network_arguments(sub: argparse.ArgumentParser, help: str) -> None:
 
 def applied_model_arguments(sub: argparse.ArgumentParser) -> None:
     """What a model needs beside its file, which runs no code that is not named here."""
-    own_network_arguments(sub, "the model's network, if it is your own, and so code that is run")
+    own_network_arguments(sub, "the model's network, if it is your own; its code is executed")
     sub.add_argument(
         "--task",
         type=converter(Function),
         metavar="TASK",
-        help=f"the model's task, if it is your own, and so code that is run: {allowed(Function)}",
+        help=f"the model's task, if it is your own; its code is executed: {allowed(Function)}",
     )
 
 
@@ -103,7 +102,7 @@ def own_task(args: argparse.Namespace, canvas: bool) -> Task | None:
     than slides as they are."""
     task = task_named(args.task) if args.task else None
     if task and task.canvas is not canvas:
-        raise InputError(f"task {args.task}: is applied by `gigapipe {'predict' if task.canvas else 'segment'}`")
+        raise InputError(f"task {args.task}: use `gigapipe {'predict' if task.canvas else 'segment'}` for this task")
     return task
 
 
@@ -114,7 +113,7 @@ def task_argument(sub: argparse.ArgumentParser, verb: str) -> None:
         "--task",
         type=converter(TaskName),
         metavar="TASK",
-        help=f"what is learnt: {either([*brought, 'a task of your own'])}, {allowed(Function)}",
+        help=f"what is learned: {either([*brought, 'your own task'])}, {allowed(Function)}",
     )
 
 
@@ -122,7 +121,7 @@ def task_to_train(args: argparse.Namespace, verb: str, default: str) -> Task:
     """What a verb is to train. InputError if that is another verb's."""
     task = task_named(args.task or default)
     if task.train != verb:
-        raise InputError(f"task {args.task}: is learnt by `gigapipe {task.train}`")
+        raise InputError(f"task {args.task}: use `gigapipe {task.train}` for this task")
     return task
 
 
@@ -166,7 +165,10 @@ def stage_of(args: argparse.Namespace) -> Path | None:
         return None
     folder = os.path.expandvars(args.stage)
     if "$" in folder:
-        raise InputError(f"stage: {args.stage} has a variable that is not set on {socket.gethostname()}; set it there")
+        raise InputError(
+            f"stage: {args.stage} contains an environment variable that is not set on "
+            f"{socket.gethostname()}; set it there"
+        )
     return Path(folder)
 
 
@@ -183,17 +185,23 @@ def launching(args: argparse.Namespace) -> dict:
 
 def learning_arguments(sub: argparse.ArgumentParser) -> None:
     """What all kinds of training are told."""
-    sub.add_argument("--fold", type=int, required=True, help="held out; the next fold chooses the epoch")
+    sub.add_argument(
+        "--fold", type=int, required=True, help="number of the test fold; the next fold is the validation fold"
+    )
     sub.add_argument("--mpp", type=micrometres, required=True, help="resolution, in µm per pixel")
     add_options(sub, Learning)
-    sub.add_argument("--seed", type=int, default=0, help="of the first weights, the order of slides and augmentation")
-    sub.add_argument("--output", type=Path, required=True, help="the model to write; training.json comes beside it")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="random seed of initial weights, order of slides and augmentation"
+    )
+    sub.add_argument(
+        "--output", type=Path, required=True, help="the model to write; training.json is written beside it"
+    )
     sub.add_argument(
         "--time-limit",
         type=minutes,
         metavar="TIME",
-        help=f"what the job has, as 90 (minutes) or 2h: it stops in time, or at SIGTERM or SIGUSR1, with status "
-        f"{UNFINISHED}; the same command then goes on",
+        help="time limit of the job, as 90 (minutes) or 2h: training stops before it, or at SIGTERM or SIGUSR1, with "
+        f"exit status {UNFINISHED}; the same command then resumes it",
     )
     add_options(sub, Training, ["keep_checkpoints", "tensorboard"])
 

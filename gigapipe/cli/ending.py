@@ -1,4 +1,4 @@
-"""The verb that is run where ranks ended otherwise than by themselves: what killed them cannot tell."""
+"""The verb that runs after the ranks of a job have ended abnormally, to find out what killed them."""
 
 import argparse
 import sys
@@ -15,13 +15,13 @@ def add_verbs(verbs: Verbs) -> None:
     sub = verb(
         verbs,
         explain,
-        "Say whether ranks were killed for memory, after their launcher has ended; ends with the launcher's status, "
-        f"or with {exit_status.NEVER} if another attempt is of no use.",
+        "Report whether ranks were killed because memory ran out, after their launcher has ended; exits with the "
+        f"launcher's status, or with {exit_status.NEVER} if a retry would fail in the same way.",
     )
     sub.add_argument("status", type=int, help="the launcher's exit status")
-    sub.add_argument("--output", type=Path, required=True, help="what the ranks were to write")
-    sub.add_argument("--log", type=Path, required=True, help="what the launcher and they have said")
-    sub.add_argument("--attempts", dest="key", metavar="KEY", help="as they were told")
+    sub.add_argument("--output", type=Path, required=True, help="the file that the ranks should have written")
+    sub.add_argument("--log", type=Path, required=True, help="the log of launcher and ranks")
+    sub.add_argument("--attempts", dest="key", metavar="KEY", help="the KEY that the ranks were started with")
 
 
 def explain(args: argparse.Namespace) -> None:
@@ -35,7 +35,7 @@ def explain(args: argparse.Namespace) -> None:
         print(f"gigapipe: {attempts.killed_for_memory(said)}", file=sys.stderr)
     elif args.status in memory_kills.KILLED:
         print(
-            "gigapipe: a rank was killed (SIGKILL), and nothing says by whom, or that it was for memory",
+            "gigapipe: a rank was killed (SIGKILL) for an unknown reason; there is no sign that memory ran out",
             file=sys.stderr,
         )
     raise SystemExit(exit_status.NEVER if attempts.verdict else args.status)

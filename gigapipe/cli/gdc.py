@@ -14,7 +14,7 @@ from gigapipe.errors import InputError
 
 
 def add_verbs(verbs: Verbs) -> None:
-    what = "Sample sheets of the Genomic Data Commons' slides."
+    what = "Write sample sheets for slides of the Genomic Data Commons."
     ours = verbs.add_parser("gdc", help=what, description=what).add_subparsers(required=True, metavar="VERB")
     add_query(ours)
     add_sheet(ours)
@@ -22,9 +22,9 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_query(verbs: Verbs) -> None:
-    sub = verb(verbs, query, "Ask which slides some projects have, and write their sample sheet.")
+    sub = verb(verbs, query, "Query the slides of projects, and write their sample sheet.")
     sub.add_argument("output", type=Path, help="the sample sheet to write")
-    sub.add_argument("--project", action="append", required=True, help="as TCGA-LUAD; may be repeated")
+    sub.add_argument("--project", action="append", required=True, help="project, as TCGA-LUAD; may be repeated")
     add_options(sub, Cohort, ["strategy", "samples", "label"])
     sub.add_argument(
         "--class",
@@ -32,7 +32,7 @@ def add_query(verbs: Verbs) -> None:
         action="append",
         type=named,
         metavar="NAME=VALUE",
-        help="take only slides of this value, under this name; may be repeated",
+        help="use only slides with this value, as a class of this name; may be repeated",
     )
     add_options(sub, Archive, ["api"])
 
@@ -44,9 +44,9 @@ def query(args: argparse.Namespace) -> None:
     classes = {value: name for name, value in args.classes or []}
     for name, value in args.classes or []:
         if classes[value] != name:
-            raise InputError(f"--class: {value} is named {name} and {classes[value]}; give one")
+            raise InputError(f"--class: {value} has two names, {name} and {classes[value]}; give one")
     sheet = query(Client(args.api), args.project, args.strategy, args.label, classes, args.samples)
-    asked = f"{args.api} was asked for the slides of {', '.join(args.project)}, strategy {args.strategy}"
+    asked = f"{args.api} was queried for the slides of {', '.join(args.project)}, strategy {args.strategy}"
     write(sheet, args.output, f"{asked}, samples {args.samples}, labels by {args.label}")
 
 
@@ -62,7 +62,7 @@ def write(sheet, path: Path, how: str) -> None:
     labels = ", ".join(f"{number} {label}" for label, number in sheet["label"].value_counts().items())
     print(f"{path}: {len(sheet)} slides of {sheet['patient'].nunique()} patients: {labels}", file=sys.stderr)
     if sheet["label"].nunique() < 2:
-        print("They have one label, and task classes needs two: ask for another, or edit the sheet", file=sys.stderr)
+        print("All have the same label, but task classes needs two: query more, or edit the sheet", file=sys.stderr)
 
 
 def made_now() -> str:
@@ -70,14 +70,14 @@ def made_now() -> str:
 
 
 def add_sheet(verbs: Verbs) -> None:
-    sub = verb(verbs, sheet, "Make a sample sheet of what the GDC's portal gives: manifests, or its sample sheets.")
+    sub = verb(verbs, sheet, "Write a sample sheet from files of the GDC portal: manifests, or its sample sheets.")
     sub.add_argument("output", type=Path, help="the sample sheet to write")
     given = sub.add_mutually_exclusive_group(required=True)
     given.add_argument("--manifest", action="append", metavar="LABEL=FILE", type=named, help="may be repeated")
     given.add_argument("--portal-sheet", action="append", metavar="FILE", type=Path, help="may be repeated")
     add_options(sub, Cohort, ["strategy", "samples"])
     known = get_args(Label)[:2]
-    sub.add_argument("--label", choices=known, default=known[0], help="with --portal-sheet: what the class is")
+    sub.add_argument("--label", choices=known, default=known[0], help="with --portal-sheet: what defines the class")
     sub.add_argument("--sites", type=Path, help="table of institutions, with columns site, and code or patient")
 
 
@@ -95,8 +95,10 @@ def sheet(args: argparse.Namespace) -> None:
 
 
 def add_refresh(verbs: Verbs) -> None:
-    sub = verb(verbs, refresh, "Bring a sample sheet to the archive's latest release: ids and checksums, by file name.")
-    sub.add_argument("sheet", type=Path, help="the sample sheet, which is written anew")
+    sub = verb(
+        verbs, refresh, "Update a sample sheet to the archive's latest release: ids and checksums, by file name."
+    )
+    sub.add_argument("sheet", type=Path, help="the sample sheet, which is overwritten")
     add_options(sub, Archive, ["api"])
 
 
@@ -107,7 +109,7 @@ def refresh(args: argparse.Namespace) -> None:
 
     table, changed, gone = refresh(Client(args.api), read_table(args.sheet))
     for slide in gone:
-        print(f"slide {slide}: the archive has no file of its name any more; its row is as it was", file=sys.stderr)
+        print(f"slide {slide}: the archive no longer has a file of this name; its row is unchanged", file=sys.stderr)
     if changed:
         write_sheet(table, args.sheet, f"{made_now()}: refreshed from {args.api}", labelled=False)
     print(f"{args.sheet}: {len(changed)} of {len(table)} slides were re-released", file=sys.stderr)

@@ -21,29 +21,44 @@ NETWORKS = (*get_args(RESNETS), "unet")
 
 
 def add_verbs(verbs: Verbs) -> None:
-    sub = verb(
-        verbs, plan, "Say which meshes hold a training, what a step would take, and which mesh is best. A model."
-    )
-    sub.add_argument("model", help=f"{', '.join(NETWORKS)}, or a function that makes one, as mine.py:unet")
+    sub = verb(verbs, plan, "Estimate which meshes hold a training, what a step would take, and which mesh is best.")
+    sub.add_argument("model", help=f"{', '.join(NETWORKS)}, or a function that returns one, as mine.py:unet")
     sub.add_argument("canvas", type=sizes, help="rows and columns of an image, as 22528x22528")
     sub.add_argument(
-        "--machine", default="summit", help=f"{', '.join(MACHINES)}, or a file that --measure wrote: a rank's hardware"
+        "--machine",
+        default="summit",
+        help=f"{', '.join(MACHINES)}, or a file that --measure wrote: the hardware of a rank",
     )
-    sub.add_argument("--ranks", type=positive, help="how many GPUs there are; without it, the fewest that suffice")
-    sub.add_argument("--batch", type=positive, default=1, help="images a step, over all data ranks")
+    sub.add_argument(
+        "--ranks", type=positive, help="number of GPUs; without it, the smallest sufficient number is used"
+    )
+    sub.add_argument("--batch", type=positive, default=1, help="images per step, over all data ranks")
     add_options(sub, Learning, ["precision"])
     add_options(sub, Network, ["norm", "network_options"])
-    sub.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="of a rank, in place of the machine's")
-    sub.add_argument("--ranks-per-node", type=positive, help="in place of the machine's")
-    sub.add_argument("--near", type=size_in_bytes, metavar="SIZE", help="bytes a second between ranks of a node")
-    sub.add_argument("--far", type=size_in_bytes, metavar="SIZE", help="bytes a second from a node to others")
-    sub.add_argument("--scaling", action="store_true", help="also tables of strong and weak scaling up to --ranks")
+    sub.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="memory of a rank, instead of the machine's")
+    sub.add_argument("--ranks-per-node", type=positive, help="number of ranks per node, instead of the machine's")
     sub.add_argument(
-        "--trainings", type=Path, nargs="+", default=[], help="training.json of what was run: its points stand beside"
+        "--near", type=size_in_bytes, metavar="SIZE", help="bandwidth between ranks of a node, in bytes per second"
     )
-    sub.add_argument("--table", type=Path, metavar="FILE", help="write the tables of scaling, as the report draws them")
+    sub.add_argument("--far", type=size_in_bytes, metavar="SIZE", help="bandwidth between nodes, in bytes per second")
     sub.add_argument(
-        "--measure", type=Path, metavar="FILE", help="measure this machine (a minute), write it to FILE, plan for it"
+        "--scaling", action="store_true", help="also print tables of strong and weak scaling up to --ranks"
+    )
+    sub.add_argument(
+        "--trainings",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="training.json of real trainings, to show measured values beside the predicted ones",
+    )
+    sub.add_argument(
+        "--table", type=Path, metavar="FILE", help="write the tables of scaling to this file, for the report"
+    )
+    sub.add_argument(
+        "--measure",
+        type=Path,
+        metavar="FILE",
+        help="measure this machine (about a minute), write the result to FILE, and plan for it",
     )
 
 
@@ -75,7 +90,7 @@ def plan(args: argparse.Namespace) -> None:
     print(_table(points, best, chosen))
     if best is None:
         most = max(point.ranks for point in points)
-        print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB a rank.", flush=True)
+        print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB per rank.", flush=True)
         from gigapipe.planning.streamed import streamed
 
         print(*streamed(job, chosen), sep="\n")
@@ -103,7 +118,7 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     from gigapipe.training.losses import dice_and_cross_entropy
 
     if args.network_options and args.model in NETWORKS:
-        raise InputError(f"network options: {args.model} takes none; they are for a network of your own")
+        raise InputError(f"network options: {args.model} has none; they are for your own network")
     loss = default_loss
     make: Callable[[], nn.Module]
     if args.model in RESNETS:
@@ -177,12 +192,13 @@ def _assumptions(args: argparse.Namespace) -> list[str]:
         "cross-entropy, with Dice for unet" if args.model in NETWORKS else "cross-entropy, of every pixel for an image"
     )
     return [
-        "memory and bytes are one rank's, each step: that in the middle of the mesh, which sends most; a canvas that "
-        "does not divide evenly counts as if it did, and were a little larger",
-        "of each number of ranks an image, the mesh with the shortest borders",
+        "memory and bytes are those of one rank and one step: of the rank in the middle of the mesh, which sends most; "
+        "a canvas that cannot be divided evenly is counted as the next larger one that can",
+        "for each number of ranks per image, the mesh with the shortest borders is used",
         "an operation takes as long as its arithmetic or its memory traffic, whichever is longer; nothing overlaps, "
         "neither exchange and arithmetic nor the all-reduce and the backward pass",
-        "efficiency: the time of the undivided step on one such rank, if it had the memory, over ranks × this step's",
+        "efficiency: time of the undivided step on one such rank, if it had enough memory, divided by ranks × the time "
+        "of this step",
         f"the loss is {loss}; weights, gradients and AdamW's two moments are float32 on every rank; reading the images "
         "and AdamW's own time are not counted",
     ]

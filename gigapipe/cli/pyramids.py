@@ -31,26 +31,31 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_pyramid(verbs: Verbs) -> None:
-    sub = verb(verbs, pyramid, "Downsample a slide to the chosen resolutions.")
-    sub.add_argument("slide", type=Path, help="any slide that OpenSlide reads, or --reader")
+    sub = verb(verbs, pyramid, "Convert a slide to a pyramid: an OME-Zarr image at the chosen resolutions.")
+    sub.add_argument("slide", type=Path, help="any slide that OpenSlide or --reader can read")
     sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
     sub.add_argument(
-        "--slide-mpp", type=micrometres, metavar="MPP", help="µm per pixel of the slide, against what it says"
+        "--slide-mpp",
+        type=micrometres,
+        metavar="MPP",
+        help="µm per pixel of the slide, instead of the value in its file",
     )
     sub.add_argument(
         "--tissue",
         type=Path,
         metavar="FILE",
-        help="where the slide has tissue, as you have drawn it, against what is found: a picture or .npy of the whole "
+        help="your own tissue mask, used instead of the detected tissue: an image or .npy file of the whole "
         "slide, or annotations from QuPath (GeoJSON) or ASAP (XML)",
     )
     reader_argument(sub)
     add_options(sub, PyramidPixels)
     add_options(sub, Pyramids, ["scheduler"])
     sub.add_argument(
-        "--leave-out", action="store_true", help="write why a slide cannot be used in place of its store, and succeed"
+        "--leave-out",
+        action="store_true",
+        help="if the slide cannot be used, write the reason instead of the store, and succeed",
     )
     sub.add_argument("--verify", action="store_true", help="then check it, as `gigapipe verify --slide` does")
     sub.set_defaults(crashed=lambda args, what: give_up(args, crash_of(args.slide, what)))
@@ -61,8 +66,8 @@ def reader_argument(sub: argparse.ArgumentParser) -> None:
         "--reader",
         type=converter(Function),
         metavar="READER",
-        help="what reads slides in place of OpenSlide, and so code that is run: a function that opens one, as "
-        "mine.py:opened or package.module:opened",
+        help="your own slide reader, used instead of OpenSlide; its code is executed: a function that opens a slide, "
+        "as mine.py:opened or package.module:opened",
     )
 
 
@@ -71,7 +76,7 @@ def reader_named(pyramid: "Pyramid", reader: str | None) -> str | None:
     noted = pyramid.settings.get("reader")
     if noted and not reader:
         raise InputError(
-            f"pyramid {pyramid.folder}: its slide was read by code of your own, which is run only if you name it; if "
+            f"pyramid {pyramid.folder}: its slide was read by your own code, which is executed only if you name it; if "
             f"you trust it, add {shlex.join(option('--reader', noted))}"
         )
     return reader and named.absolute(reader)
@@ -101,20 +106,22 @@ def pyramid(args: argparse.Namespace) -> None:
 
 
 def add_add(verbs: Verbs) -> None:
-    sub = verb(verbs, add, "Give a pyramid more resolutions; those that it has stay as they are.")
+    sub = verb(verbs, add, "Add resolutions to a pyramid; existing ones stay unchanged.")
     sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument(
         "--slide",
         type=Path,
-        help="the slide that it was made of; without it each is made of the next finer resolution of the pyramid, with "
-        "an error that is said",
+        help="the slide that it was made from; without it each is computed from the next finer resolution of the "
+        "pyramid, with an error that is reported",
     )
     reader_argument(sub)
     sub.add_argument("--threads", type=positive, default=2, help="Dask threads, or processes")
     add_options(sub, Pyramids, ["scheduler"])
     sub.add_argument("--verify", action="store_true", help="then check it, as `gigapipe verify --slide` does")
-    sub.add_argument("--output", type=Path, metavar="FILE", help="write there, too, which resolutions it has, as JSON")
+    sub.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the list of its resolutions to this file, as JSON"
+    )
     sub.set_defaults(crashed=crashed)
 
 
@@ -133,7 +140,7 @@ def add(args: argparse.Namespace) -> None:
         reader = reader_named(pyramid, args.reader) if args.slide else None
         added = add_resolutions(pyramid.folder, args.mpp, args.slide, args.threads, args.scheduler, reader)
         said = ", ".join(f"{mpp:g}" for mpp in added)
-        print(f"{args.pyramid}: {f'{said} µm/px added' if added else 'has them all'}")
+        print(f"{args.pyramid}: {f'{said} µm/px added' if added else 'has all of them already'}")
         resolutions = Pyramid(args.pyramid).resolutions
         if args.verify and args.slide:
             verify(argparse.Namespace(pyramid=args.pyramid, slide=args.slide, adopt=False, reader=args.reader))
@@ -148,12 +155,12 @@ def give_up(args: argparse.Namespace, error: InputError) -> None:
 
     if not args.leave_out:
         raise error
-    print(f"gigapipe: {error}\nleft out", file=sys.stderr)
+    print(f"gigapipe: {error}\nexcluded", file=sys.stderr)
     leave_out(args.folder, str(error))
 
 
 def add_sizes(verbs: Verbs) -> None:
-    sub = verb(verbs, sizes, "How large pyramids become, judged by a sample of each slide.")
+    sub = verb(verbs, sizes, "Estimate how large pyramids become, from a sample of each slide.")
     sub.add_argument("slides", type=Path, nargs="+", help="the slides")
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     reader_argument(sub)
@@ -180,12 +187,14 @@ def sizes(args: argparse.Namespace) -> None:
 
 
 def add_verify(verbs: Verbs) -> None:
-    sub = verb(verbs, verify, "Check a pyramid against its checksums, and against its slide.")
+    sub = verb(verbs, verify, "Verify a pyramid by its checksums, and against its slide.")
     sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
-    sub.add_argument("--slide", type=Path, help="the slide that it was made from: some rectangles are made again")
+    sub.add_argument(
+        "--slide", type=Path, help="the slide that it was made from: some rectangles are computed again and compared"
+    )
     reader_argument(sub)
     sub.add_argument(
-        "--adopt", action="store_true", help="give a store of 0.1, if all else is right, checksums of what it holds"
+        "--adopt", action="store_true", help="add checksums to a store of release 0.1, if everything else is correct"
     )
     sub.set_defaults(crashed=crashed)
 
@@ -201,22 +210,24 @@ def verify(args: argparse.Namespace) -> None:
     from gigapipe.pyramids.verify import adopt, verify_chunks, verify_pixels
 
     pyramid = Pyramid(args.pyramid)
-    print(f"{args.pyramid}: {verify_chunks(pyramid) / 1e6:.0f} MB of pixels, every chunk there and whole")
+    print(f"{args.pyramid}: {verify_chunks(pyramid) / 1e6:.0f} MB of pixels, all chunks are present and intact")
     if args.slide:
         reader = reader_named(pyramid, args.reader)
         with open_slide(args.slide, Settings(**pyramid.settings | {"reader": reader})) as slide:
-            lossy = "" if pyramid.codec["name"] == "zstd" else f", but for what {pyramid.codec['name']} loses"
-            print(f"{args.slide}: {verify_pixels(pyramid, slide)} rectangles made again, every pixel the same{lossy}")
+            lossy = "" if pyramid.codec["name"] == "zstd" else f", except for the loss of codec {pyramid.codec['name']}"
+            print(
+                f"{args.slide}: {verify_pixels(pyramid, slide)} rectangles computed again, all pixels identical{lossy}"
+            )
     if args.adopt and (number := adopt(pyramid)):
         print(f"{args.pyramid}: {number} arrays have checksums now")
 
 
 def add_canvas(verbs: Verbs) -> None:
-    sub = verb(verbs, canvas, "Show the canvas of a slide: what a network sees.")
+    sub = verb(verbs, canvas, "Draw the canvas of a slide: the image that a network sees.")
     sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
     sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
-    sub.add_argument("--canvas", type=positive, required=True, help="pixels a side")
-    sub.add_argument("--output", type=Path, default=Path("canvas.png"), help="the picture to write")
+    sub.add_argument("--canvas", type=positive, required=True, help="side length of the canvas, in pixels")
+    sub.add_argument("--output", type=Path, default=Path("canvas.png"), help="the image file to write")
 
 
 def canvas(args: argparse.Namespace) -> None:
@@ -233,12 +244,14 @@ def canvas(args: argparse.Namespace) -> None:
         picture.save(partial, "PNG")
     print(
         f"canvas of {args.canvas} px at {args.mpp:g} µm/px, from row {row}, column {column} of the slide; "
-        f"{lost_tissue(pyramid, args.mpp, args.canvas):.0%} of the tissue's box lies outside; see {args.output}"
+        f"{lost_tissue(pyramid, args.mpp, args.canvas):.0%} of the tissue's bounding box is outside; see {args.output}"
     )
 
 
 def add_canvases(verbs: Verbs) -> None:
-    sub = verb(verbs, canvases, "Choose the canvas of each resolution: what holds the tissue of nearly all slides.")
+    sub = verb(
+        verbs, canvases, "Choose the canvas of each resolution: large enough for the tissue of nearly all slides."
+    )
     sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders")
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument("--output", type=Path, required=True, help="the table to write: mpp, canvas, whole, slides")
@@ -255,13 +268,13 @@ def canvases(args: argparse.Namespace) -> None:
         write_table(table, partial)
     for row in table.itertuples():
         print(
-            f"canvas of {row.canvas} px at {row.mpp:g} µm/px: it holds the whole tissue of {row.whole} of {row.slides} "
-            "slides"
+            f"canvas of {row.canvas} px at {row.mpp:g} µm/px: the tissue of {row.whole} of {row.slides} slides fits "
+            "completely"
         )
 
 
 def add_survey(verbs: Verbs) -> None:
-    sub = verb(verbs, survey, "What became of every slide, as a table and a contact sheet.")
+    sub = verb(verbs, survey, "List the status of every slide, as a table and a contact sheet.")
     sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders, all in one folder")
     sub.add_argument("--output", type=Path, required=True, help="folder for slides.tsv and slides.png")
 

@@ -29,19 +29,30 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_map(verbs: Verbs) -> None:
-    sub = verb(verbs, map, "Class activation of whole held-out slides: OME-Zarr and pictures. Start it with mpiexec.")
+    sub = verb(
+        verbs,
+        map,
+        "Compute class activation maps of whole held-out slides: OME-Zarr and images. Start it with mpiexec.",
+    )
     ranks_arguments(sub, folds=False)
     sub.add_argument(
         "--models", type=Path, nargs="+", required=True, help="models that `gigapipe train` wrote at one resolution"
     )
     applied_model_arguments(sub)
     sub.add_argument(
-        "--predictions", type=Path, nargs="+", required=True, help="what `gigapipe predict` wrote for each of them"
+        "--predictions",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="tables that `gigapipe predict` wrote for these models, in the same order",
     )
     add_options(sub, Configuration, ["maps"])
-    sub.add_argument("--slides", nargs="+", metavar="SLIDE", help="these held-out slides instead; `all` for all")
+    sub.add_argument("--slides", nargs="+", metavar="SLIDE", help="map these held-out slides; `all`: all of them")
     sub.add_argument(
-        "--output", type=Path, required=True, help="folder to write: a store and a PNG a slide, and maps.tsv"
+        "--output",
+        type=Path,
+        required=True,
+        help="folder to write: an OME-Zarr store and a PNG for each slide, and maps.tsv",
     )
 
 
@@ -62,7 +73,8 @@ def map(args: argparse.Namespace) -> None:
 
     if len(args.models) != len(args.predictions):
         raise InputError(
-            f"{len(args.models)} models and {len(args.predictions)} predictions: give those of each model, in one order"
+            f"{len(args.models)} models and {len(args.predictions)} predictions: give one table for each model, in the "
+            "same order"
         )
     task = own_task(args, canvas=True)
     chosen = chosen_slides(args.predictions, args.maps, args.slides)
@@ -105,11 +117,19 @@ def map(args: argparse.Namespace) -> None:
 
 
 def add_report(verbs: Verbs) -> None:
-    sub = verb(verbs, report, "A page of a whole run: the answer, table, figures, maps, and how it was made.")
-    sub.add_argument("results", type=Path, help="the folder of results of one run of the workflow")
-    sub.add_argument("--config", type=Path, metavar="FILE", help="the config of that run, to be shown")
-    sub.add_argument("--benchmarks", type=Path, help="what Snakemake measured of each job; by default in the results")
-    sub.add_argument("--figures", type=Path, metavar="FOLDER", help="write each figure there too, as PNG and SVG")
+    sub = verb(
+        verbs, report, "Write the report of a run: recommendation, table, figures, maps, and how they were computed."
+    )
+    sub.add_argument("results", type=Path, help="the results folder of one run of the workflow")
+    sub.add_argument("--config", type=Path, metavar="FILE", help="the config of that run, to be shown in the report")
+    sub.add_argument(
+        "--benchmarks",
+        type=Path,
+        help="folder with Snakemake's benchmarks of each job; by default in the results folder",
+    )
+    sub.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="also write each figure to this folder, as PNG and SVG"
+    )
     sub.add_argument("--output", type=Path, default=Path("report.html"), help="the page to write")
 
 
@@ -123,8 +143,10 @@ def report(args: argparse.Namespace) -> None:
 
 
 def add_leftovers(verbs: Verbs) -> None:
-    sub = verb(verbs, leftovers, "List what is left of networks that a run no longer has, and remove it if told.")
-    sub.add_argument("results", type=Path, help="the folder of results of one run of the workflow")
+    sub = verb(
+        verbs, leftovers, "List files of networks that are no longer in a run's config, and remove them with --remove."
+    )
+    sub.add_argument("results", type=Path, help="the results folder of one run of the workflow")
     sub.add_argument("--config", type=Path, metavar="FILE", help="the run's config; by default config.yaml in there")
     sub.add_argument("--remove", action="store_true", help="remove what is listed")
 
@@ -138,15 +160,15 @@ def leftovers(args: argparse.Namespace) -> None:
     try:
         config = Configuration.of(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"config {path}: ")
     except yaml.YAMLError as error:
-        raise InputError(f"config {path}: is no YAML ({str(error).splitlines()[0]}); correct it") from None
+        raise InputError(f"config {path}: is not valid YAML ({str(error).splitlines()[0]}); correct it") from None
     found = leftovers(args.results, config)
     for folder in found:
         files = [file for file in folder.glob("**/*") if file.is_file() and not file.is_symlink()]
         print(f"{folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
     if not found:
-        print(f"{args.results}: everything belongs to the networks of {path}")
+        print(f"{args.results}: all files belong to networks in {path}")
     elif not args.remove:
-        print("nothing is removed; add --remove to remove these folders")
+        print("nothing was removed; add --remove to remove these folders")
     for folder in found if args.remove else []:
         shutil.rmtree(folder)
         print(f"removed {folder}")

@@ -39,7 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_mask(verbs: Verbs) -> None:
-    sub = verb(verbs, mask, "Find where a slide has tissue, or take what you have drawn on it, as a label image.")
+    sub = verb(verbs, mask, "Write a mask of a slide as a label image: detected tissue, or your annotation.")
     sub.add_argument("pyramid", type=Path, help="the folder that `gigapipe pyramid` wrote")
     sub.add_argument("folder", type=Path, help="the folder to write; the store is image.zarr in it")
     sub.add_argument("--mpp", type=float, required=True, help="resolution, in µm per pixel")
@@ -47,8 +47,8 @@ def add_mask(verbs: Verbs) -> None:
         "--drawn",
         type=Path,
         metavar="FILE",
-        help="picture or .npy of the whole slide, not zero where there is tissue (--labels: the class), or "
-        "annotations from QuPath (GeoJSON) or ASAP (XML)",
+        help="your annotation: an image or .npy file of the whole slide, non-zero in tissue (with --labels: the "
+        "class's value), or annotations from QuPath (GeoJSON) or ASAP (XML)",
     )
     sub.add_argument(
         "--class",
@@ -56,13 +56,13 @@ def add_mask(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="of the annotations only those of this class, instead of all; may be repeated",
+        help="use only annotations of this class, instead of all; may be repeated",
     )
     sub.add_argument(
         "--labels",
         action="store_true",
-        help="regions of several classes: each --class has a value of its own, 1, 2, …, in their order; where areas "
-        "overlap, the last counts",
+        help="write regions of several classes: the classes given by --class have the label values 1, 2, …, in this "
+        "order; where annotations overlap, the later class is used",
     )
 
 
@@ -72,25 +72,29 @@ def mask(args: argparse.Namespace) -> None:
     from gigapipe.pyramids.masks import make_labels, make_mask
 
     if args.labels and not (args.drawn and args.classes):
-        raise InputError("mask: --labels needs what is drawn, by --drawn, and the names of its classes, by --class")
+        raise InputError("mask: --labels needs an annotation (--drawn) and the names of its classes (--class)")
     if reason := left_out(args.pyramid):
         leave_out(args.folder, reason)
     elif args.labels:
         shares, others = make_labels(Pyramid(args.pyramid), args.mpp, args.folder, args.drawn, args.classes)
         said = ", ".join(f"{name} covers {share:.1%}" for name, share in shares.items())
-        print(f"{args.pyramid}: {said} of the slide" + f"; left out: {', '.join(others)}" * bool(others))
+        print(f"{args.pyramid}: {said} of the slide" + f"; not in --class: {', '.join(others)}" * bool(others))
     else:
         share = make_mask(Pyramid(args.pyramid), args.mpp, args.folder, args.drawn, tuple(args.classes))
-        print(f"{args.pyramid}: the mask covers {share:.1%} of the slide" + ", nothing" * (share == 0))
+        print(f"{args.pyramid}: the mask covers {share:.1%} of the slide" + ", it is empty" * (share == 0))
 
 
 def masks_argument(sub: argparse.ArgumentParser) -> None:
     """The masks that training learns from and segmenting is measured by."""
-    sub.add_argument("--masks", type=Path, required=True, help="folder with one mask a slide, as `gigapipe mask` makes")
+    sub.add_argument(
+        "--masks", type=Path, required=True, help="folder with one mask for each slide, written by `gigapipe mask`"
+    )
 
 
 def add_train_tissue(verbs: Verbs) -> None:
-    sub = verb(verbs, train_tissue, "Train the gigapixel U-Net to find tissue on whole slides. Start it with mpiexec.")
+    sub = verb(
+        verbs, train_tissue, "Train the gigapixel U-Net to segment tissue on whole slides. Start it with mpiexec."
+    )
     training_arguments(sub, "train-tissue")
 
 
@@ -99,7 +103,7 @@ def training_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     ranks_arguments(sub)
     masks_argument(sub)
     learning_arguments(sub)
-    own_network_arguments(sub, "a network of your own in place of the U-Net")
+    own_network_arguments(sub, "your own network instead of the U-Net")
     task_argument(sub, verb)
 
 
@@ -111,7 +115,7 @@ def add_train_segmentation(verbs: Verbs) -> None:
     sub = verb(
         verbs,
         train_segmentation,
-        "Train the gigapixel U-Net to find regions of several classes. Start it with mpiexec.",
+        "Train the gigapixel U-Net to segment regions of several classes. Start it with mpiexec.",
     )
     training_arguments(sub, "train-segmentation")
     sub.add_argument(
@@ -120,7 +124,7 @@ def add_train_segmentation(verbs: Verbs) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="each class of the masks, in the order of their values",
+        help="a class of the masks, in the order of their label values",
     )
 
 
@@ -153,7 +157,7 @@ def add_segment(verbs: Verbs) -> None:
     sub = verb(
         verbs,
         segment,
-        "Find the tissue, or the regions, of held-out slides: masks, pictures, Dice. Start it with mpiexec.",
+        "Segment the tissue or the regions of held-out slides: masks, images, Dice. Start it with mpiexec.",
     )
     ranks_arguments(sub)
     masks_argument(sub)
@@ -162,7 +166,7 @@ def add_segment(verbs: Verbs) -> None:
     )
     applied_model_arguments(sub)
     sub.add_argument(
-        "--output", type=Path, required=True, help="folder to write: a mask and a PNG a slide, and dice.tsv"
+        "--output", type=Path, required=True, help="folder to write: a mask and a PNG for each slide, and dice.tsv"
     )
 
 
@@ -216,7 +220,7 @@ def segment(args: argparse.Namespace) -> None:
 
 
 def add_dice(verbs: Verbs) -> None:
-    sub = verb(verbs, dice, "Dice of all held-out slides, its mean and standard deviation, and a recommendation.")
+    sub = verb(verbs, dice, "Summarise Dice of all held-out slides: mean and standard deviation, and a recommendation.")
     sub.add_argument("--tables", type=Path, nargs="+", required=True, help="the dice.tsv that `gigapipe segment` wrote")
     sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
     add_options(sub, Comparison)

@@ -1,4 +1,4 @@
-"""Verbs that bring slides: generated, or fetched."""
+"""Verbs that generate or download slides."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def add_phantom(verbs: Verbs) -> None:
-    sub = verb(verbs, phantom, "Generate slides whose right answer is known.")
+    sub = verb(verbs, phantom, "Generate phantoms: slides for which the correct answer is known.")
     sub.add_argument(
         "folder", type=Path, help="where to write the slides, their masks, and their sample sheet, slides.tsv"
     )
@@ -40,7 +40,7 @@ def phantom(args: argparse.Namespace) -> None:
     if args.only:
         files = {name: slide for name, slide in files.items() if name == args.only}
         if not files and args.only != "slides.tsv":
-            raise InputError(f"{args.only}: no slide of this cohort; they are listed in slides.tsv")
+            raise InputError(f"{args.only}: is not a slide of this cohort; slides.tsv lists them")
     for name, slide in Progress(files.items(), what="phantom", unit="files"):
         if name == Path(slide.source).name:
             write_slide(Path(slide.source), render(slide))
@@ -49,14 +49,16 @@ def phantom(args: argparse.Namespace) -> None:
 
 
 def add_download(verbs: Verbs) -> None:
-    sub = verb(verbs, download, "Fetch a slide, and go on where an earlier try ended.")
+    sub = verb(verbs, download, "Download a slide; an interrupted download is resumed.")
     sub.add_argument("source", help="an http(s) address, or gdc:UUID")
     sub.add_argument("output", type=Path, help="the file to write")
-    sub.add_argument("--md5", help="what its checksum must be; without it a later run begins anew")
-    sub.add_argument("--size", type=positive, help="how many bytes it must have")
-    sub.add_argument("--filename", default="", help="of gdc:UUID, the name of its file in the archive")
+    sub.add_argument("--md5", help="the expected checksum; without it an interrupted download starts again")
+    sub.add_argument("--size", type=positive, help="the expected size, in bytes")
+    sub.add_argument("--filename", default="", help="for gdc:UUID, the file's name in the archive")
     add_options(sub, Archive)
-    sub.add_argument("--tries", type=positive, default=8, help="how many in a row may bring no new byte")
+    sub.add_argument(
+        "--tries", type=positive, default=8, help="number of consecutive attempts without new data after which it fails"
+    )
 
 
 def download(args: argparse.Namespace) -> None:

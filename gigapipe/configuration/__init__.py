@@ -1,7 +1,7 @@
-"""Every option of the workflow and of the command line, stated once: its type, bounds, default, unit and meaning.
+"""Every option of the workflow and of the command line, defined once: its type, bounds, default, unit and meaning.
 
-`values.py` are the kinds of values, `options.py` is what a group of options is, `configuration.py` holds the options
-themselves. Derived from them are the messages of a wrong config (`messages.py`), the arguments of the command line
+`values.py` has the kinds of values, `options.py` groups of options, and `configuration.py` the options themselves. From
+them are generated: the messages about a wrong config (`messages.py`), the arguments of the command line
 (`command_line.py`), and config.yaml, the JSON schema and the tables of config/README.md (`documents.py`).
 """
 

@@ -42,8 +42,8 @@ POOLS = Literal["average", "max", "attention"]
 class Places(Options):
     """Where things are written."""
 
-    results: Folder = Field(default="results", description="everything of one run")
-    resources: Folder = Field(default="resources", description="slides that are fetched")
+    results: Folder = Field(default="results", description="all results of one run")
+    resources: Folder = Field(default="resources", description="downloaded slides")
 
 
 class Resolution(Options):
@@ -52,13 +52,14 @@ class Resolution(Options):
     mpp: Micrometres = Field(description="the resolution")
     canvas: Pixels | Literal["auto"] = Field(
         default="auto",
-        description="pixels a side that the network sees, centred on the tissue; auto: what holds the tissue of nearly "
-        "all slides, known when their pyramids are made. Tasks tissue and segmentation take whole slides",
+        description="side length of the image that the network sees, centred on the tissue; auto: large enough for the "
+        "tissue of nearly all slides, chosen when the pyramids are finished. Tasks tissue and segmentation use whole "
+        "slides",
     )
     mesh: tuple[Count, Count, Count] | Literal["auto"] = Field(
         default="auto",
-        description="ranks: data, rows, columns; auto: as many for an image as hold a step in the memory that they "
-        "have, or one that streams it",
+        description="number of ranks: data, rows, columns; auto: as many ranks for an image as are needed to hold a "
+        "training step in their memory, or one rank that streams it",
     )
 
     def __str__(self) -> str:
@@ -69,15 +70,16 @@ class Folds(Options):
     """How patients are divided."""
 
     number: Annotated[int, Field(ge=3), Number, Flag("--folds")] = Field(
-        default=4, description="number of folds: one tests, the next chooses the epoch, the others train"
+        default=4,
+        description="number of folds: one is the test set, the next the validation set, the others are trained on",
     )
     by: Split | Annotated[list[Split], Field(min_length=1), Distinct] = Field(
         default="site",
-        description="what no two folds share: the hospital, where the sheet knows it, or only the patient; or both, "
-        "one after the other, as [site, patient]",
+        description="what no two folds share: site: hospitals, where the sheet names them; patient: only patients; or "
+        "both kinds of folds, as [site, patient]",
     )
     given: File | None = Field(
-        default=None, description="published folds to take instead: a table with fold, and slide or patient"
+        default=None, description="published folds to use instead: a table with the columns fold, and slide or patient"
     )
 
     @property
@@ -91,9 +93,9 @@ class Folds(Options):
 class OwnNetwork(Options):
     """A network of the user's own."""
 
-    network: Annotated[Function | None, Since("0.2")] = Field(default=None, description="a network of your own")
+    network: Annotated[Function | None, Since("0.2")] = Field(default=None, description="your own network")
     network_options: Annotated[Keywords, Since("0.2")] = Field(
-        default={}, description="what the function of a network of your own is given"
+        default={}, description="arguments of the function that makes your own network"
     )
 
     @property
@@ -111,36 +113,38 @@ class Network(OwnNetwork):
 
     network: RESNETS | Function = Field(
         default="resnet18",
-        description="which ResNet, of which resnet10 has half the blocks of resnet18; or a network of your own, in a "
-        "file beside the config or a package that is installed",
+        description="a ResNet (resnet10 has half the blocks of resnet18); or your own network, from a file beside the "
+        "config or from an installed package",
     )
     width: Count = Field(
-        default=64, description="a ResNet's channels after the stem, 64 in the published ones; doubled by each stage"
+        default=64,
+        description="ResNets: number of channels after the stem, 64 in the published networks; each stage doubles it",
     )
     norm: Literal["batch", "frozen", "group", "none"] = Field(
         default="batch",
-        description="a ResNet's normalisation: BatchNorm over all ranks, the same with the statistics of weights, "
-        "GroupNorm, none",
+        description="ResNets: normalisation: batch: BatchNorm synchronised over all ranks; frozen: BatchNorm with the "
+        "statistics stored in weights; group: GroupNorm; none",
     )
     pool: POOLS = Field(
         default="average",
-        description="pooling over all positions: their mean, largest value, or a mean by learnt weights "
-        "(arXiv:1802.04712); a network of your own may have its own",
+        description="global pooling of the last feature map: average, maximum, or attention, an average with learned "
+        "weights (arXiv:1802.04712); your own network may have its own",
     )
     weights: File | None = Field(
         default=None,
-        description="weights to begin with: a checkpoint of torchvision's network of that name; or, for a network of "
-        "your own, whatever has the name and shape of one of its weights",
+        description="pretrained weights: a checkpoint of torchvision's network of the same name; for your own network "
+        "a file from which all weights with matching name and shape are loaded",
     )
     class_weights: Literal["none", "balanced"] = Field(
-        default="none", description="balanced: the classes weigh the same in the loss, however many slides each has"
+        default="none",
+        description="balanced: all classes have the same weight in the loss, however many slides each has",
     )
     shift: Share = Field(
         default=0.05,
-        description="augmentation: share of its side by which the canvas is shifted at most, along each axis",
+        description="augmentation: maximum shift of the canvas along each axis, as a share of its side length",
     )
     background: Literal["keep", "white"] = Field(
-        default="keep", description="white: glass becomes white, and costs less where it is streamed"
+        default="keep", description="white: glass is replaced by pure white, which is faster when slides are streamed"
     )
 
     @model_validator(mode="after")
@@ -148,11 +152,13 @@ class Network(OwnNetwork):
         fields = type(self).model_fields
         if not self.own and self.network_options:
             raise ValueError(
-                f"network_options: {self.network} takes width, norm and pool; these are for a network of your own"
+                f"network_options: {self.network} takes width, norm and pool; network_options are for your own network"
             )
         for name in ("width", "norm") if self.own else ():
             if getattr(self, name) != fields[name].default:
-                raise ValueError(f"{name}: is of ResNets; give what {self.network} takes in network_options")
+                raise ValueError(
+                    f"{name}: is an option of ResNets; give arguments of {self.network} in network_options"
+                )
         return self
 
 
@@ -160,41 +166,40 @@ class Learning(Options):
     """How any network is trained."""
 
     epochs: Count = Field(default=6, description="passes over the training slides")
-    batch: Count = Field(default=4, description="slides a step, over all data ranks")
+    batch: Count = Field(default=4, description="slides per step, over all data ranks")
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number] = Field(
-        default=0.0003, description="AdamW's at its highest, after a linear warm-up"
+        default=0.0003, description="maximum learning rate of AdamW, reached after a linear warm-up"
     )
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), Number] = Field(
-        default=0.01, description="AdamW's"
+        default=0.01, description="weight decay of AdamW"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of activations, bfloat16 where the CPU computes in it; weights stay float32"
+        default="float32",
+        description="number format of activations; bfloat16 is faster where the hardware supports it; weights stay "
+        "float32",
     )
     schedule: Literal["cosine", "plateau"] = Field(
         default="cosine",
-        description="of the learning rate: a half cosine over all epochs; or 0.3 of it, from the best weights, three "
-        "times, where validation gets no better for patience epochs",
+        description="schedule of the learning rate: cosine: decreases as a half cosine over all epochs; plateau: is "
+        "multiplied by 0.3, up to three times, when validation has not improved for patience epochs, and training "
+        "continues from the best weights",
     )
     patience: Count | None = Field(
         default=None,
-        description="epochs without a better validation that end a training. With cosine give more than a few: its "
-        "best epochs are often the last",
+        description="early stopping: epochs without an improvement in validation after which training ends. With "
+        "cosine give more than a few: the best epochs are often the last",
     )
     accumulate: Count = Field(
         default=1,
-        description="batches whose gradients are added up before a step; BatchNorm knows only those of a batch",
+        description="gradient accumulation: number of batches per step; BatchNorm uses the statistics of each batch",
     )
     symmetries: Literal["all", "none"] = Field(
-        default="all", description="augmentation: slides are flipped and turned by quarters"
+        default="all", description="augmentation: slides are flipped and rotated by multiples of 90°"
     )
-    stain: Share = Field(
-        default=0.0, description="augmentation: share by which each stain is stronger or weaker at most"
-    )
-    brightness: Share = Field(
-        default=0.0, description="augmentation: share by which a slide is darker or lighter at most"
-    )
+    stain: Share = Field(default=0.0, description="augmentation: maximum relative change of the strength of each stain")
+    brightness: Share = Field(default=0.0, description="augmentation: maximum relative change of brightness")
     contrast: Share = Field(
-        default=0.0, description="augmentation: what the exponent of the contrast differs from 1 at most"
+        default=0.0, description="augmentation: maximum deviation from 1 of the exponent that changes contrast"
     )
 
     @model_validator(mode="after")
@@ -209,18 +214,18 @@ class Computing(Options):
 
     device: Device = Field(
         default="auto",
-        description="where ranks compute; auto: cuda where there is a GPU for each rank, or else cpu. cuda is for "
-        "AMD's GPUs, too; cuda:0 is shared by a host's ranks; xpu and mps are untried",
+        description="device on which ranks compute; auto: cuda if there is a GPU for each rank, otherwise cpu. cuda "
+        "also stands for AMD GPUs; cuda:0 is shared by all ranks of a host; xpu and mps are untested",
     )
     memory: Bytes | None = Field(
         default=None,
-        description="what a rank may take: what does not fit is computed tile by tile, with the same gradients; "
-        "without it, what it needs",
+        description="memory limit of a rank: whatever does not fit is streamed tile by tile, with the same gradients; "
+        "without it there is no limit",
     )
     stage: File | None = Field(
         default=None,
-        description="folder on a node's own disk, as $TMPDIR/gigapipe, where what is read of pyramids is kept, as far "
-        "as it has room",
+        description="folder on a node's local disk, as $TMPDIR/gigapipe, which caches what is read from pyramids, as "
+        "long as there is space",
     )
 
 
@@ -228,22 +233,22 @@ class Training(Computing, Network, Learning):
     """How networks are trained."""
 
     keep_checkpoints: Count = Field(
-        default=2, description="how many of a training's last states stay on disk until it is whole"
+        default=2, description="number of latest checkpoints that are kept on disk until a training is finished"
     )
     tensorboard: Annotated[bool, Since("0.2")] = Field(
         default=False,
-        description="each epoch's losses, scores, learning rate, seconds and memory are written for TensorBoard, too, "
-        "into a folder of that name beside the model",
+        description="also write losses, scores, learning rate, seconds and memory of each epoch for TensorBoard, into "
+        "the folder tensorboard beside the model",
     )
     coarse_to_fine: bool = Field(
         default=False,
-        description="a training begins with the model of the next coarser resolution of its fold",
+        description="training starts from the model of the next coarser resolution of the same fold",
     )
 
     @model_validator(mode="after")
     def one_beginning(self) -> Self:
         if self.coarse_to_fine and self.weights:
-            raise ValueError("coarse_to_fine: it and weights are two beginnings of one network; remove one")
+            raise ValueError("coarse_to_fine: it and weights both set the initial weights; remove one")
         return self
 
 
@@ -252,8 +257,8 @@ class Comparison(Options):
 
     margin: Annotated[Share, Since("0.2")] = Field(
         default=0.02,
-        description="what a resolution's AUC, R² or Dice may be below the best and still be recommended, where that is "
-        "shown to be all",
+        description="margin of non-inferiority: by how much the AUC, R² or Dice of a recommended resolution may be "
+        "below the best",
     )
 
 
@@ -269,52 +274,56 @@ class Configuration(Options):
 
     task: TaskName = Field(
         default="classes",
-        description=f"what is learnt: {either([task.learns for task in TASKS.values()])}; or a task of your own",
+        description=f"what is learned: {either([task.learns for task in TASKS.values()])}; or your own task",
     )
-    pathvars: Places = Field(default=Places(), description="where things are written")
+    pathvars: Places = Field(default=Places(), description="where files are written")
     slides: File | None = Field(
-        default=None, description="path of the sample sheet; without it the cohort is made of phantoms"
+        default=None,
+        description="path of the sample sheet; without it the cohort consists of phantoms (generated slides)",
     )
-    source: SourcePattern | None = Field(default=None, description="stands in for a sheet's missing source column")
+    source: SourcePattern | None = Field(
+        default=None, description="pattern of the slides' paths, if the sheet has no column source"
+    )
     confirmed_labels: Annotated[list[str], Flag("--confirmed-label")] = Field(
         default=[],
-        description="labels of the sheet that are meant, though they differ from another only in capitals or spaces, "
-        "or are called NA or the like",
+        description="labels of the sheet that are intended, although they differ from another label only in upper case "
+        "or spaces, or look like a missing value, as NA",
     )
     cohort: Cohort | None = Field(
-        default=None, description="slides of the Genomic Data Commons that the sheet `slides` is made of"
+        default=None, description="slides of the Genomic Data Commons, from which the sheet `slides` is written"
     )
     phantom: Phantom = Field(default=Phantom(), description="the generated cohort")
     resolutions: Annotated[list[Resolution], Field(min_length=1)] = Field(
-        default=PHANTOMS_RESOLUTIONS, description="one network is trained for each"
+        default=PHANTOMS_RESOLUTIONS, description="one network is trained for each resolution and fold"
     )
     gdc: Archive = Field(default=Archive(), description="where slides with the source gdc:UUID come from")
     keep_slides: bool = Field(
-        default=True, description="false: a fetched slide is removed when its pyramid is made and was compared with it"
+        default=True,
+        description="false: a downloaded slide is deleted after its pyramid is written and verified against it",
     )
-    pyramids: Pyramids = Field(default=Pyramids(), description="how slides are converted")
+    pyramids: Pyramids = Field(default=Pyramids(), description="how slides are converted to pyramids")
     mask_classes: Annotated[list[str], Distinct] = Field(
         default=[],
-        description="task tissue: of annotations in the sheet's column mask, only the areas of these classes; none: of "
-        "all. Task segmentation: the classes, in the order of their values 1, 2, …; where areas overlap, the last of "
-        "them counts",
+        description="task tissue: which classes of the annotations in the sheet's column mask are tissue; empty: all. "
+        "Task segmentation: the classes, in the order of their label values 1, 2, …; where annotations overlap, the "
+        "later class is used",
     )
     target: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="task regression: the column of the sheet whose numbers are learnt; of phantoms, tumour_share",
+        description="task regression: the column of the sheet with the numbers to predict; for phantoms, tumour_share",
     )
     seeds: Annotated[list[Seed], Field(min_length=1), Distinct] = Field(
         default=[0],
-        description="each divides the patients otherwise, and begins with other weights; with several the table has "
-        "mean and spread",
+        description="random seeds of the folds and of the initial weights; with several the table shows mean and "
+        "standard deviation over seeds",
     )
     folds: Folds = Field(default=Folds(), description="how patients are divided")
     training: Training = Field(default=Training(), description="how networks are trained")
     comparison: Comparison = Field(default=Comparison(), description="how resolutions are compared")
     maps: Annotated[int, Field(ge=0), Number, Flag("--number")] = Field(
         default=2,
-        description="maps of what networks saw, at each resolution: of so many slides each of highest, lowest and most "
-        "wrong score; 0: none",
+        description="class activation maps at each resolution: for so many slides with the highest score, the lowest "
+        "score and the largest error; 0: none",
     )
 
     @model_validator(mode="after")
@@ -325,7 +334,7 @@ class Configuration(Options):
 
     def _contradictions(self) -> Iterator[str]:
         if self.cohort and not self.slides:
-            yield "cohort: needs `slides`, the sample sheet to make of it"
+            yield "cohort: needs `slides`, the path of the sample sheet to write"
         if len({r.mpp for r in self.resolutions}) < len(self.resolutions):
             yield "resolutions: an mpp is given twice; remove one"
         if self.task in TASKS:
@@ -336,22 +345,22 @@ class Configuration(Options):
             key, (data, rows, columns) = f"resolutions[{number}]", resolution.mesh
             if self.training.batch % data:
                 yield (
-                    f"training.batch: {self.training.batch} slides do not divide over the {data} data ranks at "
-                    f"{resolution}; give a multiple"
+                    f"training.batch: {self.training.batch} slides cannot be divided evenly among the {data} data "
+                    f"ranks at {resolution}; give a multiple"
                 )
             if resolution.canvas != "auto" and max(rows, columns) > resolution.canvas:
                 yield (
-                    f"{key}.mesh: {rows} × {columns} ranks are more than a canvas of {resolution.canvas} px has rows "
+                    f"{key}.mesh: {rows} × {columns} ranks: a canvas of {resolution.canvas} px has fewer rows "
                     "or columns; give a smaller mesh"
                 )
 
     def contradictions(self, task: Task) -> Iterator[str]:
         """What does not suit the task; of one of the user's it is to be asked when its code is run."""
         if not task.divisions and len(self.folds.splits) * len(self.seeds) > 1:
-            yield f"task: {self.task} takes one seed and one kind of folds; give one of each"
+            yield f"task: {self.task} allows one seed and one kind of folds only; give one of each"
         if task.needs == "mask" and not self.mask_classes:
-            yield f"mask_classes: task {self.task} needs the names of the classes, in the order of their values"
+            yield f"mask_classes: task {self.task} needs the names of the classes, in the order of their label values"
         if task.needs == "target" and not self.target:
-            yield f"target: task {self.task} needs the column of the sample sheet whose numbers are to be learnt"
+            yield f"target: task {self.task} needs the column of the sample sheet with the numbers to predict"
         if task.needs in ("mask", "target") and not self.slides and not self.phantom.regions:
-            yield f"phantom.regions: task {self.task} of phantoms needs it; give true"
+            yield f"phantom.regions: must be true for task {self.task} with phantoms"

@@ -13,54 +13,56 @@ class PyramidPixels(Options):
 
     source_level: Literal["exact", "fast"] = Field(
         default="exact",
-        description="exact: the area mean of level 0; fast: of the nearest finer level of the file, which was "
-        "compressed once more",
+        description="exact: downsample the full resolution (level 0); fast: downsample the nearest finer level stored "
+        "in the file, which was compressed a second time",
     )
     damaged: Literal["refuse", "white"] = Field(
         default="refuse",
-        description="refuse a slide with a tile that cannot be decoded, or make the tile white and count it",
+        description="a slide with a tile that cannot be decoded is refused; or the tile becomes white, and is counted",
     )
     colours: Literal["scanner", "srgb"] = Field(
         default="scanner",
-        description="as they are in the file, or srgb: by the scanner's ICC profile, where the file has one",
+        description="scanner: colours as stored in the file; srgb: converted by the scanner's ICC profile, if there is "
+        "one",
     )
     chunk: Annotated[int, Field(ge=16), Number] = Field(
-        default=512, description="pixels a side that are read at a time"
+        default=512, description="side length of a Zarr chunk, the unit that is read, in pixels"
     )
     shard: Annotated[int, Field(ge=16), Number] | None = Field(
         default=None,
-        description="pixels a side of the files that chunks are gathered in; without it, a chunk is a file",
+        description="side length of a Zarr shard, a file that holds several chunks, in pixels; without it each chunk "
+        "is a file",
     )
     ome_zarr: ZarrVersion = Field(
-        default="0.5", description="version of the format; 0.4 for QuPath and other old readers"
+        default="0.5", description="version of OME-Zarr; 0.4 for QuPath and other readers that do not support 0.5"
     )
     codec: Annotated[Literal["zstd", "rounded", "jpeg"], Since("0.2")] = Field(
         default="zstd",
-        description="zstd, without loss; rounded: of pixels rounded to 5 grey levels, about two thirds of the bytes; "
-        "jpeg: about a third, in OME-Zarr 0.4, for readers that know imagecodecs. The store keeps the error",
+        description="compression: zstd: lossless; rounded: pixels rounded to multiples of 5 grey levels, about two "
+        "thirds of the size; jpeg: about a third, needs OME-Zarr 0.4 and readers with imagecodecs. The store records "
+        "the error",
     )
     assume_mpp: bool = Field(
-        default=False, description="a slide that does not say its µm per pixel has 10 divided by its objective's power"
+        default=False, description="if a slide does not state its µm per pixel, use 10 / magnification of its objective"
     )
     unusual_mpp: bool = Field(
         default=False,
-        description="µm per pixel finer than 0.05 or coarser than 20, of the file or of the sheet, are right",
+        description="accept µm per pixel below 0.05 or above 20 in the file or in the sheet",
     )
     mpp_tolerance: Annotated[Share, Since("0.2")] = Field(
         default=0.0,
-        description="share by which a slide may be coarser than a resolution that it serves: with 0.011 one of 0.2527 "
-        "is read as it is for 0.25",
+        description="by how much a slide may be coarser than a resolution and still be used for it, as a share: with "
+        "0.011 a slide of 0.2527 µm per pixel is used unchanged for 0.25",
     )
     tile_memory: Annotated[Bytes, Since("0.2")] = Field(
-        default=2**28, description="what one tile of a slide may take when it is decoded; more is refused"
+        default=2**28, description="memory limit for decoding one tile of a slide; slides with larger tiles are refused"
     )
     clean_background: bool = Field(
-        default=False, description="what lies outside the tissue's outline becomes exactly white"
+        default=False, description="replace everything outside the tissue's outline by pure white"
     )
     keep_without_tissue: bool = Field(
         default=False,
-        description="a slide in which no tissue is found is kept, whole, and nothing of it made white; else it cannot "
-        "be used",
+        description="use slides in which no tissue is found as a whole, unchanged; otherwise they cannot be used",
     )
 
     @model_validator(mode="after")
@@ -77,14 +79,16 @@ class Pyramids(PyramidPixels):
 
     unusable: Literal["stop", "leave_out"] = Field(
         default="stop",
-        description="a slide that cannot be used stops the cohort, or is left out: slides.tsv and the report say why",
+        description="stop: a slide that cannot be used stops the run; leave_out: it is excluded; slides.tsv and the "
+        "report state the reason",
     )
     readers: Annotated[dict[Suffix, Function], Since("0.2")] = Field(
         default={},
-        description="readers of your own, by the suffix of a slide's file, as {isyntax: mine.py:opened}; OpenSlide "
-        "reads all others",
+        description="your own slide readers, by file name suffix, as {isyntax: mine.py:opened}; OpenSlide reads all "
+        "other files",
     )
     scheduler: Scheduler = Field(
         default="threads",
-        description="Dask's; with slurm, lsf, pbs or sge each pyramid submits jobs of its own, as jobqueue.yaml says",
+        description="scheduler of Dask; with slurm, lsf, pbs or sge each pyramid submits its own jobs, configured in "
+        "jobqueue.yaml",
     )

@@ -1,7 +1,7 @@
-"""What can be learnt of slides: for each task what it needs of the sample sheet, and what the workflow makes for it.
+"""What can be learned from slides: for each task what it needs in the sample sheet, and what the workflow computes.
 
-One that gigapipe brings is an entry in `TASKS`; one of the user's a function that makes such an entry, named in its
-place. Needs no torch: the workflow asks before anything runs.
+A task of gigapipe is an entry in `TASKS`; a task of the user is a function that returns such an entry, given by its
+name instead. Needs no torch: the workflow reads this before anything runs.
 """
 
 from dataclasses import dataclass, replace
@@ -59,21 +59,21 @@ class Task:
 _OF_CANVASES, _OF_MASKS = ("train.smk", "evaluate.smk", "report.smk"), ("segmentation.smk",)
 TASKS = {
     "classes": Task(
-        "the slide's class",
+        "the class of the slide",
         needs="label",
         learning="gigapipe.training.classification:Classification",
         rules=_OF_CANVASES,
         train="train",
     ),
     "regression": Task(
-        "a number of the slide",
+        "a number for the slide",
         needs="target",
         learning="gigapipe.training.regression:Regression",
         rules=_OF_CANVASES,
         train="train",
     ),
     "tissue": Task(
-        "where its tissue is",
+        "a mask of the tissue",
         needs="nothing",
         learning="gigapipe.training.segmentation:Segmentation",
         rules=_OF_MASKS,
@@ -81,7 +81,7 @@ TASKS = {
         masks="tissue",
     ),
     "segmentation": Task(
-        "where its regions are, of several classes",
+        "a mask of regions of several classes",
         needs="mask",
         learning="gigapipe.training.segmentation:SegmentationOfRegions",
         rules=_OF_MASKS,

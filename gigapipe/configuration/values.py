@@ -75,11 +75,11 @@ File = Annotated[str, StringConstraints(min_length=1), AfterValidator(os.path.ex
 Folder = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_./-]*$"),
-    Said("a folder, of letters, digits and the signs _ . / -, the last of which is not its first"),
+    Said("a folder, of letters, digits and the characters _ . / -, not beginning with -"),
 ]
 Name = Annotated[str, StringConstraints(pattern=r"^[^=]+$"), Said("a name without =")]
 Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$"), Said("an address, http:// or https://")]
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$"), Said("a host's name, as localhost")]
+Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$"), Said("a host name, as localhost")]
 Project = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Said("the name of a project, as TCGA-LUAD")
 ]
@@ -103,7 +103,7 @@ Function = Annotated[
     StringConstraints(pattern=named.PATTERN),
     Said("a function that makes one, as mine.py:net or package.module:net"),
 ]
-Suffix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+$"), Said("a suffix in small letters, as svs")]
+Suffix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+$"), Said("a suffix in lower case, as svs")]
 Keywords = Annotated[dict[str, JsonValue], Said("keywords with values, as {depth: 3}; on the command line depth=3")]
 ZarrVersion = Annotated[Literal["0.5", "0.4"], BeforeValidator(_text)]
 

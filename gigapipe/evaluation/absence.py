@@ -28,8 +28,8 @@ from gigapipe.evaluation.columns import (
     sd,
 )
 
-NO_AUC = "no fold holds out slides of all classes"
-ONE_PATIENT = "a class has one patient"
+NO_AUC = "no test fold has slides of all classes"
+ONE_PATIENT = "a class has only one patient"
 NOT_PAIRED = "not tested on the same slides"
 
 
@@ -55,16 +55,16 @@ def _reason(name: str, row: dict[Any, Any], classes: int) -> str:
         return f"{mixed:.0f} of the patients have slides of several labels"
     if name in (BALANCED_ACCURACY, SENSITIVITY, SPECIFICITY):
         if classes > 2 and name != BALANCED_ACCURACY:
-            return "of two classes only"
+            return "defined for two classes only"
         return "no network has validation slides of all classes"
     if name in (COARSER, DELTA, *bounds(DELTA), P):
         if pd.isna(row[prefix + COARSER]):
-            return "no resolution is coarser"
+            return "there is no coarser resolution"
         if pd.isna(auc):
             return NO_AUC
         if pd.isna(row[prefix + DELTA]):
             return NOT_PAIRED
-        return ONE_PATIENT if pd.isna(row[prefix + bounds(DELTA)[0]]) else "no slide is on its wrong side"
+        return ONE_PATIENT if pd.isna(row[prefix + bounds(DELTA)[0]]) else "the classes are perfectly separated"
     if pd.isna(auc):
         return NO_AUC
     if name == sd(AUC, SEEDS):
@@ -72,7 +72,7 @@ def _reason(name: str, row: dict[Any, Any], classes: int) -> str:
     if name == sd(AUC, FOLDS):
         return "one network"
     if name.endswith(bounds("bootstrap")):
-        return "all drawn cohorts have one AUC"
+        return "all bootstrap samples have the same AUC"
     if name in (*bounds(AUC), *bounds(PATIENT_AUC), low_of_all(AUC)):
         return ONE_PATIENT
     if name in (TO_BEST, *bounds(TO_BEST), RIVAL):

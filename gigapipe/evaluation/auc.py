@@ -1,9 +1,9 @@
-"""The area under the ROC curve over networks, with DeLong's variance, a paired test, and a bootstrap of patients.
+"""The area under the ROC curve over networks, with DeLong's variance, a paired test, and a bootstrap over patients.
 
-Scores of different networks (folds, seeds) have different scales. They are never ranked against each other: an AUC is
-taken of each network's own held-out slides, and these are averaged. Slides of one patient are alike, so that every
-variance is one of patients. All of it says how much other patients would change the figure; how much another training
-would, only the spread over seeds tells.
+Scores of different networks (folds, seeds) have different scales and are never ranked together: an AUC is computed on
+each network's own test slides, and averaged. Slides of one patient are correlated, so that every variance is clustered
+by patient. All of these describe the variation between patients; the variation between trainings is known only from the
+standard deviation over seeds.
 """
 
 from dataclasses import dataclass

@@ -246,7 +246,7 @@ def _to_best(row: dict) -> str:
 def _of_patients(row: dict) -> str:
     """The AUC of patients; where some have slides of several labels, that is why there is none."""
     mixed = row.get(PATIENTS_OF_SEVERAL_LABELS)
-    return f"none: {mixed:.0f} of them have several labels" if mixed else interval(row, PATIENT_AUC)
+    return f"none: {mixed:.0f} patients have several labels" if mixed else interval(row, PATIENT_AUC)
 
 
 def _networks(row: dict) -> str:
@@ -255,7 +255,7 @@ def _networks(row: dict) -> str:
 
 
 def _flagged(row: dict) -> str:
-    return f"{row[FLAGGED]:.0f}{', of others not known' if NOT_KNOWN in row[FLAGS] else ''}"
+    return f"{row[FLAGGED]:.0f}{', not known for others' if NOT_KNOWN in row[FLAGS] else ''}"
 
 
 def _number(name: str, heading: str, form: str = ".3f", unit: float = 1) -> Column:
@@ -268,15 +268,15 @@ def _name(name: str, heading: str) -> Column:
 
 _READ = {
     MPP: _number(MPP, "µm/px", "g"),
-    METHOD: _name(METHOD, "computed"),
-    START: _name(START, "begun with"),
+    METHOD: _name(METHOD, "computed as"),
+    START: _name(START, "initial weights"),
     SLIDES: Column("slides (patients)", [SLIDES, PATIENTS], lambda row: f"{row[SLIDES]} ({row[PATIENTS]})"),
     SEEDS: Column("seeds × folds", [SEEDS, FOLDS], _networks),
     FLAGGED: Column("networks flagged", [FLAGGED, FLAGS], _flagged),
-    INTERVAL_METHOD: _name(INTERVAL_METHOD, "variance by"),
-    PATIENT_AUC: Column("AUC of patients", [PATIENT_AUC], _of_patients),
+    INTERVAL_METHOD: _name(INTERVAL_METHOD, "variance method"),
+    PATIENT_AUC: Column("AUC per patient", [PATIENT_AUC], _of_patients),
     DELTA: Column("to the next coarser", [DELTA, P], _gain),
-    TO_BEST: Column("to the best other (limits of all together)", [TO_BEST, *bounds(TO_BEST)], _to_best),
+    TO_BEST: Column("to the best other (simultaneous limits)", [TO_BEST, *bounds(TO_BEST)], _to_best),
     SPEARMAN: Column("Spearman's ρ", [SPEARMAN], functools.partial(interval, name=SPEARMAN)),
     ABSOLUTE_ERROR: Column("mean absolute error", [ABSOLUTE_ERROR], functools.partial(interval, name=ABSOLUTE_ERROR)),
     AVERAGE_PRECISION: _number(AVERAGE_PRECISION, "average precision"),
@@ -290,12 +290,12 @@ _READ = {
     RANKS: _number(RANKS, "ranks", ",.0f"),
     MEMORY: Column("memory limit, GB", [MEMORY], lambda row: f"{row[MEMORY] / 1e9:.3g}" if row[MEMORY] else "none"),
     PARAMETERS: _number(PARAMETERS, "parameters", ",.0f"),
-    SECONDS_PER_STEP: _number(SECONDS_PER_STEP, "s a step", ".3g"),
-    SECONDS_PER_SLIDE: _number(SECONDS_PER_SLIDE, "s a slide-step", ".3g"),
-    IMAGES_PER_SECOND: _number(IMAGES_PER_SECOND, "images a second", ".3g"),
-    PEAK_MEMORY: _number(PEAK_MEMORY, "peak memory a rank, MB", ",.0f"),
-    SENT_BYTES: _number(SENT_BYTES, "exchanged a step, MB", ".3g", unit=1e6),
-    JOULES: _number(JOULES, "energy a step, J", ".3g"),
+    SECONDS_PER_STEP: _number(SECONDS_PER_STEP, "step time, s", ".3g"),
+    SECONDS_PER_SLIDE: _number(SECONDS_PER_SLIDE, "step time per slide, s", ".3g"),
+    IMAGES_PER_SECOND: _number(IMAGES_PER_SECOND, "images per second", ".3g"),
+    PEAK_MEMORY: _number(PEAK_MEMORY, "peak memory per rank, MB", ",.0f"),
+    SENT_BYTES: _number(SENT_BYTES, "data sent per step, MB", ".3g", unit=1e6),
+    JOULES: _number(JOULES, "energy per step, J", ".3g"),
 }
 
 

@@ -126,11 +126,11 @@ def nearest(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str], margi
         rows.append(row)
     found = pd.DataFrame(rows)
     near = (found[bounds(TO_BEST)[0]] > -margin) if count > 1 else True
-    needed, why = None, "a resolution is shown with these"
+    needed, why = None, "the present patients are sufficient"
     if not ((found[low_of_all(AUC)] > CHANCE) & near).any():
         np.fill_diagonal(together, 1)
         auc, deviation = (np.array([getattr(one, name) for one in own]) for name in ("value", "deviation"))
-        why = "not all resolutions have an interval and were compared"
+        why = "not all resolutions have an interval and a comparison"
         if not np.isnan([*auc, *deviation, *together.ravel()]).any():
             patients = int(table[PATIENTS].iloc[first].max())
             needed = patients_needed(auc, deviation, together, own[0].separated, margin, patients)

@@ -31,37 +31,38 @@ from gigapipe.evaluation.columns import (
 from gigapipe.evaluation.learning import flags_of
 
 NOTES_OF_NUMBERS = [
-    "R² and the mean absolute error are of all held-out slides of a seed together, averaged over seeds: R² is 0 of who"
-    " always says the mean. Spearman's ρ is the mean over networks (one for each fold and seed), for ranks of different"
-    " networks are not mixed. In brackets are 95 % intervals, BCa's, of cohorts of patients drawn with replacement; ±"
-    " is the standard deviation over seeds.",
-    "Δ is R² above that of the next coarser resolution on the same slides and folds; p is that of the same drawn"
-    " cohorts, and not corrected for the number of comparisons. Intervals and p are about other patients; how much"
-    " another training would change, only several seeds tell.",
+    "R² and the mean absolute error are computed on all held-out slides of a seed together, and averaged over seeds: "
+    "R² is 0 for a prediction that is always the mean. Spearman's ρ is averaged over networks (one for each fold and "
+    "seed), because ranks of different networks must not be mixed. Brackets show 95 % confidence intervals (BCa "
+    "bootstrap over patients); ± is the standard deviation over seeds.",
+    "Δ is the difference in R² to the next coarser resolution on the same slides and folds; p is from the same "
+    "bootstrap, and not corrected for multiple comparisons. Intervals and p describe the variation between patients; "
+    "the variation between trainings is known only with several seeds.",
 ]
 
 NOTES = [
-    "AUC is the mean over networks (one for each fold and seed), each on held-out slides that it has never seen; scores"
-    " of different networks are not ranked against each other. In brackets are 95 % intervals, DeLong's, in which the"
-    " slides of a patient count together; ± is the standard deviation over seeds.",
-    "Δ is against the next coarser resolution on the same slides and folds, with DeLong's paired p, which is not"
-    " corrected for the number of comparisons. Intervals and p are about other patients; how much another training"
-    " would change, only several seeds tell.",
-    "Δ to the best other is against the highest AUC of the other resolutions, with one-sided 95 % limits that hold for"
-    " all resolutions together. A resolution is recommended if its AUC is above 0.5 by its interval, and the lower of"
-    " these limits above minus the margin.",
-    "Balanced accuracy, sensitivity and specificity are at a threshold fixed on each network's validation slides. A"
-    " Brier score is 0 at best; the calibration error is how far probabilities are from what came true, in ten bins.",
+    "AUC is averaged over networks (one for each fold and seed), each tested on its held-out slides; scores of "
+    "different networks are never ranked together. Brackets show 95 % confidence intervals (DeLong, with slides "
+    "clustered by patient); ± is the standard deviation over seeds.",
+    "Δ is the difference to the next coarser resolution on the same slides and folds, with the p value of DeLong's "
+    "paired test, which is not corrected for multiple comparisons. Intervals and p describe the variation between "
+    "patients; the variation between trainings is known only with several seeds.",
+    "Δ to the best other is the difference to the highest AUC of the other resolutions, with one-sided simultaneous 95 "
+    "% limits for all resolutions. A resolution is recommended if the interval of its AUC is above 0.5 and the lower "
+    "one of these limits is above minus the margin.",
+    "Balanced accuracy, sensitivity and specificity use a threshold chosen on each network's validation slides. The "
+    "Brier score is 0 at best; the calibration error is the mean difference between predicted probabilities and "
+    "observed frequencies, in ten bins.",
 ]
 
 NOTE_OF_COSTS = (
-    "A slide-step is a training step divided by its slides. Exchanged is what all ranks sent in a step. Energy is that"
-    " of all processors of the machines (RAPL), whatever else ran on them."
+    "The step time per slide is the time of a training step divided by its number of slides. Data sent is the sum over "
+    "all ranks. Energy is that of all processors of the machines (RAPL), including other programs."
 )
 
 NOTE_OF_FLAGS = (
-    "Flagged is a network that was best in validation after its first epoch, or whose loss in validation is not below"
-    " that of the best guess, an answer that is the same for every slide."
+    "A network is flagged if its validation loss was lowest after the first epoch, or is not below that of the best "
+    "constant prediction (the same answer for every slide)."
 )
 
 STYLE = """
@@ -99,7 +100,7 @@ def as_html(table: pd.DataFrame, title: str = "Comparison of resolutions") -> st
 
 def _notes(table: pd.DataFrame) -> list[str]:
     flags = flags_of(table)
-    of_flags = [f"{NOTE_OF_FLAGS} {'. '.join(flags) if flags else 'There is none'}."]
+    of_flags = [f"{NOTE_OF_FLAGS} {'. '.join(flags) if flags else 'No network is flagged'}."]
     return [*(NOTES if AUC in table else NOTES_OF_NUMBERS), *of_flags, NOTE_OF_COSTS]
 
 
@@ -112,10 +113,10 @@ def _tables(table: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
     row_names = read(MPP, METHOD, *([START] if table[START].nunique() > 1 else []))
     worth = [*read(SLIDES, SEEDS, FLAGGED), *aucs(table, deviation=True), *more_figures(table), *gains(table)]
     costs = read(CANVAS, MESH, RANKS, MEMORY, *(cost for cost in COSTS if cost != SECONDS_PER_STEP))
-    parts = {f"What resolution is worth{_of_what(table)}": worth}
+    parts = {f"Performance by resolution{_of_what(table)}": worth}
     if AUC in table:
         parts[f"Decisions and probabilities, {SPLITS[table[SPLIT].iloc[0]]}"] = read(*DECISIONS_AND_PROBABILITIES)
-    parts["What it costs"] = costs
+    parts["Cost"] = costs
     return {title: _cells(table, row_names + columns) for title, columns in parts.items()}
 
 

@@ -24,7 +24,7 @@ DECIDED, FROM = "decided", "from"
 def rule(classes: list[str]) -> str:
     """How `decided` decides, in words."""
     if len(classes) == 2:
-        return "at a threshold fixed on each network's validation slides"
+        return "at a threshold chosen on each network's validation slides"
     return "by the largest probability"
 
 

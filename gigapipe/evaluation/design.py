@@ -52,8 +52,8 @@ def check_design(sheet: pd.DataFrame, config: Configuration) -> None:
                 slides = len(roles(table, fold)["training"])
                 if slides < together:
                     raise InputError(
-                        f"config: training.batch: {slides} training slides of fold {fold} do not fill a step of "
-                        f"{together}; give a smaller batch or accumulate, or fewer folds"
+                        f"config: training.batch: {slides} training slides of fold {fold} are fewer than a step of "
+                        f"{together} needs; give a smaller batch or accumulate, or fewer folds"
                     )
 
 
@@ -67,8 +67,10 @@ def _margin(table: pd.DataFrame, config: Configuration) -> list[str]:
     needed = enough_for_margin(table, margin)
     if needed == patients:
         return []
-    takes = f"takes about {needed:,} patients, and here are {patients:,}" if needed else "takes many more patients"
-    return [f"to show that a resolution is within {margin:g} of another, where both have an AUC of {GOOD:g}, {takes}"]
+    takes = f"about {needed:,} patients are needed, not {patients:,}" if needed else "many more patients are needed"
+    return [
+        f"to show that a resolution is within {margin:g} of another one, when both have an AUC of {GOOD:g}, {takes}"
+    ]
 
 
 def check_resolutions(files: dict[Path, float | None], config: Configuration) -> float:

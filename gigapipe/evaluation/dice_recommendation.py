@@ -30,7 +30,7 @@ def recommend_by_dice(table: pd.DataFrame, margin: float) -> Recommendation:
         return cannot_be_told("resolutions were not tested on the same slides")
     patients, count = len(found), len(resolutions)
     if patients < 2:
-        return cannot_be_told("there is one patient, and one has no spread")
+        return cannot_be_told("there is only one patient")
     dices, of_all = found[DICE], found[OF_ALL]
     means, above = {mpp: float(dices[mpp].mean()) for mpp in resolutions}, dices - of_all
     telling = [mpp for mpp in resolutions if _low(above[mpp], min(LEVEL / 2, LEVEL / count)) > 0]
@@ -38,14 +38,14 @@ def recommend_by_dice(table: pd.DataFrame, margin: float) -> Recommendation:
     highest = f"{means[best]:.4f}, at {best:g} µm per pixel"
     if not telling:
         return cannot_be_told(
-            f"no network is shown to be better than calling whole slides tissue, {of_all[best].mean():.4f}; the "
-            f"highest mean Dice is {highest}"
+            f"no network is shown to be better than a mask that covers the whole slide ({of_all[best].mean():.4f}); "
+            f"the highest mean Dice is {highest}"
         )
     if count == 1:
         return Recommendation(
             best,
-            f"{best:g} µm per pixel does better than chance, and no other was tried.",
-            f"Its mean Dice of {means[best]:.4f} is above that of calling whole slides tissue.",
+            f"{best:g} µm per pixel is better than chance; no other resolution was tested.",
+            f"Its mean Dice of {means[best]:.4f} is above that of a mask that covers the whole slide.",
         )
     level = LEVEL / (count - 1)
     low = {
@@ -61,19 +61,19 @@ def recommend_by_dice(table: pd.DataFrame, margin: float) -> Recommendation:
             return Recommendation(
                 mpp,
                 f"Use {mpp:g} µm per pixel.",
-                f"Its mean Dice of {means[mpp]:.4f} is above that of calling whole slides tissue, and it is shown to "
-                f"be below no other by more than {max(0.0, -low[mpp][0]):.4f}, where {margin:g} is allowed ({whom}). "
-                f"The highest is {highest}.",
+                f"Its mean Dice of {means[mpp]:.4f} is above that of a mask that covers the whole slide, and it is "
+                f"shown to be at most {max(0.0, -low[mpp][0]):.4f} below every other resolution, where {margin:g} is "
+                f"allowed ({whom}). The highest is {highest}.",
             )
     nearest = max(telling, key=lambda mpp: low[mpp][0])
     below, rival = low[nearest]
     spread = dices[nearest] - dices[rival]
     reach = (ndtri(1 - level) + ndtri(POWER)) * spread.std() / (margin + spread.mean())
     needed = (
-        f". With about {max(reach**2, patients + 1):,.0f} patients it would be told, if Dice is what was found here"
+        f". About {max(reach**2, patients + 1):,.0f} patients would be needed, if the true values are as estimated here"
     )
     return cannot_be_told(
-        f"no resolution is shown to be within {margin:g} of the best. {nearest:g} µm per pixel comes nearest, with a "
+        f"no resolution is shown to be within {margin:g} of the best. {nearest:g} µm per pixel comes closest, with a "
         f"mean Dice of {means[nearest]:.4f}, but may be {-below:.4f} below {rival:g} µm per pixel ({whom})"
         + needed
         * bool(margin + spread.mean() > 0)

@@ -107,7 +107,7 @@ def comparison(table: pd.DataFrame) -> Figure:
     figure, (left, right) = _figure(2, 4.5, 3.6, sharey=True)
     said(figure, [*_auc(left, table, table[MPP]), *_auc(right, table, table[SECONDS_PER_STEP], cost=True)])
     left.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel=_main(table))
-    right.set_xlabel("cost, seconds a training step")
+    right.set_xlabel("cost, seconds per training step")
     return figure
 
 
@@ -250,7 +250,10 @@ def scaling(table: pd.DataFrame) -> Figure:
     """
     modes = [mode for mode in ("strong", "weak") if (table["mode"] == mode).any()]
     figure, panels = _figure(len(modes), 4.2, 3.2, sharey=True)
-    titles = {"strong": "strong: one image over more ranks", "weak": "weak: as many more images as ranks"}
+    titles = {
+        "strong": "strong scaling: one image over more ranks",
+        "weak": "weak scaling: more images with more ranks",
+    }
     for axes, mode in zip(panels, modes, strict=True):
         rows = table[table["mode"] == mode].sort_values("ranks")
         measured, model = (rows[rows["source"] == source] for source in ("measured", "model"))

@@ -22,24 +22,25 @@ def fold_report(table: pd.DataFrame, classes: bool = True) -> str:
     text = [
         f"{len(table)} slides of {table['patient'].nunique()} patients, "
         + ", ".join(f"{share:.1%} {label}" for label, share in whole.items())
-        + f"; a fold's share differs from that by {(shares - whole).abs().max().max():.1%} at most.",
+        + f"; the share in each fold differs from this by at most {(shares - whole).abs().max().max():.1%}.",
         as_table(folds),
     ]
     labels = table.groupby("patient")["label"].nunique()
     if mixed := int((labels > 1).sum()):
         text.append(
-            f"{mixed} of {len(labels)} patients have slides of several labels: each is in one fold with all of them, "
-            "and figures of patients, which need one label of each, are left out."
+            f"{mixed} of {len(labels)} patients have slides with several labels: all slides of a patient are in one "
+            "fold; results per patient, which need one label for each, are not computed."
         )
     if classes and len(whole) > 1:
         text.append(
-            f"With these patients an AUC of {told_from_chance(table):.2f} or more is likely to be told from chance."
+            f"With these patients an AUC of {told_from_chance(table):.2f} or more can probably be distinguished from "
+            "chance."
         )
     alone, across = site_reader(table, "patient"), site_reader(table, "fold")
     if alone is not None and across is not None:  # they are known both, or neither
         text.append(
-            f"{single} of {len(sites)} sites have slides of one label only. Who knew nothing but the site would reach "
-            f"an AUC of {alone:.2f} where a site's other patients are trained on, and of {across:.2f} with these folds."
+            f"{single} of {len(sites)} sites have slides of one label only. Knowing only the site would give an AUC of "
+            f"{alone:.2f} with folds that share sites, and of {across:.2f} with these folds."
         )
     text += [f"**Warning:** {line}." for line in weaknesses(table)] if classes else []
     return "\n\n".join([*text, as_table(sites)]) + "\n"

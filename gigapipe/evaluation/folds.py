@@ -29,14 +29,15 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
     """
     if folds < 3:
         raise InputError(
-            f"folds: {folds} is too few; one tests, one chooses the epoch, and at least one trains: give 3 or more"
+            f"folds: {folds} is too few; one is the test set, one the validation set, and at least one is trained on: "
+            "give 3 or more"
         )
     if sheet.empty:
         raise InputError("sample sheet: has no slides")
     patients = sheet.groupby("label")["patient"].nunique()
     if patients.min() < folds:
         raise InputError(
-            f"label {patients.idxmin()}: {patients.min()} patients are too few for {folds} folds; add some"
+            f"label {patients.idxmin()}: {patients.min()} patients are too few for {folds} folds; add patients"
         )
     if by == "patient" or (sheet["site"] == UNKNOWN).all():
         from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and trainings only read folds
@@ -67,7 +68,7 @@ def given_folds(sheet: pd.DataFrame, path: Path) -> pd.DataFrame:
     if not {key, "fold"} <= set(given):
         raise InputError(f"folds {path}: needs columns fold, and slide or patient; {given.attrs['seen']}")
     if not given["fold"].str.fullmatch("[0-9]+").all():
-        raise InputError(f"folds {path}: column fold must have whole numbers, 0, 1, …, and no others")
+        raise InputError(f"folds {path}: column fold must contain only whole numbers, 0, 1, …")
     several = given.groupby(key)["fold"].nunique()
     if several.max() > 1:
         raise InputError(f"folds {path}: {key} {several.idxmax()} is listed with {several.max()} folds; give one")

@@ -58,7 +58,9 @@ def identity_beside(model: Path) -> dict[str, Any] | None:
 def without_identity(unknown: int, of: int, what: str) -> None:
     """Say that so many of some files do not tell what they belong to."""
     if unknown:
-        logger.warning(f"{what}: {unknown} of {of} do not say of which slides and folds they are; release 0.1 did not")
+        logger.warning(
+            f"{what}: {unknown} of {of} do not record their slides and folds, because release 0.1 wrote them"
+        )
 
 
 def refuse_other_folds(model: Path, identity: dict[str, Any] | None, parts: dict[str, pd.DataFrame]) -> None:
@@ -68,7 +70,7 @@ def refuse_other_folds(model: Path, identity: dict[str, Any] | None, parts: dict
     learnt = set(identity[TRAINING])
     if held_out := sorted(learnt & set(parts[TEST][SLIDE]) | learnt & set(parts[VALIDATION][SLIDE])):
         raise InputError(
-            f"model {model}: was trained on slide {held_out[0]}, which is held out in these folds: give the folds "
+            f"model {model}: was trained on slide {held_out[0]}, which is a test slide in these folds: give the folds "
             "that it was trained with, or train it again"
         )
     if strange := set(parts[VALIDATION][SLIDE]) ^ set(identity[VALIDATION]):
@@ -83,7 +85,7 @@ def refuse_other_slides(where: str, files: dict[str, str], identity: dict[str, A
     known = identity[TRAINING] | identity[VALIDATION] if identity else {}
     for slide in sorted(files.keys() & known.keys()):
         if files[slide] != known[slide]:
-            raise InputError(f"{where}: slide {slide} is another file than it was trained with: train it again")
+            raise InputError(f"{where}: slide {slide} is not the file that it was trained with: train it again")
 
 
 def refuse_another_network(model: Path, scores: pd.DataFrame, files: dict[str, str]) -> None:
@@ -92,10 +94,10 @@ def refuse_another_network(model: Path, scores: pd.DataFrame, files: dict[str, s
     if identity is None or IDENTITY not in scores:
         return
     if set(scores[IDENTITY]) != {identity[NETWORK]}:
-        raise InputError(f"model {model}: the predictions are not of it: give its own, or predict again")
+        raise InputError(f"model {model}: the predictions are from another model: give its own, or predict again")
     for slide, md5 in zip(scores[SLIDE], scores[MD5], strict=True):
         if files[slide] != md5:
-            raise InputError(f"model {model}: slide {slide} is another file than it scored: predict again")
+            raise InputError(f"model {model}: slide {slide} is not the file that was predicted: predict again")
 
 
 def of_networks(files: dict[Path, set[str]], networks: Collection[str], table: Path) -> list[Path]:
@@ -109,11 +111,11 @@ def of_networks(files: dict[Path, set[str]], networks: Collection[str], table: P
     strangers = [path for path, of in files.items() if of - {""} - known]
     if lacking := known - set().union(*files.values()) if files else set():
         raise InputError(
-            f"{table}: of {len(lacking)} of its {len(known)} networks there are no predictions beside it; make it "
+            f"{table}: there are no predictions beside it for {len(lacking)} of its {len(known)} networks; make it "
             "again with `gigapipe evaluate`"
         )
     for path in strangers:
-        logger.warning(f"{path}: is of another network than those of {table.name}; left out")
+        logger.warning(f"{path}: belongs to a network that is not in {table.name}; it is not shown")
     return [path for path in files if path not in strangers]
 
 
@@ -135,7 +137,7 @@ def refuse_strangers(networks: Sequence[Network]) -> None:
 def _refuse_another_training(one: Network) -> None:
     assert one.identity is not None
     if set(one.scores.get(IDENTITY, [])) != {one.identity[NETWORK]}:
-        raise InputError(f"predictions {one.predictions}: are not of the network of {one.training}: predict again")
+        raise InputError(f"predictions {one.predictions}: are not from the network of {one.training}: predict again")
     if learnt := set(one.identity[TRAINING]) & set(one.scores[SLIDE]):
         raise InputError(f"predictions {one.predictions}: slide {min(learnt)} was trained on: predict again")
 
@@ -150,7 +152,7 @@ def _refuse_other_settings(networks: Sequence[Network]) -> None:
             if stranger := _stranger(values):
                 where, found, usual = stranger
                 raise InputError(
-                    f"training {where}: its {name} is {found}, that of others of its resolution {usual}: leave it out, "
+                    f"training {where}: its {name} is {found}, but {usual} for others of its resolution: exclude it, "
                     "or train it again"
                 )
 
@@ -167,8 +169,8 @@ def _refuse_other_files(networks: Sequence[Network]) -> None:
     for slide, found in sorted(files.items()):
         if stranger := _stranger(found):
             raise InputError(
-                f"{stranger[0]}: slide {slide} is another file (MD5 {stranger[1]}) than that of others "
-                f"({stranger[2]}): leave it out, or make it again"
+                f"{stranger[0]}: slide {slide} is another file (MD5 {stranger[1]}) than for others ({stranger[2]}): "
+                "exclude it, or make it again"
             )
 
 
@@ -184,14 +186,14 @@ def _refuse_other_divisions(networks: Sequence[Network]) -> None:
             if stranger := _stranger(found):
                 other = min(set(stranger[1]) ^ set(stranger[2]))
                 raise InputError(
-                    f"predictions {stranger[0]}: hold out other slides than others of fold {fold} ({other} for one): "
-                    "they are of other folds; leave them out, or make them again"
+                    f"predictions {stranger[0]}: have other test slides than others of fold {fold} ({other} is one): "
+                    "they belong to other folds; exclude them, or make them again"
                 )
             for slide in found[0][1]:
                 if slide in held_out:
                     raise InputError(
-                        f"predictions {found[0][0]}: slide {slide} is held out in {held_out[slide]}, too, which is of "
-                        "another fold: they are of other folds; leave one out, or make it again"
+                        f"predictions {found[0][0]}: slide {slide} is held out in {held_out[slide]}, too, which is "
+                        "another fold: they belong to other folds; exclude one, or make it again"
                     )
             held_out |= dict.fromkeys(found[0][1], found[0][0])
 

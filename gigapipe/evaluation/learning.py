@@ -24,7 +24,7 @@ FLAG = "flag"
 """Of costs, the column with what is flagged of a network, with semicolons between."""
 
 FIRST = "best in the first epoch"
-GUESS = "no better in validation than a guess"
+GUESS = "no better in validation than a constant prediction"
 NONE = "none"
 
 

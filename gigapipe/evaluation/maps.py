@@ -39,7 +39,7 @@ def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None
     numbers = PREDICTED in table
     classes = [] if numbers else classes_of(table)
     if len(classes) == 1:
-        raise InputError(f"predictions are of slides of {classes[0]} only: give those of all folds")
+        raise InputError(f"predictions contain only slides of {classes[0]}: give those of all folds")
     table = table[table[PART] == TEST]
     if not numbers:
         table = table.assign(**probabilities(table, classes).add_prefix(PROBABILITY_OF))
@@ -48,7 +48,7 @@ def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None
     else:
         why = dict.fromkeys(table["slide"] if slides == ["all"] else slides, ASKED_FOR)
     if strange := set(why) - set(table["slide"]):
-        raise InputError(f"slide {min(strange)}: no network has held it out; correct --slides")
+        raise InputError(f"slide {min(strange)}: it is no network's test slide; correct --slides")
     return table[table["slide"].isin(why)].drop_duplicates("slide").assign(chosen=lambda rows: rows["slide"].map(why))
 
 

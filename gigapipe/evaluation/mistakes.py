@@ -55,11 +55,11 @@ def _in_words(rows: pd.DataFrame, of_class: pd.DataFrame, classes: list[str]) ->
     what = "mean probability" if len(rows) > 1 else "probability"
     if len(classes) == 2:
         limit = rows[FROM].mean()
-        figures = f"{what} of {classes[1]} {each[classes[1]]:.3f}, which counts as {classes[1]} from {limit:.3f} on"
+        figures = f"{what} of {classes[1]} {each[classes[1]]:.3f}, threshold {limit:.3f}"
     else:
         named = dict.fromkeys([label, *sorted(set(wrong[DECIDED]))])
         figures = f"{what} of " + ", ".join(f"{name} {each[name]:.3f}" for name in named)
-    return f"is {label}, taken for {taken}{networks}: {figures}"
+    return f"is {label}, classified as {taken}{networks}: {figures}"
 
 
 def _of_numbers(held_out: pd.DataFrame) -> Mistakes:

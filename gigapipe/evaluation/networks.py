@@ -52,7 +52,7 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     """
     if len(predictions) != len(trainings):
         raise InputError(
-            f"{len(predictions)} tables of predictions, but {len(trainings)} trainings: give those of the same networks"
+            f"{len(predictions)} tables of predictions, but {len(trainings)} trainings: give both for the same networks"
         )
     tables, records, said, trained = [], [], [], []
     for table, training in zip(predictions, trainings, strict=True):
@@ -60,7 +60,9 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
         cost = _cost(record, Path(training))
         for key in (MPP, *ONE_NETWORK):
             if set(scored[key]) != {cost[key]}:
-                raise InputError(f"{table}, {training}: of different {key}; give the same networks, in the same order")
+                raise InputError(
+                    f"{table}, {training}: have a different {key}; give the same networks, in the same order"
+                )
         tables.append(scored)
         records.append(cost | {SPLIT: scored[SPLIT].iloc[0]})
         said.append((Path(table), Path(training), record["settings"], record.get(IDENTITY)))
@@ -72,7 +74,7 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     together = pd.concat(scores, ignore_index=True)
     twice = costs.duplicated([*ALIKE, SPLIT, *ONE_NETWORK])
     if twice.any():
-        raise InputError(f"predictions {predictions[int(twice.argmax())]}: a network like it is given twice; give one")
+        raise InputError(f"predictions {predictions[int(twice.argmax())]}: its network is given twice; give it once")
     refuse_strangers(networks)
     together[BELONGS] = together.reindex(columns=BELONGS).fillna("")
     classes = _classes(together)
@@ -84,7 +86,7 @@ def _classes(scores: pd.DataFrame) -> list[str]:
     """In alphabetical order; none of numbers. InputError if not all rows have scores of the same."""
     if PREDICTED in scores:
         if scores[PREDICTED].isna().any() or scores[TARGET].nunique() > 1:
-            raise InputError("predictions: of different things; give those of one number, or of the same classes")
+            raise InputError("predictions: have different targets; give those of one number, or of the same classes")
         return []
     classes = sorted(scores[LABEL].unique())
     lacking = [column for column in targets_of(classes).values() if column not in scores or scores[column].isna().any()]

@@ -132,7 +132,7 @@ def as_markdown(table: pd.DataFrame, trainings: list[Path], margin: float) -> st
         cost = costs[costs["mpp"] == mpp]
         for name, rows in at_mpp.groupby(CLASS, sort=False) if several else [("", at_mpp)]:
             counted = rows.dropna(subset=[DICE])
-            figures = "neither there nor found | –"
+            figures = "absent, and not predicted | –"
             if len(counted):
                 worst = counted.iloc[int(counted[DICE].argmin())]
                 figures = (

@@ -29,7 +29,7 @@ from gigapipe.evaluation.columns import (
     why_missing,
 )
 
-CANNOT_BE_TOLD = "Which resolution to use cannot be told."
+CANNOT_BE_TOLD = "No resolution can be recommended."
 NAME = "name"
 BELOW = bounds(TO_BEST)[0]
 
@@ -52,7 +52,7 @@ def recommend(table: pd.DataFrame) -> Recommendation:
     main = main_figure(table)
     if not {low_of_all(main.name), BELOW, RIVAL, MARGIN} <= set(table):
         return cannot_be_told(
-            "this comparison was made before resolutions were compared with the best: make it again with "
+            "this comparison is from an older release without the comparison with the best: make it again with "
             "`gigapipe evaluate`"
         )
     rows = _named(table.sort_values(MPP, ascending=False, kind="stable"))
@@ -69,7 +69,7 @@ def recommend(table: pd.DataFrame) -> Recommendation:
 
 
 def cannot_be_told(reason: str) -> Recommendation:
-    return Recommendation(None, CANNOT_BE_TOLD, f"That is because {reason}.")
+    return Recommendation(None, CANNOT_BE_TOLD, f"Reason: {reason}.")
 
 
 def _at_chance(rows: pd.DataFrame, main: Main) -> Recommendation:
@@ -79,18 +79,18 @@ def _at_chance(rows: pd.DataFrame, main: Main) -> Recommendation:
     highest = known.iloc[int(known[main.name].argmax())]
     what = f"the highest {main.heading}, {interval(highest, main.name)} at {highest[NAME]},"
     if pd.isna(highest[bounds(main.name)[0]]):
-        return cannot_be_told(f"{what} cannot be told from chance, {main.chance:g}, without an interval")
+        return cannot_be_told(f"{what} cannot be distinguished from chance ({main.chance:g}) without an interval")
     if highest[bounds(main.name)[1]] < main.chance:
-        why = f"is below chance, {main.chance:g}"
+        why = f"is below chance ({main.chance:g})"
         if main.name == AUC:
-            why += ": look whether labels, or their order, are right"
+            why += ": check whether the labels, or their order, are correct"
     elif highest[bounds(main.name)[0]] > main.chance:
         why = (
-            f"is above chance, {main.chance:g}, by itself, but not with a lower limit that holds for all {len(known)} "
-            f"together, {highest[low_of_all(main.name)]:.3f}"
+            f"is above chance ({main.chance:g}) by itself, but not when corrected for {len(known)} resolutions (lower "
+            f"limit {highest[low_of_all(main.name)]:.3f})"
         )
     else:
-        why = f"has an interval that holds chance, {main.chance:g}"
+        why = f"has an interval that includes chance ({main.chance:g})"
     return cannot_be_told(
         f"no network is shown to be better than chance: {what} {why}{_method(highest)}{_needed(highest)}"
     )
@@ -99,9 +99,9 @@ def _at_chance(rows: pd.DataFrame, main: Main) -> Recommendation:
 def _alone(row: pd.Series, main: Main) -> Recommendation:
     return Recommendation(
         row[MPP],
-        f"{row[NAME]} does better than chance, and no other was tried.",
-        f"Its {main.heading} of {interval(row, main.name)} is above chance, {main.chance:g}{_method(row)}. Whether a "
-        "coarser one would do, or a finer one do better, only they can tell.",
+        f"{row[NAME]} is better than chance; no other resolution was tested.",
+        f"Its {main.heading} of {interval(row, main.name)} is above chance ({main.chance:g}){_method(row)}. Only tests "
+        "of other resolutions can show whether a coarser one would be sufficient, or a finer one better.",
     )
 
 
@@ -117,7 +117,7 @@ def _not_near(above: pd.DataFrame, rows: pd.DataFrame, main: Main) -> Recommenda
     if nearest[main.name] < best[main.name]:
         found += f" (the highest is {interval(best, main.name)}, at {best[NAME]})"
     return cannot_be_told(
-        f"no resolution is shown to be within {nearest[MARGIN]:g} of the best. {nearest[NAME]} comes nearest, {found}, "
+        f"no resolution is shown to be within {nearest[MARGIN]:g} of the best. {nearest[NAME]} comes closest, {found}, "
         f"but may be {-nearest[BELOW]:.3f} below {rival} ({_limits(nearest, rows)}){_needed(nearest)}"
     )
 
@@ -127,14 +127,18 @@ def _chosen(chosen: pd.Series, rows: pd.DataFrame, main: Main) -> Recommendation
     reason = f"Its {main.heading} of {interval(chosen, main.name)} is above chance, and "
     if chosen[main.name] == best[main.name]:
         reason += "the highest of all; "
-    bound = "not below any other" if chosen[BELOW] >= 0 else f"below no other by more than {-chosen[BELOW]:.3f}"
+    bound = (
+        "not below any other resolution"
+        if chosen[BELOW] >= 0
+        else f"at most {-chosen[BELOW]:.3f} below every other resolution"
+    )
     reason += f"it is shown to be {bound}, where {margin:g} is allowed ({_limits(chosen, rows)})."
     if chosen[main.name] < best[main.name]:
         reason += f" The highest {main.heading} is {interval(best, main.name)}, at {best[NAME]}{_saving(chosen, best)}."
     coarser = rows[rows[MPP] > chosen[MPP]]
     if len(coarser):
         short = [_falls_short(row, main) for row in coarser.to_dict("records")]
-        reason += f" Of what is coarser that is not shown: {'; '.join(short)}."
+        reason += f" This is not shown for coarser resolutions: {'; '.join(short)}."
     return Recommendation(chosen[MPP], f"Use {chosen[NAME]}.", reason)
 
 
@@ -145,14 +149,14 @@ def _falls_short(row: dict, main: Main) -> str:
     if row[BELOW] > -row[MARGIN]:
         return f"{what} is not shown to be above chance"
     if row[bounds(TO_BEST)[1]] < -row[MARGIN]:
-        return f"{what} is worse by more"
+        return f"{what} is worse than the margin allows"
     return f"{what} may be {-row[BELOW]:.3f} below the best"
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
     """With a column for people: a resolution, and what else tells its networks from others at that resolution."""
     names = rows[MPP].map("{:g} µm per pixel".format)
-    for column, words in ((NETWORK, "with {}"), (START, "begun with {}")):
+    for column, words in ((NETWORK, "with {}"), (START, "starting from {}")):
         if column in rows and (rows.groupby(MPP)[column].nunique() > 1).any():
             names += rows[column].map(f", {words}".format)
     return rows.assign(**{NAME: names})
@@ -169,7 +173,7 @@ def _method(row: pd.Series) -> str:
     """What to know of how variances were found."""
     if row.get(INTERVAL_METHOD) != POOLED:
         return ""
-    return " (deviations are pooled over folds, for in some a class has one patient)"
+    return " (variances are pooled over folds, because in some a class has only one patient)"
 
 
 def _needed(row: pd.Series) -> str:
@@ -178,11 +182,11 @@ def _needed(row: pd.Series) -> str:
         return ""
     if pd.notna(row[PATIENTS_NEEDED]):
         return (
-            f". With about {row[PATIENTS_NEEDED]:,.0f} patients in place of {row[PATIENTS]:.0f} it would be told in "
-            "four of five such cohorts, if they are what was found here"
+            f". About {row[PATIENTS_NEEDED]:,.0f} patients instead of {row[PATIENTS]:.0f} would be needed for a power "
+            "of 80 %, if the true values are as estimated here"
         )
     if why_missing(row, PATIENTS_NEEDED) == TOO_MANY:
-        return f". If they are what was found here, {MOST} times as many patients would not tell either"
+        return f". If the true values are as estimated here, even {MOST} times as many patients would not be sufficient"
     return ""
 
 
@@ -196,4 +200,4 @@ def _saving(row: pd.Series, best: pd.Series) -> str:
     if pd.isna(share):
         return ""
     ratio = f"{share:.2g}" if share > 0.67 else f"1/{1 / share:.2g}" if share > 0.1 else f"1/{1 / share:,.0f}"
-    return f", of whose cost {row[NAME]} takes {ratio}"
+    return f"; {row[NAME]} takes {ratio} of its cost"

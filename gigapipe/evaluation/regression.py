@@ -143,7 +143,7 @@ def nearest_numbers(table: pd.DataFrame, scores: pd.DataFrame, margin: float) ->
     near = pd.DataFrame(rows)
     shown = (near[low_of_all(R2)] > 0) & ((near[bounds(TO_BEST)[0]] > -margin) if count > 1 else True)
     if shown.any():
-        return near.assign(**{PATIENTS_NEEDED: np.nan}), "a resolution is shown with these"
+        return near.assign(**{PATIENTS_NEEDED: np.nan}), "the present patients are sufficient"
     times = min(needed, default=np.nan)
     if not 1 < times <= MOST or not (near[low_of_all(R2)] > 0).any():
         return near.assign(**{PATIENTS_NEEDED: np.nan}), "not estimated"
@@ -165,9 +165,9 @@ def _reasons(row: dict[Any, Any], alone: bool, not_needed: str) -> dict[str, str
         elif figure in (TO_BEST, *bounds(TO_BEST), RIVAL):
             found[name] = "no other resolution" if alone else "not tested on the same slides"
         elif figure in (COARSER, DELTA, *bounds(DELTA), P):
-            found[name] = "no resolution is coarser" if pd.isna(row[COARSER]) else "not tested on the same slides"
+            found[name] = "there is no coarser resolution" if pd.isna(row[COARSER]) else "not tested on the same slides"
         else:
-            found[name] = "all numbers, or all cohorts that are drawn, are alike"
+            found[name] = "all numbers, or all bootstrap samples, are the same"
     return found
 
 

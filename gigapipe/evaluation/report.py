@@ -55,8 +55,8 @@ SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
 """What autograd keeps of a training step for each pixel of the image, float32: counted with saved_tensors_hooks."""
 FULL_WIDTH = 64
 DASHED = (
-    " Dashed: what a step keeps of an undivided image on one rank in float32, from the layers' sizes. Ranks and tiles "
-    "divide it."
+    " Dashed: activations of a step that one rank keeps for an undivided image in float32, computed from the layers' "
+    "sizes. Ranks and tiles divide them."
 )
 SIDES = [1024, 22528]  # px, between which the memory of an undivided step is drawn
 
@@ -80,7 +80,7 @@ def report(
         ) from None
     if "arm" in table:  # as 0.1 called it
         logger.warning(
-            f"{results}/comparison.tsv: its column arm is called {METHOD} now; `gigapipe evaluate` renames it"
+            f"{results}/comparison.tsv: its column arm is now called {METHOD}; `gigapipe evaluate` renames it"
         )
         table = table.rename(columns={"arm": METHOD})
     networks = list(table[NETWORKS]) if NETWORKS in table else list[str]()
@@ -178,21 +178,24 @@ def all_figures(
 ) -> dict[str, tuple[Figure, str]]:
     """Of each figure that there is data for its name, and what is to be seen in it."""
     drawn = {
-        "auc-resolution": (figures.auc_against_resolution(table), "What resolution buys."),
-        "auc-cost": (figures.auc_against_cost(table), "What it costs. A rank is a process, on a GPU or on CPU cores."),
+        "auc-resolution": (figures.auc_against_resolution(table), f"{main_figure(table).heading} against resolution."),
+        "auc-cost": (
+            figures.auc_against_cost(table),
+            f"{main_figure(table).heading} against cost. A rank is a process, on a GPU or on CPU cores.",
+        ),
     }
     held_out = predictions[predictions[PART] == TEST] if predictions is not None else None
     if held_out is not None and len(held_out) and PREDICTED in held_out:
         drawn["predicted"] = (
             figures.predicted(held_out),
-            "What was predicted of each held-out slide, against what it is; all folds and seeds together.",
+            "Predicted against true number of each test slide; all folds and seeds together.",
         )
     elif predictions is not None and held_out is not None and len(held_out):
         drawn["roc"] = (
             figures.roc(held_out),
-            "ROC curves on held-out slides: thin for each network, thick their mean. Of each network its own slides, "
-            "for scores of different networks have different scales."
-            + (" Each class against the rest, and the mean of them." if SCORE not in predictions else ""),
+            "ROC curves on test slides: thin lines for each network, thick lines for their mean. Each network is "
+            "evaluated on its own slides, because scores of different networks have different scales."
+            + (" Each class against the rest, and their mean." if SCORE not in predictions else ""),
         )
         classes = classes_of(predictions)
         taken = pd.concat(decided(network, classes) for _, network in predictions.groupby(FILE))
@@ -200,9 +203,8 @@ def all_figures(
             undecided = len(held_out) - len(taken)
             drawn["confusion"] = (
                 figures.confusion(taken),
-                "Held-out slides by their label, and by the class that their network takes them for, "
-                f"{rule(classes)}, as in the table; all folds and seeds together."
-                + (f" Left out: {undecided} of networks without a threshold." if undecided else ""),
+                f"Test slides by true and predicted class, {rule(classes)}, as in the table; all folds and seeds "
+                "together." + (f" Not shown: {undecided} slides of networks without a threshold." if undecided else ""),
             )
     if history := [
         epoch | {MPP: record["settings"]["mpp"], FILE: number, "best_epoch": record["best_epoch"]}
@@ -212,26 +214,27 @@ def all_figures(
     ]:
         drawn["training"] = (
             figures.training_curves(pd.DataFrame(history), loss_of(table)),
-            "Loss by epoch: thin for each network, thick their mean. The weights are those of the epoch that is best "
-            "in validation, on slides that are neither trained on nor held out.",
+            "Loss by epoch: thin lines for each network, thick lines for their mean. The weights are those of the "
+            "epoch with the lowest loss on the validation slides, which are neither training nor test slides.",
         )
     memory = memory_table(table, trainings)
     if len(memory):
         drawn["memory"] = (
             figures.memory(memory),
-            "What training takes of memory. Points: the largest process of a run, with all that it loads."
+            "Memory of training. Points: peak memory of the largest process, including its libraries."
             + DASHED * bool((memory["kind"] == "model").any()),
         )
     if (path := results / "scaling.tsv").exists():
         drawn["scaling"] = (
             figures.scaling(pd.read_csv(path, sep="\t")),
-            "Efficiency over more ranks. Points are measured; the dashed line is a model, and a forecast beyond them.",
+            "Parallel efficiency against the number of ranks. Points are measured; the dashed line is a model, and "
+            "beyond the points a prediction.",
         )
     return drawn
 
 
 def loss_of(table: pd.DataFrame) -> str:
-    return "squared error, of numbers with deviation 1" if TARGET in table else "cross-entropy"
+    return "squared error of standardised numbers" if TARGET in table else "cross-entropy"
 
 
 def memory_table(table: pd.DataFrame, trainings: list[dict]) -> pd.DataFrame:
@@ -258,7 +261,7 @@ def made() -> dict[str, str]:
             versions[library] = "not installed"
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return versions | {"page made on": f"{machine}, {now}"}
+    return versions | {"report written on": f"{machine}, {now}"}
 
 
 def revision() -> str:

@@ -75,7 +75,7 @@ def maps(place: Place, table: pd.DataFrame, first: float | None) -> Iterator[dic
     known = set(" ".join(table[NETWORKS]).split()) if NETWORKS in table else set()
     for path in list(tables):
         if known and IDENTITY in tables[path] and not set(tables[path][IDENTITY]) <= known:
-            logger.warning(f"{path}: is of other networks than those of comparison.tsv; left out")
+            logger.warning(f"{path}: belongs to networks that are not in comparison.tsv; it is not shown")
             del tables[path]
     for path, rows in sorted(tables.items(), key=lambda item: (item[1][MPP].iloc[0] != first, item[1][MPP].iloc[0])):
         slides = [

@@ -72,7 +72,7 @@ def runtimes(benchmarks: Path) -> Table | None:
         ]
         for rule, of in rules.sort_values("total", ascending=False).iterrows()
     ]
-    return Table(["rule", "jobs", "all together", "the longest", "most memory, MB"], rows)
+    return Table(["rule", "jobs", "total time", "longest job", "peak memory, MB"], rows)
 
 
 def blocks(markdown: str) -> list[dict]:

@@ -33,8 +33,8 @@ def weaknesses(table: pd.DataFrame, resolutions: int = 1) -> list[str]:
         found.append(
             f"{patients}: no fold has two classes, so that there will be no AUC"
             if needed is None
-            else f"{patients}: an AUC below {lowest:.2f} is not likely to be told from chance; for {MODEST:g} it takes "
-            f"about {needed} patients"
+            else f"{patients}: an AUC below {lowest:.2f} probably cannot be distinguished from chance; for {MODEST:g} "
+            f"about {needed} patients are needed"
         )
     return found
 
@@ -103,7 +103,7 @@ def _few_patients(table: pd.DataFrame) -> list[str]:
     for label, of_label in counts.items():
         for number, what in (
             (0, "no AUC"),
-            (1, "no interval of its own, so that deviations are pooled over folds"),
+            (1, "no interval for this fold, so that variances are pooled over folds"),
         ):
             folds = of_label.index[of_label == number]
             if len(folds):
@@ -114,7 +114,9 @@ def _few_patients(table: pd.DataFrame) -> list[str]:
     if not found:
         return []
     fewer = fewer_folds(table)
-    advice = f"{fewer} folds hold {FEW} patients of each label or more" if fewer else "more patients are needed"
+    advice = (
+        f"{fewer} folds would each have at least {FEW} patients of each label" if fewer else "more patients are needed"
+    )
     return [f"{line}; {advice}" for line in found]
 
 
@@ -144,8 +146,8 @@ def _number(table: pd.DataFrame) -> list[str]:
         return []
     return [
         f"{count} folds train each network on {(count - 2) / count:.0%} of the patients; {MORE} folds train it on "
-        f"{(MORE - 2) / MORE:.0%}, and still hold {PLENTY} patients of each label or more, at {MORE / count:.1f} times "
-        "the trainings"
+        f"{(MORE - 2) / MORE:.0%}, and each would still have at least {PLENTY} patients of each label, for "
+        f"{MORE / count:.1f} times as many trainings"
     ]
 
 
@@ -155,13 +157,14 @@ def _sites(table: pd.DataFrame) -> list[str]:
         return []
     if across >= TELLING:
         return [
-            f"these folds share sites, and the site tells the label (AUC {across:.2f} without looking at a slide): a "
-            "network that learns to tell hospitals apart scores as well as one that learns the disease; divide by site"
+            f"these folds share sites, and the site alone predicts the label (AUC {across:.2f} without seeing a "
+            "slide): a network that learns to distinguish hospitals scores as well as one that learns the disease; "
+            "divide by site"
         ]
     if alone >= TELLING:
         return [
-            f"the site tells the label (AUC {alone:.2f} without looking at a slide): these folds share no site, so "
-            "that it does not help here; figures of folds that do would be worth little"
+            f"the site alone predicts the label (AUC {alone:.2f} without seeing a slide): these folds share no site, "
+            "so that this does not affect them; results of folds that share sites would not be valid"
         ]
     return []
 

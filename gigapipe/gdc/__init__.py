@@ -1,1 +1,1 @@
-"""The Genomic Data Commons: from a cohort's name to a sample sheet with checksums."""
+"""The Genomic Data Commons: from the name of a cohort to a sample sheet with checksums."""

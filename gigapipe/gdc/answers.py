@@ -92,4 +92,4 @@ def what_is_wrong(error: ValidationError) -> str:
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return f"has no {place}"
-    return f"its {place} is {json.dumps(first['input'], default=str)[:80]}" if place else "is not of the right form"
+    return f"its {place} is {json.dumps(first['input'], default=str)[:80]}" if place else "has the wrong format"

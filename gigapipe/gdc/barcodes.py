@@ -91,7 +91,7 @@ def parse_barcode(name: str) -> Barcode:
                 match[0], said["patient"], said.get("site", UNKNOWN), of_code(code) if code else UNKNOWN, UNKNOWN
             )
     raise InputError(
-        f"{name[:100]!r} is not the name of a TCGA slide, as TCGA-38-4631-01Z-00-DX1 is, nor of another program's, as "
+        f"{name[:100]!r} is neither the name of a TCGA slide, as TCGA-38-4631-01Z-00-DX1, nor of another program, as "
         "HCM-BROD-0002-C71-01A-01-S1-HE"
     )
 

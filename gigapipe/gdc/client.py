@@ -78,9 +78,9 @@ def read_token(path: Path) -> str:
     except OSError as error:
         raise InputError(f"token {path}: cannot be read ({error.strerror}); {remedy(error)}") from None
     except UnicodeDecodeError:
-        raise InputError(f"token {path}: is no text; give the portal's file") from None
+        raise InputError(f"token {path}: is not a text file; give the file from the portal") from None
     if not token.isascii() or not token.isprintable() or not token:
-        raise InputError(f"token {path}: holds no token; fetch it anew from the GDC's portal")
+        raise InputError(f"token {path}: contains no token; download it again from the GDC portal")
     return token
 
 
@@ -106,21 +106,21 @@ class Client:
             asked = {"filters": filters, "fields": fields, "size": PAGE, "from": begin}
             found = self._ask("POST", "files", Found, json=asked | {"sort": "file_name:asc", "format": "JSON"})
             total = found.data.pagination.total
-            bar = bar or Progress(what="asking the GDC", unit="files", total=total, delay=2)
+            bar = bar or Progress(what="querying the GDC", unit="files", total=total, delay=2)
             if found.warnings:
                 logger.warning(f"{self.api} warns: {quoted(str(found.warnings).encode())}")
             if not found.data.hits and begin < total:
-                raise Unavailable(f"{self.api}: promised {total} files and listed {begin}; run it again")
+                raise Unavailable(f"{self.api}: announced {total} files but listed {begin}; run it again")
             for number, hit in enumerate(found.data.hits, start=begin + 1):
                 try:
                     file = kind.model_validate(hit)
                 except ValidationError as error:
                     wrong.append(f"{_name_of(hit) or f'file {number} of {total}'}: {what_is_wrong(error)}")
-                    logger.warning(f"left out: {wrong[-1]}, says the archive")
+                    logger.warning(f"excluded: {wrong[-1]}, according to the archive")
                     continue
                 if file.id in ids:
                     raise Unavailable(
-                        f"{self.api}: lists {file.file_name} twice, so others may be missing; run it again"
+                        f"{self.api}: lists {file.file_name} twice, so that others may be missing; run it again"
                     )
                 ids.add(file.id)
                 yield file
@@ -129,7 +129,7 @@ class Client:
         if bar is not None:
             bar.close()
         if wrong and not ids:
-            raise InputError(f"{self.api}: of none of {total} files it says what is needed; the first, {wrong[0]}")
+            raise InputError(f"{self.api}: none of {total} files has all required fields; the first: {wrong[0]}")
 
     def why_absent(self, source: str, filename: str) -> str:
         """Why the archive has no file `gdc:UUID`, in a line that says what to do."""
@@ -141,10 +141,10 @@ class Client:
             latest = next((file.id for file in self.files(same_name, Named)), None)
         name = filename or source
         if latest in (None, file_id):
-            return f"slide {name}: {self.api} has no file {file_id} (any more); remove it from the sample sheet"
+            return f"slide {name}: {self.api} no longer has a file {file_id}; remove it from the sample sheet"
         return (
-            f"slide {name}: was re-released as {latest}, and {file_id} is no more; run `gigapipe gdc refresh SHEET`, "
-            "which brings the sample sheet up to date"
+            f"slide {name}: was re-released as {latest}, and {file_id} no longer exists; run `gigapipe gdc refresh "
+            "SHEET` to update the sample sheet"
         )
 
     def _ask(self, method: str, path: str, kind: Any, missing: Any = None, **options) -> Any:
@@ -155,7 +155,7 @@ class Client:
             return missing
         if not reply.ok:
             said = f"{reply.status_code}, {words_of(reply.content)}"
-            raise InputError(f"{url}: answers {said}; correct what was asked for, or the address")
+            raise InputError(f"{url}: answers {said}; correct the query, or the address")
         try:
             return TypeAdapter(kind).validate_json(reply.content)
         except ValidationError as error:
@@ -178,9 +178,11 @@ class Client:
             if wait is None:
                 break
             pause = max(pause, wait * random.uniform(0.75, 1.25))
-            logger.info(f"{url}: {reason}; again in {pause:.0f} s")
+            logger.info(f"{url}: {reason}; next attempt in {pause:.0f} s")
             time.sleep(pause)
-        raise Unavailable(f"{url}: {reason}, {len(WAITS) + 1} times in a row; run it again, or correct the address")
+        raise Unavailable(
+            f"{url}: {reason}, {len(WAITS) + 1} times in succession; run it again, or correct the address"
+        )
 
 
 def _name_of(hit: Any) -> str | None:

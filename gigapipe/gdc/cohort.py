@@ -80,17 +80,17 @@ def query(
             rows.append(row)
     notes = []
     if several:
-        notes.append(f"left out {counted(len(several))} of patients with several diagnoses: {named(several)}")
+        notes.append(f"excluded {counted(len(several))} of patients with several diagnoses: {named(several)}")
     if none:
-        notes.append(f"left out {counted(len(none))} of patients without a diagnosis: {named(none)}")
+        notes.append(f"excluded {counted(len(none))} of patients without a diagnosis: {named(none)}")
     if classes:
         others = Counter(row["label"] for row in rows if row["label"] not in classes)
         if others:
             what = named(f"{label} ({number})" for label, number in others.most_common())
-            notes.append(f"left out {counted(others.total())} of other labels: {what}")
+            notes.append(f"excluded {counted(others.total())} with other labels: {what}")
         rows = [row | {"label": classes[row["label"]]} for row in rows if row["label"] in classes]
     rows, more = selected(rows, samples, strategy, by_sample=label == "sample_type")
-    return sheet_of(rows, [*notes, *more], f"no open slide of {', '.join(projects)} is left")
+    return sheet_of(rows, [*notes, *more], f"no open-access slide of {', '.join(projects)} remains")
 
 
 def from_manifests(
@@ -107,14 +107,14 @@ def from_manifests(
         for file in read_portal(path, ["id", "filename", "md5", "size"]):
             if not re.fullmatch("[0-9a-fA-F]{32}|", file["md5"]) or not re.fullmatch("[0-9]*", file["size"]):
                 raise InputError(
-                    f"{path}: {file['filename']}: no md5 or size is {file['md5']}, {file['size']}; a spreadsheet may "
-                    "have changed it: download it again from the portal"
+                    f"{path}: {file['filename']}: {file['md5']}, {file['size']} is not a valid md5 and size; a "
+                    "spreadsheet may have changed it: download it again from the portal"
                 )
             row = row_of(file["filename"], file["id"], file["md5"], file["size"], names=names)
             if row:
                 rows.append(row | {"label": label})
     rows, notes = selected(rows, samples, strategy, given=True)
-    return sheet_of(rows, notes, f"no slide is left of {', '.join(str(path) for _, path in pairs)}")
+    return sheet_of(rows, notes, f"no slide remains of {', '.join(str(path) for _, path in pairs)}")
 
 
 def from_portal_sheets(
@@ -137,7 +137,7 @@ def from_portal_sheets(
             if row:
                 rows.append(row | ({"label": file["Project ID"]} if label == "project" else {}))
     rows, notes = selected(rows, samples, strategy, by_sample=label == "sample_type")
-    return sheet_of(rows, notes, f"no slide is left of {', '.join(map(str, paths))}")
+    return sheet_of(rows, notes, f"no slide remains of {', '.join(map(str, paths))}")
 
 
 def words(cell: str) -> list[str]:
@@ -178,14 +178,14 @@ def row_of(
     """
     try:
         if len(several := sorted(set(patients))) > 1:
-            raise InputError(f"{filename[:100]!r} is of several patients, {named(several)}")
+            raise InputError(f"{filename[:100]!r} belongs to several patients, {named(several)}")
         barcode = barcode_of(filename, next(iter(patients), ""))
         if {tissue_of(sample_type), tissue_of(barcode.sample_type)} == {TUMOUR, NORMAL}:
             raise InputError(
-                f"{filename!r} is of {barcode.sample_type} by its name, and of {sample_type} by the archive"
+                f"{filename!r} is {barcode.sample_type} by its name, but {sample_type} according to the archive"
             )
     except InputError as error:
-        logger.warning(f"left out: {error}")
+        logger.warning(f"excluded: {error}")
         return None
     if tissue_of(sample_type) in (UNKNOWN, OTHER) and barcode.sample_type != UNKNOWN:
         sample_type = barcode.sample_type
@@ -229,7 +229,7 @@ def selected(
 def sheet_of(rows: list[Row], notes: list[Note], nothing: str) -> pd.DataFrame:
     """The rows in the order of their slides; of slides of one name each has the whole of its file's."""
     if not rows:
-        raise InputError(f"{'; '.join([nothing, *notes])}; correct what was asked for")
+        raise InputError(f"{'; '.join([nothing, *notes])}; correct the query")
     for note in notes:
         logger.warning(note)
     sheet = pd.DataFrame(rows, columns=COLUMNS).astype(str)
@@ -274,7 +274,7 @@ def refresh(client: Client, sheet: pd.DataFrame) -> tuple[pd.DataFrame, list[str
     """
     known = {"filename", "source"} <= set(sheet)
     if not known or not (fetched := sheet["source"].str.startswith("gdc:")).any():
-        raise InputError("the sheet has no `gdc:` sources with a column `filename`; nothing can be refreshed")
+        raise InputError("the sheet has no `gdc:` sources with a column `filename`; there is nothing to refresh")
     wanted = sorted(set(sheet.loc[fetched, "filename"]))
     released: dict[str, dict[str, File]] = {}
     for file in client.files(among("file_name", *wanted), File):
@@ -292,7 +292,7 @@ def refresh(client: Client, sheet: pd.DataFrame) -> tuple[pd.DataFrame, list[str
         if len(files) == 1:
             (source,) = files
         if source not in files:
-            logger.warning(f"slide {slide}: the archive has {len(files)} files of its name; its row is as it was")
+            logger.warning(f"slide {slide}: the archive has {len(files)} files of this name; its row is unchanged")
             continue
         new = {"source": source, "md5": files[source].md5sum, "size": str(files[source].file_size)}
         if any(sheet.at[i, column] != value for column, value in new.items()):

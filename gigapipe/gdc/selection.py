@@ -44,20 +44,23 @@ def each_once(rows: list[Row]) -> tuple[list[Row], list[Note]]:
                     f"{row['filename']}: is listed under the labels {known['label']} and {row['label']}; remove one"
                 )
     if again:
-        notes.append(f"took {counted(len(set(again)))} once, listed more than once: {named(again)}")
+        notes.append(f"used {counted(len(set(again)))} once, although listed more than once: {named(again)}")
     rows, out = _parted(list(first.values()), lambda row: row["filename"], lambda same: True)
     if out:
         ids = named(f"{row['filename']} ({row['source']})" for row in out)
-        notes.append(f"left out {counted(len(out))} whose file names have two ids, of two releases: {ids}")
+        notes.append(f"excluded {counted(len(out))} whose file names have two ids, from two releases: {ids}")
     rows, out = _parted(rows, _md5, lambda same: len({(row["patient"], row["label"]) for row in same}) > 1)
     if out:
         names = named(row["slide"] for row in out)
-        notes.append(f"left out {counted(len(out))} that are one file, by its md5, of two patients or labels: {names}")
+        notes.append(f"excluded {counted(len(out))} that are the same file (md5) for two patients or labels: {names}")
     first = {}
     kept = [row for row in rows if not _md5(row) or first.setdefault(_md5(row), row) is row]
     if len(kept) < len(rows):
         names = named(row["slide"] for row in rows if row not in kept)
-        notes.append(f"left out {counted(len(rows) - len(kept))} that are another of their patient, by md5: {names}")
+        notes.append(
+            f"excluded {counted(len(rows) - len(kept))} that are the same file (md5) as another slide of the "
+            f"patient: {names}"
+        )
     return kept, notes
 
 
@@ -90,7 +93,7 @@ def chosen(rows: list[Row], samples: str, strategy: str, by_sample: bool, given:
     kept, notes = _of_tissue(rows, samples, by_sample, given)
     kept, more = _of_kind(kept, strategy)
     lost = sorted({row["label"] for row in rows} - {row["label"] for row in kept})
-    return kept, [*notes, *more, *(f"no slide is left of label {label}" for label in lost)]
+    return kept, [*notes, *more, *(f"no slide with label {label} remains" for label in lost)]
 
 
 def _tissues(rows: list[Row], column: str) -> dict[str, set[str]]:
@@ -115,9 +118,9 @@ def _of_tissue(rows: list[Row], samples: str, by_sample: bool, given: bool) -> t
     if len(kept) < len(rows):
         types = Counter(row["sample_type"] for row in rows) - Counter(row["sample_type"] for row in kept)
         of = " and ".join(f"{counted(number)} of {name}" for name, number in types.most_common())
-        notes.append(f"left out {of} (--samples all takes them)")
+        notes.append(f"excluded {of} (--samples all includes them)")
     if unsaid := [row["slide"] for row in kept if row["sample_type"] == UNKNOWN]:
-        notes.append(f"took {counted(len(unsaid))} that may be of tumour or not, for nothing says it: {named(unsaid)}")
+        notes.append(f"included {counted(len(unsaid))} of unknown tissue, tumour or normal: {named(unsaid)}")
     return kept, notes
 
 
@@ -138,5 +141,5 @@ def _of_kind(rows: list[Row], strategy: str) -> tuple[list[Row], list[Note]]:
         return rows, []
     other = FROZEN if wanted == DIAGNOSTIC else DIAGNOSTIC
     without = len({row["patient"] for row in rows} - {row["patient"] for row in kept})
-    of = f", all that there are of {counted(without, 'patient')}" if without else ""
-    return kept, [f"left out {counted(len(rows) - len(kept), f'{other} slide')}{of} (--strategy all takes them)"]
+    of = f", all slides of {counted(without, 'patient')}" if without else ""
+    return kept, [f"excluded {counted(len(rows) - len(kept), f'{other} slide')}{of} (--strategy all includes them)"]

@@ -1,4 +1,4 @@
-"""Models, written as for one image on one machine: nothing in them knows of ranks."""
+"""Models, written as for one image on one machine; they do not depend on ranks."""
 
 from gigapipe.models.resnet import NORMS, POOLS, RESNETS, resnet18, resnet34, resnet50
 from gigapipe.models.unet import GigapixelUNet

@@ -49,16 +49,16 @@ def classifier(
         return Headed(model, shape[1], classes, pool)
     if len(shape) != 2:
         raise InputError(
-            f"network {network}: makes {_shown(shape)} of one image; let it make class scores (1, {classes}), or an "
-            "image (1, channels, rows, columns)"
+            f"network {network}: makes {_shown(shape)} for one image; it must return class scores (1, {classes}), or "
+            "an image (1, channels, rows, columns)"
         )
     if shape[1] != classes:
         raise InputError(
-            f"network {network}: makes {shape[1]} scores, and {classes} are asked for; give it a parameter "
-            "`classes`, or its own name for it in network_options, as num_classes; or let it make its last feature map"
+            f"network {network}: makes {shape[1]} scores, but {classes} are needed; give it a parameter `classes`, or "
+            "set the number in network_options, as num_classes; or let it return its last feature map"
         )
     if pool != "average":
-        raise InputError(f"network {network}: makes class scores, with a pool of its own; remove pool: {pool}")
+        raise InputError(f"network {network}: returns class scores, and so has its own pooling; remove pool: {pool}")
     return model
 
 
@@ -71,7 +71,7 @@ def segmenter(network: str, options: Mapping[str, Any], channels: int, size: tup
     model = made(network, options, channels)
     if (shape := output_shape(model, network, size)) != (1, channels, *size):
         raise InputError(
-            f"network {network}: makes {_shown(shape)} of one image of {size[0]} × {size[1]} px; let it make "
+            f"network {network}: makes {_shown(shape)} of one image of {size[0]} × {size[1]} px; it must return "
             f"{channels} channels of the same size, the logits of each pixel"
         )
     return model
@@ -118,7 +118,7 @@ def output_shape(model: nn.Module, network: str, size: tuple[int, int]) -> tuple
             module.training = training
     if not isinstance(output, torch.Tensor):
         raise InputError(
-            f"network {network}: makes a {type(output).__name__}; let it make one tensor, class scores or an image"
+            f"network {network}: makes a {type(output).__name__}; it must return one tensor, class scores or an image"
         )
     return tuple(output.shape)
 
@@ -141,12 +141,12 @@ def take_by_name(model: nn.Module, weights: Mapping[str, torch.Tensor], where: s
             f"(it has {_few(weights)}; the network {_few(own)}); give weights of this network"
         )
     network.load_state_dict(own | taken)
-    lines = [f"{where}: {len(taken)} of the network's {len(own)} weights are taken"]
+    lines = [f"{where}: {len(taken)} of the network's {len(own)} weights are loaded"]
     shapes = [name for name in weights if name in own and name not in taken]
     for what, names in (
-        ("of another shape, and left as they were", shapes),
-        ("not in the file, and left as they were", [name for name in own if name not in weights]),
-        ("in the file alone", [name for name in weights if name not in own]),
+        ("with another shape, not loaded", shapes),
+        ("not in the file, not loaded", [name for name in own if name not in weights]),
+        ("only in the file", [name for name in weights if name not in own]),
     ):
         if names:
             lines.append(f"{len(names)} {what} ({_few(names)})")

@@ -1,6 +1,6 @@
-"""How many ranks, which mesh, how much memory and time: what a training will take before any of it runs.
+"""How many ranks, which mesh, how much memory and time a training needs, estimated before it runs.
 
-`cost.py` runs one rank's step without pixels and counts; `machines.py` says what machines can do; `scaling.py` makes
-seconds of both; `streamed.py` says what one rank needs where no mesh does; `calibration.py` measures this machine.
-What streaming counts alike stands in `gigapipe/spatial/costs.py`.
+`cost.py` runs one rank's step without pixels and counts; `machines.py` describes machines; `scaling.py` computes times
+from both; `streamed.py` describes what one rank needs if no mesh is sufficient; `calibration.py` measures this machine.
+The costs of operations, also used for streaming, are in `gigapipe/spatial/costs.py`.
 """

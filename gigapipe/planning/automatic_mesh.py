@@ -51,7 +51,7 @@ def one_machine(device: str, side_by_side: int) -> Place:
 def cluster(name: str | None, ranks_per_node: int) -> Place:
     """A node as a profile tells of it: by the `name` of a machine that `gigapipe plan` knows, or a file for it."""
     if name is None:
-        return Place("a node of which the profile does not say the `machine`", 1, None, True)
+        return Place("a node for which the profile does not state the `machine`", 1, None, True)
     known: Machine = machine(name)
     return Place(f"a rank of {known.name}", ranks_per_node, known.usable_memory, not known.measured)
 
@@ -66,7 +66,7 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
         return Choice(1, None, f"one rank, on {place.name}")
     limit = int(place.memory)
     if side is None:
-        return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: how large its images are is not known yet")
+        return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: the size of its images is not known yet")
     options, form = training.network_options, (training.norm, training.pool, training.width)
     make: Callable[[], nn.Module]
     task = task_named(config.task)
@@ -82,7 +82,7 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
         if found := shapes(ranks, job.canvas):
             taken = cost_of(job, (1, *found[0]), batch).memory
             if taken <= limit:
-                of = "one rank" if ranks == 1 else f"{ranks} ranks an image"
+                of = "one rank" if ranks == 1 else f"{ranks} ranks per image"
                 why = f"{of}: a step takes {taken / 1e9:.2g} GB of the {limit / 1e9:.1f} of {place.name}"
                 return Choice(ranks, None, why)
     each = f"in the {limit / 1e9:.1f} GB of {place.name}"

@@ -58,12 +58,12 @@ class Forecast(NamedTuple):
 
     def __str__(self) -> str:
         if self.measured == self.jobs:
-            how = "as measured here before"
+            how = "from earlier measurements here"
         elif not self.measured:
-            how = "by rough rates: nothing was measured here yet"
+            how = "a rough estimate: nothing was measured here yet"
         else:
             new = self.jobs - self.measured
-            how = f"by rough rates for {new} of {self.jobs} jobs, the others as measured here before"
+            how = f"a rough estimate for {new} of {self.jobs} jobs, the others from earlier measurements here"
         return f"about {duration(self.seconds)} ({how})"
 
 

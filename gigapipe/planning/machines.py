@@ -59,8 +59,8 @@ class Machine(NamedTuple):
             f"{known}: {self.flops_share:.0%} of the peak in arithmetic, {self.bandwidth_share:.0%} of the memory's "
             f"bandwidth, {self.link_share:.0%} of the links', {latencies}, {self.operation * 1e6:.3g} µs to start an "
             "operation",
-            f"{self.reserve:.0%} of the memory is not for tensors (the process, kernels' own memory, what lies between "
-            "tensors): " + ("the process as measured, the others unknown" if self.measured else "assumed"),
+            f"{self.reserve:.0%} of the memory is reserved (the process, memory of kernels, gaps between tensors): "
+            + ("the process as measured, the others unknown" if self.measured else "assumed"),
         ]
 
 
@@ -101,5 +101,6 @@ def machine(name: str) -> Machine:
         return Machine(**json.loads(Path(name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"machine {name}: none of {', '.join(MACHINES)}, and no file that `gigapipe plan --measure` wrote ({error})"
+            f"machine {name}: is neither one of {', '.join(MACHINES)} nor a file that `gigapipe plan --measure` wrote "
+            f"({error})"
         ) from None

@@ -140,7 +140,7 @@ def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) 
     """
     check(machine, job.precision, ranks := math.prod(mesh))
     if batch % mesh[0]:
-        raise InputError(f"batch {batch} does not divide over {mesh[0]} data ranks; give a multiple")
+        raise InputError(f"batch {batch} cannot be divided evenly among {mesh[0]} data ranks; give a multiple")
     cost = cost_of(job, mesh, batch // mesh[0])
     seconds = step_seconds(cost, machine, job.precision)
     return Point(
@@ -211,7 +211,7 @@ def meshes(job: Job, machine: Machine, ranks: int | None, batch: int, most: int 
         data = 1 if ranks is None else min(_divisors(math.gcd(count, batch)))
         found = shapes(count // data, job.canvas)
         if not found:
-            raise InputError(f"{count} ranks are more than a canvas of {job.canvas[0]} × {job.canvas[1]} px can have")
+            raise InputError(f"{count} ranks are too many for a canvas of {job.canvas[0]} × {job.canvas[1]} px")
         points.append(predict(job, machine, (data, *found[0]), batch))
     return sorted(points, key=lambda point: (point.fits, point.efficiency), reverse=True)
 

@@ -23,7 +23,7 @@ def streamed(job: Job, machine: Machine) -> list[str]:
         norm.eval()
     state = trained_bytes(model) + training_state(model)  # buffers and weights that are not trained are left out
     dtype = getattr(torch, job.precision)
-    frozen = "; BatchNorm with frozen statistics, for in training each would need all before it once more"
+    frozen = "; with frozen BatchNorm, for in training each would need another pass over all layers before it"
     try:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shape = 1, job.channels, *job.canvas

@@ -1,4 +1,4 @@
-"""Pyramids: one OME-Zarr store a slide, holding it at every chosen resolution; and the canvas read from it."""
+"""Pyramids: one OME-Zarr store for each slide, with every chosen resolution; and the canvas that is read from it."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -104,7 +104,7 @@ def _of_slide(
     settings = Settings(**pyramid.settings | {"reader": reader})
     if not settings.clean_background:  # where tissue is, is known
         settings = settings.model_copy(update={"tissue": None, "keep_without_tissue": True})
-    another = InputError(f"slide {slide}: is another file than pyramid {folder} was made of; make that again")
+    another = InputError(f"slide {slide}: is not the file that pyramid {folder} was made from; make the pyramid again")
     if slide.exists() and slide.stat().st_size != pyramid.source["bytes"]:
         raise another
     build_pyramid(slide, beside, lacking, settings, threads, scheduler)
@@ -129,7 +129,7 @@ def _of_store(pyramid: Pyramid, lacking: list[float]) -> list[Level]:
         finer = finer_than(mpp, pyramid.resolutions)
         if finer is None:
             raise InputError(
-                f"pyramid {pyramid.folder}: {mpp:g} µm/px is finer than all that it holds; give its slide, too"
+                f"pyramid {pyramid.folder}: {mpp:g} µm/px is finer than all its resolutions; also give its slide"
             )
         axes = _axes(pyramid, finer, mpp)
         path = str(len(pyramid.resolutions) + i)
@@ -138,7 +138,7 @@ def _of_store(pyramid: Pyramid, lacking: list[float]) -> list[Level]:
         lost = _fill(array, pyramid.array(finer), axes, settings)
         stamp(array)
         error = _bound(pyramid, finer, axes)
-        said = f"at most {error} grey levels from" if error is not None else "by an error without a bound"
+        said = f"at most {error} grey levels from" if error is not None else "by an unbounded error from"
         logger.warning(
             f"pyramid {pyramid.folder}: its slide is gone: {mpp:g} µm/px is made of {finer:g}, and differs {said} what "
             "the slide would have given (docs/pyramids.md)"

@@ -105,10 +105,10 @@ def compiled(signature: str) -> Callable[[Callable], Callable]:
         try:
             return numba.njit(signature, nogil=True, cache=True)(function)
         except Exception as error:  # of no folder a RuntimeError, of a full one an OSError, of torn files anything
-            reason = "no folder may be written" if isinstance(error, RuntimeError) else type(error).__name__
+            reason = "no folder is writable" if isinstance(error, RuntimeError) else type(error).__name__
             tell_once(
-                f"numba cannot keep what it compiles ({getattr(error, 'strerror', None) or reason}), so each process "
-                "compiles it again, which takes some seconds; set NUMBA_CACHE_DIR to a folder that may be written"
+                f"numba cannot cache compiled code ({getattr(error, 'strerror', None) or reason}), so that each "
+                "process compiles it again, which takes some seconds; set NUMBA_CACHE_DIR to a writable folder"
             )
             return numba.njit(signature, nogil=True)(function)
 

@@ -1,8 +1,8 @@
-"""From a slide to its pyramid: every resolution by exact area mean, in one pass over the slide's pixels, with Dask.
+"""Conversion of a slide to its pyramid: every resolution by exact area mean, in one pass over the slide, with Dask.
 
-A task is a block of the slide: its tiles are decoded once, band by band, for all resolutions. What a block makes of
-the finest is whole chunks, which it writes; of coarser ones it is pieces of chunks, left aside until their last
-neighbour is there. A task that is done leaves a mark, so that a run that was killed goes on from there.
+A task is a block of the slide: its tiles are decoded once, band by band, for all resolutions. For the finest resolution
+a block consists of complete chunks, which it writes; for coarser ones of parts of chunks, which are stored until all
+parts are there. Finished tasks are recorded, so that an interrupted conversion resumes.
 """
 
 import functools
@@ -61,8 +61,8 @@ def build_pyramid(
 ) -> None:
     """Write the slide at each of `resolutions` (µm per pixel) into a new store in `folder`.
 
-    The store is written under another name and renamed when whole; what was in `folder` before is replaced only then.
-    A build that was killed goes on from what it has if it is started again in the same way. `scheduler` is Dask's:
+    The store is written under another name and renamed when it is complete; an existing `folder` is replaced only then.
+    An interrupted conversion resumes if it is started again with the same arguments. `scheduler` is that of Dask:
     `threads`, `processes`, the address of a distributed one, or one of `schedulers.QUEUES`, to which as many jobs are
     submitted as there are `threads`.
 
@@ -218,13 +218,13 @@ def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
         raise getattr(error, "exception", error) from None
     except Exception as error:
         if type(error).__name__ in LOST:
-            raise crash_of(job.slide, "a process that Dask had started was lost") from None
+            raise crash_of(job.slide, "a process started by Dask was lost") from None
         raise
     finally:
         _opened.cache_clear()
     undone = [key for key in tasks if not (job.folder / DONE / key).exists()]
     if undone:
-        raise RuntimeError(f"slide {job.slide}: {len(undone)} tasks left no mark, the first {undone[0]}")
+        raise RuntimeError(f"slide {job.slide}: {len(undone)} tasks did not finish, the first is {undone[0]}")
     return found
 
 
@@ -266,17 +266,17 @@ def _make_overview(job: Job, key: str, _after: None) -> None:
 def _tissue(picture: np.ndarray, slide: Slide, settings: Settings) -> Tissue:
     """Where a slide has tissue, as it is drawn or else found. InputError if it has none, and such are not kept."""
     if settings.tissue is None:
-        tissue, remedy = find_tissue(picture, slide.shape, slide.mpp), "draw it (column tissue of the sample sheet)"
+        tissue, remedy = find_tissue(picture, slide.shape, slide.mpp), "annotate it (column tissue of the sample sheet)"
     else:
         drawn = Path(settings.tissue)
         mask = read_regions(drawn, slide.shape, picture.shape[:2])
         mpp = [n * own / pixels for n, own, pixels in zip(slide.shape, slide.mpp, mask.shape, strict=True)]
-        tissue = of_mask(mask, FINE if mask.any() else NONE, f"as drawn in {drawn.name}", mpp)
-        remedy = "correct the drawing"
+        tissue = of_mask(mask, FINE if mask.any() else NONE, f"as annotated in {drawn.name}", mpp)
+        remedy = "correct the annotation"
     if tissue.verdict == NONE and not settings.keep_without_tissue:
         raise InputError(
-            f"slide {slide.path}: {NO_TISSUE}: {tissue.why}; {remedy}, keep such slides whole "
-            "(pyramids.keep_without_tissue), or take it out of the sample sheet"
+            f"slide {slide.path}: {NO_TISSUE}: {tissue.why}; {remedy}, use such slides as a whole "
+            "(pyramids.keep_without_tissue), or remove it from the sample sheet"
         )
     return tissue
 

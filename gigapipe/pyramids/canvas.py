@@ -77,7 +77,7 @@ def suitable_canvases(pyramids: Sequence[Pyramid], mpps: Sequence[float]) -> pd.
     tissues = [pyramid.tissue for pyramid in pyramids]
     boxes = [tissue["box_um"] for tissue in tissues if tissue["fraction"] > 0 or tissue["verdict"] == NONE]
     if not boxes:
-        raise InputError("canvas: auto: none of the slides has tissue that was found; give the canvas in pixels")
+        raise InputError("canvas: auto: no tissue was found in any slide; give the canvas in pixels")
     sides = np.sort([max(bottom - top, right - left) for top, left, bottom, right in boxes])
     needed = sides[int(np.ceil(WHOLE * len(sides))) - 1]
     rows = []

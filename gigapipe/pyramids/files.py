@@ -66,8 +66,8 @@ def check(array: zarr.Array, rows: Range | None = None, columns: Range | None = 
     if not is_stamped(array):
         store = Path(str(folder_of(array)).partition(".zarr")[0] + ".zarr")
         tell_once(
-            f"{store.parent}: has no checksums, as what gigapipe 0.1 wrote: nothing tells whether it is as it was. "
-            "`gigapipe verify --adopt` gives it some",
+            f"{store.parent}: has no checksums, because gigapipe 0.1 wrote it, so that changes cannot be detected; "
+            "`gigapipe verify --adopt` adds checksums",
             about=("no checksums", store.parent.parent),
         )
         return

@@ -71,7 +71,7 @@ class Slides:
             md5 = source["md5"]
         else:
             if not self._read:
-                logger.info(f"{slide}: has another date than when its pyramid was made; it is read, and compared")
+                logger.info(f"{slide}: has a different date than when its pyramid was made; comparing its content")
             self._read.append(found.st_size)
             md5 = md5_of_file(slide)
         self._known[str(slide)] = [*stamp, md5]
@@ -80,7 +80,9 @@ class Slides:
     def keep(self) -> None:
         """Keep what is known, and say how much had to be read."""
         if len(self._read) > 1:
-            logger.info(f"{len(self._read)} slides of another date were read and compared, {amount(sum(self._read))}")
+            logger.info(
+                f"{len(self._read)} slides with a different date were read and compared, {amount(sum(self._read))}"
+            )
         if self._known != self._before:
             with atomic_file(self._file) as partial:
                 partial.write_text(json.dumps(self._known, indent=0), encoding="utf-8")

@@ -87,6 +87,6 @@ def read_map(folder: Path) -> ActivationMap:
         values, attributes = store.read_map(Path(folder))
         return ActivationMap(values, **{name: attributes[name] for name in NAMES}, first=attributes.get(FIRST, 0))
     except (FileNotFoundError, KeyError):
-        raise InputError(f"map {folder}: no map there; make it with `gigapipe map`") from None
+        raise InputError(f"map {folder}: there is no map; make it with `gigapipe map`") from None
     except ValueError as error:
         raise InputError(f"map {folder}: {error}; make it again with `gigapipe map`") from None

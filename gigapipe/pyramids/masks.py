@@ -83,7 +83,7 @@ def read_mask(folder: Path, classes: Sequence[str] = ()) -> zarr.Array:
         found = [one["class"] for one in store.about_label(folder, REGIONS)["properties"]] if classes else []
     except (FileNotFoundError, KeyError):
         raise InputError(
-            f"mask {folder}: no mask there; make it with `gigapipe mask{' --labels' * bool(classes)}`"
+            f"mask {folder}: there is no mask; make it with `gigapipe mask{' --labels' * bool(classes)}`"
         ) from None
     if found != list(classes):
         raise InputError(

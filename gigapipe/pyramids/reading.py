@@ -49,14 +49,14 @@ def read_pixels(
             if wait is None:
                 # A disk may do better another time, and damage stays.
                 raise (Unavailable if isinstance(error, OSError) else InputError)(
-                    f"{where}: cannot be read on {host} ({reason}); look at its disk, and check the pyramid with "
-                    "`gigapipe verify`"
+                    f"{where}: cannot be read on {host} ({reason}); check its disk, and the pyramid with `gigapipe "
+                    "verify`"
                 ) from None
-            logger.warning(f"{where}: cannot be read on {host} ({reason}); again in {wait:g} s")
+            logger.warning(f"{where}: cannot be read on {host} ({reason}); next attempt in {wait:g} s")
             time.sleep(wait)
             stage = None  # the fault may be the copy's
     if (took := time.monotonic() - begun) > SLOW:
-        logger.warning(f"{folder_of(array)}: a read took {took:.0f} s on {host}")
+        logger.warning(f"{folder_of(array)}: reading took {took:.0f} s on {host}")
     return pixels
 
 
@@ -74,12 +74,14 @@ def staged(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], s
                 continue
             disk = shutil.disk_usage(stage)
             if disk.free - file.stat().st_size < RESERVE * disk.total:
-                tell_once(f"{stage}: the disk of {host} is full; the rest is read where it lies")
+                tell_once(f"{stage}: the disk of {host} is full; the rest is not cached")
                 return array
             with atomic_file(near) as partial:
                 shutil.copyfile(file, partial)
     except OSError as error:
-        tell_once(f"{stage}: of no use on {host} ({error.strerror or error}); what is not there is read where it lies")
+        tell_once(
+            f"{stage}: cannot be used on {host} ({error.strerror or error}); what it does not contain is not cached"
+        )
         return array
     return copy
 

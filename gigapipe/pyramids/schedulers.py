@@ -89,7 +89,7 @@ def own_credentials(shared: Path, queue: str) -> Iterator[Credentials]:
     """New ones in `shared`, for this user alone to read; they are gone when the block ends."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        raise InputError(f"scheduler {queue}: needs the program openssl, for what its jobs know each other by")
+        raise InputError(f"scheduler {queue}: needs the program openssl, to make the certificates of its jobs")
     folder = Path(tempfile.mkdtemp(prefix="tls-", dir=shared)).absolute()
     made = Credentials(folder / "certificate.pem", folder / "key.pem")
     command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -98,7 +98,7 @@ def own_credentials(shared: Path, queue: str) -> Iterator[Credentials]:
         done = subprocess.run(command, umask=0o077, capture_output=True, text=True)
         if done.returncode:
             said = " ".join(done.stderr.split())
-            raise InputError(f"scheduler {queue}: openssl makes no certificate for its jobs ({said})")
+            raise InputError(f"scheduler {queue}: openssl could not make a certificate for its jobs ({said})")
         yield made
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -114,13 +114,13 @@ def announce(
     free = max(0, disk.free - RESERVE * disk.total)
     more = f" and {unknown} slides of unknown size" if unknown else ""
     text = (
-        f"{len(slides)} pyramids to make, of {amount(sampled + others)} of slides{more}: about {amount(each.sum())} "
-        f"({parts}), judged by {len(found)} slides; the disk of {folder} has {amount(free)} to give"
+        f"{len(slides)} pyramids to write, from {amount(sampled + others)} of slides{more}: about {amount(each.sum())} "
+        f"({parts}), estimated from {len(found)} slides; free space on the disk of {folder}: {amount(free)}"
     )
     needed = each.sum() + beside
     if needed > UNSURE * free:
         raise InputError(
-            f"{text}, which is not enough: make room, set `pathvars: results:` to another disk, take away the finest "
-            "resolution, or set `pyramids: codec:` (docs/pyramids.md says what that saves)"
+            f"{text}, which is not enough: free some space, set `pathvars: results:` to another disk, remove the "
+            "finest resolution, or set `pyramids: codec:` (docs/pyramids.md states what that saves)"
         )
     logger.info(f"{text}{', which may not be enough' if needed > free else ''}.")

@@ -301,7 +301,7 @@ class Pyramid:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if reason := left_out(self.folder):
-            raise InputError(f"pyramid {self.folder}: the slide was left out: {reason}")
+            raise InputError(f"pyramid {self.folder}: the slide was excluded: {reason}")
         try:
             if (self.folder / NAME).exists():
                 check_seal(self.folder)
@@ -312,7 +312,7 @@ class Pyramid:
                 self._group = zarr.open_group(self.folder / NAME, mode="r")
             self._attributes = self._group.metadata.attributes["gigapipe"]
         except (FileNotFoundError, KeyError, ValueError):
-            raise InputError(f"pyramid {self.folder}: no pyramid there; make it with `gigapipe pyramid`") from None
+            raise InputError(f"pyramid {self.folder}: there is no pyramid; make it with `gigapipe pyramid`") from None
         datasets = _described(self._group)["multiscales"][0]["datasets"]
         scales = [tuple(dataset["coordinateTransformations"][0]["scale"][-2:]) for dataset in datasets]
         # Older stores have no other resolutions than their scales.
@@ -369,7 +369,7 @@ class Pyramid:
         if mpp not in self._paths:
             stored = ", ".join(f"{m:g}" for m in self.resolutions)
             raise InputError(
-                f"pyramid {self.folder}: holds {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`"
+                f"pyramid {self.folder}: has {stored} µm/px, not {mpp:g}; make it again with `gigapipe pyramid`"
             )
         try:
             with _fast_codecs():
@@ -389,7 +389,7 @@ class Pyramid:
             return np.asarray(read_label(self.folder, "tissue")[:]).astype(bool)
         except KeyError:
             raise InputError(
-                f"pyramid {self.folder}: holds no outline of the tissue; make it again with `gigapipe pyramid`"
+                f"pyramid {self.folder}: has no outline of the tissue; make it again with `gigapipe pyramid`"
             ) from None
 
     def outline_at(self, mpp: float, rows: slice, columns: slice) -> np.ndarray:

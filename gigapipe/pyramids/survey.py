@@ -113,7 +113,7 @@ def same_files(table: pd.DataFrame) -> str:
         return ""
     read = table[table["md5"].notna() & table["md5"].duplicated(keep=False)]
     pairs = [" and ".join(slides) for _, slides in read.groupby("md5", sort=False)["slide"]]
-    return f"slides {'; '.join(pairs)} are one file: leave one of them in the sample sheet" if pairs else ""
+    return f"slides {'; '.join(pairs)} are the same file: keep only one of them in the sample sheet" if pairs else ""
 
 
 def outlined(pyramid: Pyramid) -> Image.Image:

@@ -62,9 +62,7 @@ def verify_pixels(pyramid: Pyramid, slide: Slide, seed: int = 0) -> int:
     has no bound, nothing is compared.
     """
     if (slide.path.stat().st_size, list(slide.shape)) != (pyramid.source["bytes"], pyramid.source["shape"]):
-        raise InputError(
-            f"pyramid {pyramid.folder}: was made from another file than {slide.path} is now; make it again"
-        )
+        raise InputError(f"pyramid {pyramid.folder}: was not made from the present file {slide.path}; make it again")
     settings = Settings(**pyramid.settings)
     rng = np.random.default_rng(seed)
     compared = [
@@ -82,7 +80,7 @@ def verify_pixels(pyramid: Pyramid, slide: Slide, seed: int = 0) -> int:
             if not _is_as_it_was_stored(stored, expected, pyramid, mpp):
                 raise InputError(
                     f"pyramid {pyramid.folder}: at {mpp:g} µm/px, rows {rows[0]}–{rows[1]}, columns "
-                    f"{columns[0]}–{columns[1]}, it is not what slide {slide.path} shows; make it again"
+                    f"{columns[0]}–{columns[1]}, it differs from slide {slide.path}; make it again"
                 )
     return RECTANGLES * len(compared)
 

@@ -1,1 +1,1 @@
-"""Slides: reading any of them at its true resolution, finding the tissue, and generating phantoms."""
+"""Slides: reading them at their true resolution, detecting tissue, and generating phantoms."""

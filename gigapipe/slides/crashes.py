@@ -17,8 +17,7 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 def crash_of(slide: Path, what: str) -> InputError:
     """The error of a slide over which a process crashed, as `what` says."""
     return InputError(
-        f"slide {slide}: reading it ended in a crash of native code ({what}); fetch it again, or remove its row from "
-        "the sample sheet"
+        f"slide {slide}: reading it crashed ({what}); download it again, or remove its row from the sample sheet"
     )
 
 
@@ -49,7 +48,7 @@ def ask(function: Callable, slides: Iterable[tuple]) -> Iterator[Answer]:
         if left:
             path, *_ = left.pop(0)
             if -other.returncode not in CRASHES:
-                raise RuntimeError(f"slide {path}: the process that looked at it ended with status {other.returncode}")
+                raise RuntimeError(f"slide {path}: the process that read it ended with status {other.returncode}")
             yield Answer(None, crash_of(path, signal.Signals(-other.returncode).name))
 
 

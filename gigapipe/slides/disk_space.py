@@ -40,7 +40,7 @@ def announce(slides: Mapping[Path, Wanted], keep: bool, together: int = 1) -> No
         rate = measure_rate(slide.addresses, probe, slide.size, requests.Session())
         if rate:
             hours = sum(slide.size for slide in slides.values()) / rate / 3600
-            logger.info(f"The first bytes came at {amount(rate)} a second: {hours:.2g} hours at that rate.")
+            logger.info(f"The first data arrived at {amount(rate)} per second: {hours:.2g} hours at that rate.")
 
 
 def check_disk_space(sizes: Mapping[Path, int], keep: bool, together: int = 1) -> str:
@@ -57,14 +57,16 @@ def check_disk_space(sizes: Mapping[Path, int], keep: bool, together: int = 1) -
     here = {path: partial_bytes(path) for path in sizes}
     missing = {path: size - here[path] for path, size in sizes.items() if size}
     unknown = len(sizes) - len(missing)
-    text = f"{len(sizes)} slides to fetch, {amount(sum(missing.values()))}"
+    text = f"{len(sizes)} slides to download, {amount(sum(missing.values()))}"
     text += f", and {unknown} of unknown size" if unknown else ""
-    text += f" ({amount(sum(here.values()))} have arrived before)" if any(here.values()) else ""
-    text += f"; the disk of {folder} has {amount(free)} to give"
+    text += f" ({amount(sum(here.values()))} were downloaded before)" if any(here.values()) else ""
+    text += f"; free space on the disk of {folder}: {amount(free)}"
     needed = sum(sorted(missing.values(), reverse=True)[: None if keep else together])
     if needed > free:
-        remedy = ", or set `keep_slides: false`, which removes each slide when its pyramid is made" if keep else ""
-        raise InputError(f"{text}, which is not enough: make room, set `pathvars: resources:` to another disk{remedy}")
+        remedy = ", or set `keep_slides: false`, which deletes each slide after its pyramid is written" if keep else ""
+        raise InputError(
+            f"{text}, which is not enough: free some space, set `pathvars: resources:` to another disk{remedy}"
+        )
     return text
 
 

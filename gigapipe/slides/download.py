@@ -106,7 +106,7 @@ class Arrived:
             self._file.seek(self.bytes)
             if not same:
                 self.drop()
-                raise Interrupted("the server's file is another than what had arrived")
+                raise Interrupted("the server's file differs from what was downloaded before")
             block = block[known:]
         rest = memoryview(block)
         while rest:  # unbuffered: what was written is there, even after a kill
@@ -150,7 +150,7 @@ def download(
     no new byte, or if what arrives is another file than it should be, or no slide; OSError if it cannot be written.
     """
     if md5 and path.exists() and md5_of_file(path) == md5.lower():
-        logger.info(f"{path.name}: is here already, and whole")
+        logger.info(f"{path.name}: is already downloaded and complete")
         return
     session = session or requests.Session()
     with resumable_file(path, keep=md5 is not None) as partial, open(partial, "r+b", buffering=0) as file:
@@ -160,7 +160,9 @@ def download(
         if openslide.OpenSlide.detect_format(partial) is None:
             count = arrived.bytes
             arrived.drop()
-            raise InputError(f"{address}: what arrived is not a slide ({count} bytes); correct `source` in the sheet")
+            raise InputError(
+                f"{address}: the downloaded file is not a slide ({count} bytes); correct `source` in the sheet"
+            )
 
 
 def _fetch(
@@ -184,7 +186,7 @@ def _fetch(
             arrived.drop()
             spoiled, most = spoiled + 1, 0
             if spoiled > len(addresses):
-                remedy = "correct the sheet, or ask its keeper" if given_md5 else "which the server said; run it again"
+                remedy = "correct the sheet, or ask its author" if given_md5 else "which the server stated; try again"
                 raise InputError(f"{address}: its md5 is {found}, not {wanted}; {remedy}")
             raise Interrupted("its md5 is wrong")
         except Refused as error:
@@ -194,7 +196,7 @@ def _fetch(
         except Interrupted as error:
             failures = 1 if arrived.bytes > most else failures + 1
             if failures == tries:
-                raise Unavailable(f"{address}: {error}, {tries} times in a row; run it again") from None
+                raise Unavailable(f"{address}: {error}, {tries} times in succession; run it again") from None
             if isinstance(error, NoRange):
                 whole.add(address)
             elif failures == max(2, tries // 2):  # whatever it says, it may be the range that it cannot do
@@ -202,7 +204,7 @@ def _fetch(
             # At random, or all whom a busy server turned away together would come back together.
             pause = max(error.pause, min(LONGEST_PAUSE, 2.0**failures) * random.uniform(0.25, 0.75))
             name = arrived.progress.desc
-            arrived.progress.write(f"{name}: {error}; goes on from byte {arrived.bytes} in {pause:.1f} s")
+            arrived.progress.write(f"{name}: {error}; resumes from byte {arrived.bytes} in {pause:.1f} s")
             time.sleep(pause)
 
 
@@ -268,9 +270,9 @@ def receive(address: str, reply: requests.Response, arrived: Arrived, ranged: bo
     try:
         span = Span.of(reply)
     except ValueError as error:
-        raise NoRange(f"the server answers with a range that was not asked for ({error})") from None
+        raise NoRange(f"the server sent a range that was not requested ({error})") from None
     if span.begin > arrived.bytes:
-        raise NoRange(f"the server answers with a range that was not asked for (from byte {span.begin})")
+        raise NoRange(f"the server sent a range that was not requested (from byte {span.begin})")
     block = beginning_of(reply)
     if span.begin == 0:
         _refuse_message(address, reply, block)
@@ -280,7 +282,7 @@ def receive(address: str, reply: requests.Response, arrived: Arrived, ranged: bo
     if other or (span.end is None and arrived.bytes > (span.total or arrived.bytes)):
         arrived.drop()  # it has another file now
         if span.begin:
-            raise Interrupted("the server has another file now")
+            raise Interrupted("the server now has a different file")
     if span.end is None:
         arrived.expect(md5_of(reply))
     _note_total(address, span, arrived)
@@ -320,7 +322,7 @@ def _refuse_status(address: str, reply: requests.Response, ranged: bool) -> None
     words = f" ({quoted(body)})" if (body := beginning_of(reply)) and is_text(body) else ""
     said = f"{address}: {status} {reply.reason or ''}".strip() + words
     if status in FORBIDDEN:
-        raise Refused(f"{said}; give a token that may read it (`--token`)")
+        raise Refused(f"{said}; give a token with access to it (`--token`)")
     raise (NotThere if status in ABSENT else Refused)(f"{said}; correct `source` in the sheet")
 
 
@@ -335,11 +337,11 @@ def beginning_of(reply: requests.Response) -> bytes:
 def _refuse_message(address: str, reply: requests.Response, begin: bytes) -> None:
     """Raise what a body means that is none of a slide."""
     if not begin:
-        raise Interrupted("the server sends nothing")
+        raise Interrupted("the server sends no data")
     if compression := compression_of(reply, begin):
-        raise Refused(f"{address}: what arrives is compressed ({compression}); give the address of the slide itself")
+        raise Refused(f"{address}: the response is compressed ({compression}); give the address of the slide itself")
     if is_text(begin):
-        raise Interrupted(f"what arrived is not a slide but {quoted(begin)}")
+        raise Interrupted(f"the downloaded file is not a slide but {quoted(begin)}")
 
 
 def _note_total(address: str, span: Span, arrived: Arrived) -> None:
@@ -348,4 +350,4 @@ def _note_total(address: str, span: Span, arrived: Arrived) -> None:
     if arrived.total is None:
         arrived.total = arrived.progress.total = span.total
     elif span.total > arrived.total:
-        raise Refused(f"{address}: has {span.total} bytes and not {arrived.total}; correct the sheet")
+        raise Refused(f"{address}: has {span.total} bytes instead of {arrived.total}; correct the sheet")

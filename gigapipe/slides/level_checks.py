@@ -85,7 +85,7 @@ def _picture_fault(slide: Slide, level: int) -> str | None:
         if 2 * (compared - others) > PLACES:
             return None  # whatever the last one is
     if compared and 2 * others >= compared:
-        return f"in {others} of {compared} places it shows another picture than level {finer}, or lies elsewhere"
+        return f"in {others} of {compared} places it shows a different image than level {finer}, or is shifted"
     return None
 
 

@@ -15,13 +15,13 @@ def numbers_of(table: pd.DataFrame, column: str, where: str) -> pd.Series:
     there is no such column, or a cell is no finite number.
     """
     if column not in table:
-        raise InputError(f"{where}: has no column {column}, whose numbers are to be learnt; correct the target")
+        raise InputError(f"{where}: has no column {column}; correct `target`, the column of the numbers to predict")
     texts = table[column].astype(str).str.strip()
     numbers = pd.to_numeric(texts.str.replace(r"^([-+]?\d*),(\d+)$", r"\1.\2", regex=True), errors="coerce")
     wrong = ~np.isfinite(numbers.astype(float))
     if wrong.any():
         slide, text = table.loc[wrong, "slide"].iloc[0], texts[wrong].iloc[0]
-        more = f" ({wrong.sum() - 1} more slides like it)" if wrong.sum() > 1 else ""
+        more = f" ({wrong.sum() - 1} more such slides)" if wrong.sum() > 1 else ""
         raise InputError(
             f"{where}: slide {slide}: {column} is {text or 'empty'}, not a number{more}; correct it, or remove the row"
         )
@@ -35,7 +35,9 @@ def number_groups(table: pd.DataFrame, numbers: pd.Series, folds: int) -> pd.Ser
     all numbers are the same.
     """
     if numbers.nunique() == 1:
-        raise InputError(f"sample sheet: {numbers.name} is {numbers.iloc[0]:g} of all slides: nothing can be learnt")
+        raise InputError(
+            f"sample sheet: {numbers.name} is {numbers.iloc[0]:g} for all slides: there is nothing to learn"
+        )
     patients = numbers.groupby(table["patient"]).mean()
     for count in range(min(MOST_GROUPS, max(1, len(patients) // folds)), 0, -1):
         group = pd.qcut(patients.rank(method="average"), count, labels=False, duplicates="drop").fillna(0).astype(int)

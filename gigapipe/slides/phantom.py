@@ -1,22 +1,23 @@
-"""The phantom cohort: generated slides whose right answer is known. An instrument, and the default input.
+"""The phantom cohort: generated slides for which the correct answer is known; a test instrument, and the default input.
 
-Every slide is a pyramidal Aperio file at 0.5 µm/px: an island of stained tissue on white glass, stain and texture
-varying from slide to slide, patients with one or two slides, several sites. Two signals are in it, and a third may be.
+Every slide is a pyramidal Aperio file at 0.5 µm/px: a piece of stained tissue on white glass, with stain and texture
+that vary from slide to slide, patients with one or two slides, and several sites. It contains two signals, or three.
 
-**The class** is the arrangement of nuclei, and nothing else. Tissue holds groups of six nuclei of 6 µm. In class
-`acinar` the six form a ring of 28 µm (a gland around its lumen). In class `solid` two lie in the middle and four
-around them. Both groups have the same number of nuclei, hence the same stain, and the same second moment, so what
-tells them apart is only a structure of 28 µm: where a pixel is larger than that, the classes differ in the fourth
-order of (14 µm / pixel), and nothing can separate them; at a few µm per pixel a network can.
+**The class** is the arrangement of nuclei, and nothing else. Tissue contains groups of six nuclei of 6 µm. In class
+`acinar` the six form a ring of 28 µm (a gland around its lumen). In class `solid` two are in the middle and four around
+them. Both groups have the same number of nuclei, hence the same stain, and the same second moment. So the classes
+differ only in a structure of 28 µm: if a pixel is larger than that, they differ in the fourth order of (14 µm / pixel),
+and cannot be distinguished; at a few µm per pixel a network can.
 
-**The confounder** gives each site a stain colour of its own, and ties site to class. With `confounder=0`, the
-default, there is neither. With `confounder=1` a site has one class only, and along the scale of colours the classes
-alternate from site to site: a site's own colour gives away its slides' class, the colours of other sites point to
-the wrong one. A random split is fooled, a site-preserved one is not. Values between tie that share of the patients.
+**The confounder** gives each site its own stain colour, and associates sites with classes. With `confounder=0`, the
+default, there is neither. With `confounder=1` a site has one class only, and the classes alternate along the scale of
+colours: a site's own colour predicts the class of its slides, and the colours of the other sites predict the wrong one.
+Random folds are misled, site-preserved folds are not. Values in between apply to that share of the patients.
 
-**Regions**, where asked for, lie in the tissue of every slide, whatever its class: `tumour`, where the tissue is darker
-and groups are four times as dense as elsewhere, and `necrosis`, without nuclei and with more eosin. A mask says where,
-and the number `tumour_share` how much of the tissue is tumour, from 0.1 to 0.6; a patient's slides are alike in it.
+**Regions**, if requested, are in the tissue of every slide, whatever its class: `tumour`, where the tissue is darker
+and groups are four times as dense as elsewhere, and `necrosis`, without nuclei and with more eosin. A mask shows them,
+and the number `tumour_share` is the share of tumour in the tissue, from 0.1 to 0.6, similar for all slides of a
+patient.
 """
 
 from dataclasses import asdict, dataclass
@@ -69,13 +70,14 @@ def cohort(
     regions: bool = False,
     folder: str = ".",
 ) -> list[Phantom]:
-    """The slides of a cohort, each to be written to `folder`: a pure function of its arguments.
+    """The slides of a cohort, each to be written to `folder`; determined by the arguments alone.
 
-    Classes are balanced over patients. Raises InputError if `confounder` is not between 0 and 1, or confounds one site.
+    Classes are balanced over patients. Raises InputError if `confounder` is not between 0 and 1, or there is only one
+    site to confound.
     """
     if not 0 <= confounder <= 1 or (confounder and sites < 2):
         raise InputError(
-            f"confounder {confounder} with {sites} sites: give a share between 0 and 1, and two sites or more"
+            f"confounder {confounder} with {sites} sites: give a value between 0 and 1, and at least two sites"
         )
     rng, of_regions = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     slides: list[Phantom] = []

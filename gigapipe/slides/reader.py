@@ -58,8 +58,8 @@ class Slide:
         except openslide.OpenSlideError as error:
             detail = f" ({error})" if str(error) else ""
             raise InputError(
-                f"slide {self.path}: not readable as a slide{detail}, {self.path.stat().st_size} bytes; "
-                "fetch it again, or remove its row from the sample sheet"
+                f"slide {self.path}: not readable as a slide{detail}, {self.path.stat().st_size} bytes; download it "
+                "again, or remove its row from the sample sheet"
             ) from None
         check_tile(self.path, self.tile, tile_memory)
         properties = self._file.properties
@@ -103,17 +103,17 @@ class Slide:
             mpp = OBJECTIVE / power, OBJECTIVE / power
         if not all(mpp):
             raise InputError(
-                f"slide {self.path}: its file does not say how many µm a pixel is; give it in a column mpp of the "
-                "sample sheet, or remove its row"
+                f"slide {self.path}: its file does not state its µm per pixel; give it in a column mpp of the sample "
+                "sheet, or remove its row"
             )
         return mpp
 
     def _refuse_unusual(self, whose: str) -> None:
         if not all(PLAUSIBLE[0] <= m <= PLAUSIBLE[1] for m in self.mpp):
             raise InputError(
-                f"slide {self.path}: {whose} that a pixel is {self.mpp[0]:g} × {self.mpp[1]:g} µm, and slides have "
-                f"{PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}; if that is right, set pyramids: unusual_mpp: true "
-                "(--unusual-mpp), or else give what is right in a column mpp of the sample sheet"
+                f"slide {self.path}: {whose} that a pixel is {self.mpp[0]:g} × {self.mpp[1]:g} µm, but slides usually "
+                f"have {PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}; if it is correct, set pyramids: unusual_mpp: true "
+                "(--unusual-mpp), otherwise give the correct value in a column mpp of the sample sheet"
             )
 
     def refuse_finer(self, mpp: float, tolerance: float = 0.0) -> None:
@@ -121,16 +121,20 @@ class Slide:
         own = max(self.mpp)
         if mpp * (1 + tolerance) < own * (1 - 1e-6):
             more = math.ceil((own / mpp - 1) * 1000) / 1000
-            near = f"set pyramids: mpp_tolerance: {more:g} (--mpp-tolerance) to let it serve, " if more <= 0.1 else ""
+            near = (
+                f"set pyramids: mpp_tolerance: {more:g} (--mpp-tolerance) to use it all the same, "
+                if more <= 0.1
+                else ""
+            )
             raise InputError(
-                f"slide {self.path}: has {own:g} µm per pixel, coarser than the {mpp:g} asked for; {near}"
-                "take that resolution out of the config, or the slide out of the sample sheet"
+                f"slide {self.path}: has {own:g} µm per pixel, coarser than the requested {mpp:g}; {near}remove that "
+                "resolution from the config, or the slide from the sample sheet"
             )
 
     def damaged(self, row: int, column: int, why: str) -> InputError:
         """The error of a place that cannot be decoded; `row` and `column` count pixels of the level that is read."""
         return InputError(
-            f"slide {self.path}: damaged near row {row}, column {column} ({' '.join(why.split())}); fetch it again, "
+            f"slide {self.path}: damaged near row {row}, column {column} ({' '.join(why.split())}); download it again, "
             "set pyramids: damaged: white (--damaged white), or remove its row from the sample sheet"
         )
 
@@ -179,7 +183,7 @@ class Slide:
             return ImageCms.buildTransform(profile, srgb, "RGB", "RGB", flags=ImageCms.Flags.NOCACHE)
         except (ImageCms.PyCMSError, OSError) as error:
             raise InputError(
-                f"slide {self.path}: its ICC profile is of no use ({error}); set pyramids: colours: scanner "
+                f"slide {self.path}: its ICC profile cannot be used ({error}); set pyramids: colours: scanner "
                 "(--colours scanner)"
             ) from None
 

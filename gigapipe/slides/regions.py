@@ -95,18 +95,20 @@ def _values(path: Path, slide_shape: tuple[int, int], shape: tuple[int, int], cl
     if isinstance(picture, Image.Image):
         if len(picture.getbands()) > 1:
             raise InputError(
-                f"mask {path}: is a picture of colours ({picture.mode}), not of numbers of classes; save it in greys, "
+                f"mask {path}: is a colour image ({picture.mode}), not an image of class values; save it as greyscale, "
                 "or with a palette"
             )
         picture = np.asarray(picture)
     if picture.dtype.kind not in "buif" or (picture.dtype.kind == "f" and (picture != np.rint(picture)).any()):
-        raise InputError(f"mask {path}: its values are {picture.dtype}, not whole numbers, those of the classes")
+        raise InputError(
+            f"mask {path}: its values are {picture.dtype}; they must be whole numbers, the values of the classes"
+        )
     values = _sampled(picture, path, slide_shape, shape)
     if values.min() < 0 or values.max() > len(classes):
         strange = values[(values < 0) | (values > len(classes))][0]
         raise InputError(
-            f"mask {path}: has the value {int(strange)}, but there are {len(classes)} classes: 1 is {classes[0]}, "
-            "and 0 none; correct it, or give all classes"
+            f"mask {path}: has the value {int(strange)}, but there are {len(classes)} classes: 1 is {classes[0]}, 0 is "
+            "no class; correct it, or give all classes"
         )
     return values.astype(np.uint8)
 
@@ -130,8 +132,8 @@ def _sampled(picture: np.ndarray, path: Path, slide_shape: tuple[int, int], shap
     stretch = picture.shape[0] / picture.shape[1] * slide_shape[1] / slide_shape[0]
     if not 0.95 < stretch < 1.05:
         raise InputError(
-            f"mask {path}: is {picture.shape[0]} × {picture.shape[1]}, another shape than the slide's "
-            f"{slide_shape[0]} × {slide_shape[1]}; it must show the whole slide, unturned"
+            f"mask {path}: is {picture.shape[0]} × {picture.shape[1]}, but the slide has the shape {slide_shape[0]} × "
+            f"{slide_shape[1]}; it must show the whole slide, not rotated"
         )
     rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(shape, picture.shape, strict=True))
     return picture[np.ix_(rows, columns)]
@@ -144,7 +146,8 @@ def _on_slide(path: Path, slide_shape: tuple[int, int]) -> list[Area]:
         if (area.rings[0] < -BEYOND * extent).any() or (area.rings[0] > (1 + BEYOND) * extent).any():
             raise InputError(
                 f"annotations {path}: an area of class {area.name} reaches to {area.rings[0].max(0).round().tolist()}, "
-                f"outside the slide of {slide_shape[1]} × {slide_shape[0]} px; are they of this slide, in pixels?"
+                f"outside the slide of {slide_shape[1]} × {slide_shape[0]} px; do they belong to this slide, and are "
+                "they in pixels?"
             )
     return areas
 
@@ -202,7 +205,7 @@ def read_annotations(path: Path) -> list[Area]:
         ) from None
     areas = [area for area in areas if len(area.rings[0]) >= 3]
     if not areas:
-        raise InputError(f"annotations {path}: no area is in it, only points or lines, or nothing; draw one")
+        raise InputError(f"annotations {path}: it contains no areas, only points or lines, or nothing; draw an area")
     return areas
 
 
@@ -226,14 +229,14 @@ def _of_geojson(value, name: str = "unclassified") -> Iterator[Area]:
         for rings in [value["coordinates"]] if kind == "Polygon" else value["coordinates"]:
             yield Area(name, [_points([point[:2] for point in ring]) for ring in rings])
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
-        raise ValueError(f"type {kind!r} is not of GeoJSON")
+        raise ValueError(f"type {kind!r} is not valid in GeoJSON")
 
 
 def _of_asap(text: bytes, path: Path) -> Iterator[Area]:
     root = ElementTree.fromstring(text)
     if root.tag != "ASAP_Annotations":
         raise InputError(
-            f"annotations {path}: are not ASAP's: the file begins with <{root.tag}>; export them from ASAP"
+            f"annotations {path}: are not from ASAP: the file begins with <{root.tag}>; export them from ASAP"
         )
     for annotation in root.iter("Annotation"):
         if annotation.get("Type") in ("Polygon", "Spline", "Rectangle"):

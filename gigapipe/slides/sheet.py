@@ -65,7 +65,7 @@ def read_sheet(
     if target is None:
         return _checked(read_table(path), where, source, labelled, confirmed)
     if target in (*COLUMNS, *OPTIONAL, *ADDED):
-        raise InputError(f"target: {target} is a column with a meaning of its own; give the numbers another name")
+        raise InputError(f"target: {target} is a reserved column; rename the column of the numbers")
     table = read_table(path, target)
     sheet = _checked(table, where, source, labelled, confirmed)
     if target not in table:
@@ -98,8 +98,8 @@ def _checked(
                 raise InputError(f"{where}: {name} has no {column}; fill it in, or remove the row")
         if MISSING.fullmatch(row["patient"]):
             raise InputError(
-                f"{where}: slide {row['slide']} has the patient {row['patient']}, as who is not known; give each slide "
-                "a patient, if need be one of its own"
+                f"{where}: slide {row['slide']} has the patient {row['patient']}, which looks like a missing value; "
+                "give each slide a patient, if necessary a separate one"
             )
         if not re.fullmatch(NAME, row["slide"]):
             raise InputError(f"{where}: slide {row['slide']!r} names files: use letters, digits, '_', '-', '.'")
@@ -114,8 +114,8 @@ def _checked(
     for column in ("slide", "patient", "site"):
         for alike in _alike(sheet[column]):
             logger.warning(
-                f"{where}: {column}s {' and '.join(alike)} differ only in capitals or spaces, and are taken for "
-                f"{len(alike)}; write them alike if they are one"
+                f"{where}: {column}s {' and '.join(alike)} differ only in upper case or spaces, and are treated as "
+                f"{len(alike)}; write them in the same way if they are the same"
             )
     if labelled:
         _check_labels(sheet["label"], where, confirmed)
@@ -133,7 +133,7 @@ def _fill_sites(sheet: pd.DataFrame, where: str) -> None:
     if said != {UNKNOWN} or unknown < empty.sum():
         logger.info(
             f"{where}: {empty.sum()} slides have no site ({', '.join(map(repr, sorted(said)))}); "
-            f"{empty.sum() - unknown} have that of their patient's other slides, and of {unknown} it is unknown"
+            f"{empty.sum() - unknown} get the site of their patient's other slides; for {unknown} it is unknown"
         )
 
 
@@ -154,8 +154,8 @@ def _refuse_repeats(sheet: pd.DataFrame, where: str) -> None:
             of = [row["patient"] for row in (one, other)]
             under = f", under the patients {of[0]} and {of[1]}" if of[0] != of[1] else ""
             raise InputError(
-                f"{where}: slides {one['slide']} and {other['slide']} are one file, by its {what} {found}{under}; "
-                "remove a row, or correct it"
+                f"{where}: slides {one['slide']} and {other['slide']} are the same file: both have the {what} "
+                f"{found}{under}; remove a row, or correct it"
             )
 
 
@@ -183,20 +183,21 @@ def _check_labels(labels: pd.Series, where: str, confirmed: Collection[str]) -> 
     def confirm(meant: list[str]) -> str:
         options = " ".join(f"--confirmed-label {shlex.quote(label)}" for label in meant)
         listed = json.dumps(meant, ensure_ascii=False)
-        return f"confirm that it is meant, by confirmed_labels: {listed} in the config, or {options}"
+        return f"confirm that it is intended, by confirmed_labels: {listed} in the config, or {options}"
 
     for alike in _alike(labels):
         if not set(alike) <= set(confirmed):
             counted = " and ".join(f"{label!r} ({(labels == label).sum()} slides)" for label in alike)
             raise InputError(
-                f"{where}: labels {counted} differ only in capitals or spaces; write them alike, or {confirm(alike)}"
+                f"{where}: labels {counted} differ only in upper case or spaces; write them in the same way, or "
+                f"{confirm(alike)}"
             )
     empty = [label for label in sorted(labels.unique()) if MISSING.fullmatch(label) and label not in confirmed]
     if empty:
         count = labels.isin(empty).sum()
         raise InputError(
-            f"{where}: label {', '.join(empty)} of {count} slides looks like one that is missing; correct it, remove "
-            f"these rows, or {confirm(empty)}"
+            f"{where}: label {', '.join(empty)} of {count} slides looks like a missing value; correct it, remove these "
+            f"rows, or {confirm(empty)}"
         )
     found = sorted(labels.unique())
     if len(found) < 2:
@@ -210,12 +211,12 @@ def write_sheet(sheet: pd.DataFrame, path: Path, comment: str, labelled: bool = 
     Slides of one label are no reason for that.
     """
     if path.suffix.lower() == ".xlsx":
-        raise InputError(f"{path}: no workbook can be written; give a name that ends in .tsv or .csv")
+        raise InputError(f"{path}: workbooks cannot be written; give a name that ends in .tsv or .csv")
     where, separator = f"sample sheet {path}", tables.separator_of(path)
     text = f"# {' '.join(comment.split())}\n{as_text(sheet, separator)}"
     table = tables.table_of(text.encode("utf-8"), separator, [*COLUMNS, *OPTIONAL], where)
     if as_text(table) != as_text(sheet):
-        raise InputError(f"{where}: would be read otherwise than it was to be written; take strange signs out of it")
+        raise InputError(f"{where}: could not be read back unchanged; remove unusual characters from it")
     _checked(table, where, source=None, labelled=labelled and sheet["label"].nunique() > 1, confirmed=())
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

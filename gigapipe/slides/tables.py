@@ -54,7 +54,7 @@ def table_of(data: bytes, usual: str, known: Iterable[str], where: str) -> pd.Da
     """
     names = {folded(name): name for name in known}
     if data.startswith(OLD_WORKBOOK):
-        raise InputError(f"{where}: is a workbook of an old Excel, or has a password; {SAVE}, or as .xlsx")
+        raise InputError(f"{where}: is a workbook of an old version of Excel, or has a password; {SAVE}, or as .xlsx")
     if data.startswith(WORKBOOK):
         rows, separated = _workbook(data, where), "the cells of a workbook"
     else:
@@ -80,7 +80,7 @@ def _text(data: bytes, where: str) -> str:
         even, odd = data[:1000:2].count(0), data[1:1000:2].count(0)
         encoding = "utf-8" if not even + odd else "utf-16-le" if odd > even else "utf-16-be"
         if encoding != "utf-8":
-            logger.info(f"{where}: is read as {encoding.upper()}")
+            logger.info(f"{where}: read as {encoding.upper()}")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
@@ -133,7 +133,7 @@ def _workbook(data: bytes, where: str) -> list[list[str]]:
     except ValueError as error:
         raise InputError(f"{where}: cannot be read as a workbook ({error}); {SAVE}") from None
     if others:
-        logger.info(f"{where}: of its sheets {sheet!r} is read, the first, and not {', '.join(map(repr, others))}")
+        logger.info(f"{where}: reading {sheet!r}, the first of its sheets, and not {', '.join(map(repr, others))}")
     while rows and (not any(map(_clean, rows[0])) or rows[0][0].startswith("#")):
         rows = rows[1:]
     return rows
@@ -156,8 +156,8 @@ def _frame(rows: list[list[str]], names: dict[str, str], separated: str, where: 
     for number, row in enumerate(rows, start=1):
         if any(row[width:]):
             raise InputError(
-                f"{where}: row {number} has {len(row)} cells, and there are {width} columns, {separated}; put quotes "
-                "around a cell that holds the separator"
+                f"{where}: row {number} has {len(row)} cells, but there are {width} columns, {separated}; put quotes "
+                "around cells that contain the separator"
             )
         if any(row):
             whole.append((row + [""] * width)[:width])

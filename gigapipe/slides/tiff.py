@@ -53,14 +53,14 @@ def _too_large(tile: tuple[int, int], memory: int) -> str | None:
         return None
     return (
         f"a tile of {tile[0]} × {tile[1]} pixels takes {needed / 1e6:.0f} MB, more than the {memory / 1e6:.0f} MB of "
-        "pyramids: tile_memory (--tile-memory); fetch it again, give more there if the file is right"
+        "pyramids: tile_memory (--tile-memory); download it again, or set a larger value if the file is correct"
     )
 
 
 def _fault_of_tile(page: tifffile.TiffPage, memory: int) -> str | None:
     tile, shape = (page.tilelength, page.tilewidth), (page.imagelength, page.imagewidth)
     if min(*tile, *shape) < 1:
-        return f"its tiles have {tile[0]} × {tile[1]} pixels, its picture {shape[0]} × {shape[1]}; fetch it again"
+        return f"its tiles have {tile[0]} × {tile[1]} pixels, its image has {shape[0]} × {shape[1]}; download it again"
     return _too_large(tile, memory)
 
 
@@ -71,7 +71,7 @@ def _fault_of_table(page: tifffile.TiffPage) -> str | None:
     if table is None or table.count < needed:
         return (
             f"{shape[0]} × {shape[1]} pixels need {needed} tiles, and its table has {table.count if table else 0}; "
-            "fetch it again"
+            "download it again"
         )
     return None
 
@@ -80,17 +80,17 @@ def _fault_of_picture(page: tifffile.TiffPage, found: list[tifffile.TiffPage]) -
     orientation = page.tags.get("Orientation")
     if orientation is not None and orientation.value not in UPRIGHT:
         return (
-            f"its picture is stored turned or mirrored (TIFF orientation {int(orientation.value)}), which OpenSlide "
-            "does not undo; save it upright"
+            f"its image is stored rotated or mirrored (TIFF orientation {int(orientation.value)}), which OpenSlide "
+            "does not correct; save it upright"
         )
     if page.samplesperpixel < 3 and page.photometric != tifffile.PHOTOMETRIC.PALETTE:
         alike = sum((p.imagelength, p.imagewidth) == (page.imagelength, page.imagewidth) for p in found)
         if alike > 1:
-            return f"{alike} pages of one size hold one colour each, of which OpenSlide shows the first; save it as RGB"
-        return "its picture has one channel, grey, and not red, green and blue; save it as RGB"
+            return f"{alike} pages of the same size contain one colour each, and OpenSlide shows one; save it as RGB"
+        return "its image is greyscale, not RGB; save it as RGB"
     if page.tags.get("PhotometricInterpretation") and page.photometric not in COLOURS or page.samplesperpixel > 4:
         name = getattr(page.photometric, "name", page.photometric)
-        return f"its picture has {page.samplesperpixel} channels of {name}, not red, green and blue; save it as RGB"
+        return f"its image has {page.samplesperpixel} channels of {name}, not red, green and blue; save it as RGB"
     return None
 
 

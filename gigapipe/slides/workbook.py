@@ -17,9 +17,9 @@ def read_workbook(data: bytes) -> tuple[str, list[list[str]], list[str]]:
     try:
         book = openpyxl.load_workbook(io.BytesIO(data), data_only=True)
     except (zipfile.BadZipFile, EOFError, OSError):
-        raise ValueError("it is cut, or damaged") from None
+        raise ValueError("it is truncated or damaged") from None
     except Exception:  # of a zip that holds something else it raises whatever it stumbles over
-        raise ValueError("it is not one of Excel's") from None
+        raise ValueError("it is not an Excel workbook") from None
     sheet, *others = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
     rows = [[_text(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
     return sheet.title, rows, [other.title for other in others]

@@ -1,18 +1,18 @@
-"""Any image over any number of ranks, with the gradients of the undivided image. Depends on torch alone.
+"""Images of any size on any number of ranks, with the gradients of the undivided image. Depends on torch only.
 
     mesh = Mesh(rows=2)                          # two ranks, one above the other
-    model = decompose(resnet18(), mesh)          # any model, its source untouched
+    model = decompose(resnet18(), mesh)          # any model, its source unchanged
     loss = criterion(model(shard(image, mesh)), label)
     loss.backward()                              # the gradients are those of the undivided image
 
-Read it in this order: `window.py` (interval arithmetic), `mesh.py` (who owns what), `halo.py` (the exchange),
-`tensor.py` (how an untouched model meets it), `operators/` (each operation's decomposed form), `decompose.py` (the one
-call), `gradients.py` (where plain tensors and images meet, which makes gradients whole) and `pooled.py` (data ranks
-behind the pool); `refusals.py` says what is refused and `transports/` carry the bytes. Tile by tile:
-`recording.py` (what a model does, written down), `tile.py`, `segment.py` (tiles forward and backward), `workers.py`
-(tiles side by side), `stream.py` (the one call), `planning.py` (which tiles fit), `layers.py` and `kept_images.py` (of
-which layers, and where norms look at whole images), `costs.py` (what operations cost), `composed.py` and
-`statistical.py` (operations made of others), and what saves work: `constant.py`, `fusing.py`.
+Reading order: `window.py` (interval arithmetic), `mesh.py` (which rank owns what), `halo.py` (the exchange),
+`tensor.py` (how an unchanged model is applied), `operators/` (the decomposed form of each operation), `decompose.py`
+(the one call), `gradients.py` (complete gradients where plain tensors and images meet), `pooled.py` (data ranks after
+pooling), `refusals.py` (what is refused) and `transports/` (data between ranks). Streaming: `recording.py` (records a
+model's operations), `tile.py`, `segment.py` (tiles forward and backward), `workers.py` (parallel tiles), `stream.py`
+(the one call), `planning.py` (which tiles fit), `layers.py` and `kept_images.py` (which layers, and where norms need
+whole images), `costs.py` (the cost of operations), `composed.py` and `statistical.py` (operations composed of others),
+and `constant.py` and `fusing.py`, which save work.
 """
 
 from gigapipe.spatial import composed, operators  # noqa: F401  register the decomposed forms

@@ -115,12 +115,12 @@ class _Sides:
 
 
 def compare(model: nn.Module, images: torch.Tensor, mesh: Mesh, plan: Plan | None = None) -> list[Difference]:
-    """Differences between `model` on the mesh and undivided, in float64 and training mode, the worst first.
+    """Differences between `model` on the mesh and undivided, in float64 and training mode, the largest first.
 
-    `images` (batch, channels, rows, columns) are the same on all ranks, a batch that the data ranks share out. Each
-    rank computes the undivided model too. Compared are all outputs, every parameter's gradient, the input's gradient
-    and every buffer. Dropout is switched off, for torch's own cannot be drawn in parts. With a `plan` the mesh's ranks
-    stream their images. All ranks call it together.
+    `images` (batch, channels, rows, columns) are the same on all ranks; data ranks divide the batch. Each rank also
+    computes the undivided model. All outputs, gradients of all parameters and of the input, and all buffers are
+    compared. Dropout is switched off, because torch's own cannot be computed in parts. With a `plan` the ranks stream
+    their images. All ranks must call it.
     """
     sides = _Sides(model, images, mesh, plan)
     ours, image = decompose(sides.model, mesh), sides.image()

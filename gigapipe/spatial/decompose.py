@@ -1,4 +1,4 @@
-"""One call that makes an untouched model train on images decomposed over a mesh."""
+"""One call after which a model trains on images that are divided over a mesh."""
 
 import functools
 
@@ -14,15 +14,16 @@ from gigapipe.spatial.torch_internals import AnyBatchNorm, remove_forward_hooks
 
 
 def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
-    """Make `model` run on images decomposed over `mesh`, with the gradients of the undivided images; returns it.
+    """Prepare `model` for images divided over `mesh`, with the gradients of the undivided images; returns the model.
 
-    The model's layers, parameters and `state_dict` stay what they are. On every rank its weights and buffers become
-    those of rank 0; give it, or any part of it, `SpatialTensor`s (see `shard`). Gradients, however they are asked for,
-    are those of the mean loss over all images of the mesh (see `gradients.py`), so any optimiser on every rank keeps
-    the weights equal. An operation that has no decomposed form raises NotDecomposed, which names the layer.
+    The model's layers, parameters and `state_dict` stay the same. Weights and buffers of all ranks are set to those of
+    rank 0. Apply the model, or any part of it, to `SpatialTensor`s (see `shard`). Gradients, however they are computed,
+    are those of the mean loss over all images of the mesh (see `gradients.py`), so that with the same optimiser on
+    every rank the weights stay equal. An operation without a decomposed form raises NotDecomposed, which names the
+    layer.
 
-    Random numbers that a model draws itself (stochastic depth, dropout of pooled features) must be the same on the
-    ranks of an image: seed them alike, or the backward pass raises NotDecomposed.
+    Random numbers of the model (stochastic depth, dropout of pooled features) must be the same on all ranks of an
+    image: use the same seed, otherwise the backward pass raises NotDecomposed.
     """
     mesh.agree([(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters()])
     for tensor in (*model.parameters(), *model.buffers()):
@@ -36,9 +37,9 @@ def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
 
 
 def recompose(model: nn.Module) -> nn.Module:
-    """The way back from `decompose`: what it added to the layers is gone, weights stay as they are; returns the model.
+    """Undo `decompose`: remove what it added to the layers, keep the weights; returns the model.
 
-    It has taken whole images, and run without ranks, all along.
+    The model can be applied to undivided images, and run without ranks, before and after.
     """
     for module in model.modules():
         remove_forward_hooks(module, lambda hook: getattr(hook, "func", hook) in (_enter, _leave))

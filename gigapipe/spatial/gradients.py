@@ -118,7 +118,7 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
         if bool(unlike > 0):
             raise NotDecomposed(
                 "ranks that share an image computed different things of its pooled features",
-                "let them draw the same random numbers (torch.manual_seed of one seed) and have the same labels",
+                "use the same random numbers (torch.manual_seed with one seed) and the same labels on all of them",
             )
     return grad / mesh.data if mesh.data > 1 else grad
 
@@ -126,8 +126,8 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
 def average_gradients(parameters: Iterable[torch.Tensor], mesh: Mesh) -> None:
     """Average `.grad` over all ranks, after `backward()`, on every rank.
 
-    Gradients of what an image, or what was pooled of one, led to are whole, and stay as they are. It is for what ranks
-    computed beside that, each by itself.
+    It is for gradients that ranks computed separately. Gradients of parameters that led to, or followed from, an image
+    are complete and stay unchanged.
     """
     if mesh.size == 1:
         return

@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 class Mesh:
-    """Ranks arranged as data × rows × columns, in that order of significance, and where this rank stands.
+    """Ranks arranged as data × rows × columns, in this order, and the position of this rank.
 
-    The `rows * columns` ranks of one data index hold one batch of images between them, each a rectangle; ranks of
-    different data index hold different images. All ranks must make the same mesh, at the same point of the program.
-    `transport` carries what they exchange; by default torch.distributed's default process group, and where there is
-    none, this process alone.
+    The `rows * columns` ranks with the same data index share one batch of images, each with a rectangle; ranks with
+    different data index have different images. All ranks must create the same mesh, at the same point of the program.
+    `transport` exchanges data between ranks; the default is torch.distributed's default process group or, without one,
+    this process alone.
 
     Raises ValueError if the transport does not have `data * rows * columns` ranks.
     """
@@ -62,11 +62,12 @@ class Mesh:
         return self  # its ranks are what they are
 
     def __reduce__(self):
-        raise TypeError("a Mesh is of running ranks and cannot be saved; make it anew where it is needed")
+        raise TypeError("a Mesh belongs to running ranks and cannot be saved; create it again where it is needed")
 
     @classmethod
     def of(cls, device_mesh: DeviceMesh) -> "Mesh":
-        """The mesh of a DeviceMesh whose dimensions are named data, rows and columns, in this order; any may lack.
+        """The mesh of a DeviceMesh with dimensions named data, rows and columns, in this order; any of them may be
+        missing.
 
         It may be a part of a larger DeviceMesh. Raises ValueError for other names.
         """
@@ -103,14 +104,14 @@ class Mesh:
         self._unlike.clear()
         if operations:
             raise NotDecomposed(
-                "data ranks did not run the same layers, so that sums over them would be of different things",
+                "data ranks did not run the same layers, so that their sums would mix different things",
                 "run the same on every rank, in the same order, and multiply by 0 what a rank has no use for",
                 name_layer=False,  # ranks may be in several
             )
         if sizes:
             raise NotDecomposed(
                 "data ranks have batches of different sizes, so the mean of their losses is not that over all images",
-                "give every data rank as many images",
+                "give every data rank the same number of images",
             )
 
     def draw(self) -> torch.Tensor:

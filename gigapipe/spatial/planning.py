@@ -127,13 +127,13 @@ def plan_streaming(
     base: float | None = None,
     threads: int | None = None,
 ) -> Plan:
-    """The fastest way to train `model` on an image of `shape` that keeps a rank's process below `memory` bytes.
+    """The fastest way to train `model` on an image of `shape` with a rank's process below `memory` bytes.
 
-    `loss` is called with the model's output if that is an image, and must make a number of it. `base` is what the
-    process will hold beside the image, in bytes; by default what it has now, and gradients. On a CPU `threads`, by
-    default as many as torch takes for an operation, compute tiles side by side where memory suffices. To be called
-    under the autocast that the step will have, and under no_grad if it is a prediction. All ranks of the mesh call it
-    together. Raises ValueError, with what would do, if no plan fits.
+    `loss` is called with the model's output if that is an image, and must return a number. `base` is the memory of the
+    process without the image, in bytes; by default its present memory plus gradients. On a CPU `threads` (by default
+    the number that torch uses for an operation) compute tiles in parallel if memory suffices. Call it under the
+    autocast of the step, and under no_grad for a prediction. All ranks of the mesh must call it. Raises ValueError,
+    with a remedy, if no plan fits.
     """
     mesh = mesh or Mesh()
     nodes = trace(model, shape, mesh, loss, dtype, device)

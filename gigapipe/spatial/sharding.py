@@ -1,4 +1,4 @@
-"""From whole images to shards and back."""
+"""Divide images into shards, and put shards together."""
 
 import torch
 
@@ -13,9 +13,9 @@ from gigapipe.spatial.window import Everything
 
 
 def shard(whole: torch.Tensor, mesh: Mesh, axes: tuple[int, int] = (-2, -1)) -> SpatialTensor:
-    """The decomposed form of an image that every rank of it holds whole; `axes` are its rows and columns.
+    """Divide an image that every rank has completely; `axes` are the dimensions of its rows and columns.
 
-    Differentiable: `whole.grad` is then, on every rank, the gradient of the whole image (see `gradients.py`).
+    Differentiable: `whole.grad` is, on every rank, the gradient of the whole image (see `gradients.py`).
     """
     size = whole.shape[axes[0]], whole.shape[axes[1]]
     local = enter_image(whole, mesh)
@@ -27,7 +27,9 @@ def shard(whole: torch.Tensor, mesh: Mesh, axes: tuple[int, int] = (-2, -1)) -> 
 
 
 def gather(x: SpatialTensor) -> torch.Tensor:
-    """The whole image, on every rank of it: the inverse of `shard`. Differentiable. All ranks of it call together."""
+    """The whole image, on every rank that shares it: the inverse of `shard`. Differentiable. All these ranks must call
+    it.
+    """
     refuse_lost_gradient(x)
     if x.mesh.size == 1:
         return x.local

@@ -1,12 +1,12 @@
 """An image of any size through any network, tile by tile, with the gradients of the undivided image.
 
-    image = stream(shard(pixels, mesh), Plan(tile=1024))  # or a reader, of an image that is never whole in memory
-    loss = criterion(model(image), label)                 # the model's source is untouched
+    image = stream(shard(pixels, mesh), Plan(tile=1024))  # or a reader, for an image that is never completely in memory
+    loss = criterion(model(image), label)                 # the model is not changed
     loss.backward()
 
-The model's operations are noted (`recording.py`) until one makes a plain tensor of the image, such as global pooling.
-Then the notes are computed, segment by segment (`segment.py`), each keeping its output alone. Ranks and tiles compose:
-each rank streams its shard, and fetches a halo once for each segment.
+The model's operations are recorded (`recording.py`) until one returns a plain tensor, such as global pooling. Then they
+are computed segment by segment (`segment.py`); only the output of each segment is kept. Ranks and tiles can be
+combined: each rank streams its shard, and receives a halo once for each segment.
 """
 
 import functools
@@ -30,9 +30,8 @@ from gigapipe.spatial.window import Rectangle, Stretches, split
 class Plan:
     """How a model is streamed.
 
-    `tile` is the side of a tile, in pixels of the image that the model begins with. The results of the operations
-    `kept` (numbered as the model makes them) end segments: they are held whole. From operation `whole_from` on
-    nothing is streamed.
+    `tile` is the side length of a tile, in pixels of the input image. The results of the operations `kept` (numbered in
+    the order of the model) end segments, and are kept completely. From operation `whole_from` on nothing is streamed.
     """
 
     tile: int = 1024
@@ -143,15 +142,15 @@ def stream(
     beside: Recorded | None = None,
     progress: Callable[[int, str, int, int], None] | None = None,
 ) -> Recorded:
-    """The image as a model takes it that is to be computed tile by tile.
+    """An image that a model takes like any other, and that is computed tile by tile.
 
-    `image` is held (a `SpatialTensor`), or a reader of it: a function of a rectangle that returns its pixels (batch,
-    channels, rows, columns), of `dtype` on `device`, and needs no gradient. A reader's image has `shape`, over `mesh`.
-    An image that another is compared with, such as a mask, is streamed `beside` that one, by its plan. `progress` is
-    called after each tile, with the number of the operation that its segment ends with, "forward" or "backward", how
-    many tiles of the segment are done, and how many it has.
+    `image` is a `SpatialTensor`, or a reader: a function of a rectangle that returns its pixels (batch, channels, rows,
+    columns), of `dtype` on `device`, without gradient. For a reader, give `shape` and `mesh`. An image with which
+    another is compared, such as a mask, is streamed `beside` that one, with its plan. `progress` is called after each
+    tile, with the number of the last operation of its segment, "forward" or "backward", the number of finished tiles,
+    and their total number.
 
-    Raises ValueError if a reader's shape is missing, or its mesh where it is not streamed beside another.
+    Raises ValueError if a reader has no shape, or no mesh and no image `beside` it.
     """
     if isinstance(image, SpatialTensor):
         assert isinstance(image.mesh, Mesh)  # images over tiles do not leave their segment

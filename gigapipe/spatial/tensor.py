@@ -1,12 +1,12 @@
-"""The tensor that knows where it lies: an image decomposed over a mesh, to which any model can be applied.
+"""The tensor that knows its position: an image divided over a mesh, to which any model can be applied.
 
-`SpatialTensor` stands for a whole image, usually (batch, channels, rows, columns), of which this rank holds a
-rectangle. Its `shape` is that of the whole image. torch hands every operation on it to `__torch_function__`, which
-runs the operation's decomposed form (see `operators/`) on this rank's shard; an operation that has none raises, and
-so does anything that would reach the storage, for there is none. A model's source therefore does not change.
+`SpatialTensor` represents a whole image, usually (batch, channels, rows, columns), of which this rank has a rectangle.
+Its `shape` is that of the whole image. torch passes every operation on it to `__torch_function__`, which runs the
+operation's decomposed form (see `operators/`) on this rank's shard; an operation without one raises an error, and so
+does any access to the storage, because there is none. A model's source therefore does not change.
 
-Operations that make an image into a vector (global pooling) return a plain tensor, the same on every rank that
-shares the image.
+Operations that reduce an image to a vector (global pooling) return a plain tensor, the same on every rank that shares
+the image.
 """
 
 import copy
@@ -69,7 +69,7 @@ ENTERS_ITSELF: set[Callable] = set()
 
 
 def decomposes(*functions: Callable, enters_itself: bool = False) -> Callable[[Form], Form]:
-    """Register a function as the decomposed form of torch's `functions`."""
+    """Register a function as the decomposed form of the torch functions `functions`."""
 
     def register(ours: Form) -> Form:
         if enters_itself:
@@ -96,10 +96,10 @@ class Memory:
 
 
 class SpatialTensor(torch.Tensor):
-    """An image decomposed over `mesh`; `local` is this rank's shard, `size` the whole's rows and columns.
+    """An image divided over `mesh`; `local` is this rank's shard, `size` are rows and columns of the whole image.
 
-    `axes` says which of its dimensions are rows and columns; the last two unless told.
-    Raises ValueError if `local` has not the shape of the rectangle that the mesh gives this rank.
+    `axes` are the dimensions of rows and columns; by default the last two. Raises ValueError if the shape of `local` is
+    not that of this rank's rectangle.
     """
 
     stands_for = "an image"
@@ -220,9 +220,7 @@ class SpatialTensor(torch.Tensor):
         if self.memory.is_copy:
             raise NotDecomposed(f"{name} of a part of an image", "use it without in-place")
         if any(part() is not None for part in self.memory.parts):
-            raise NotDecomposed(
-                f"{name} of an image of which a part was taken that is still there", "do without in-place"
-            )
+            raise NotDecomposed(f"{name} of an image of which a part is still in use", "do without in-place")
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's is told contents by torch alone
         return f"SpatialTensor(shape={tuple(self.shape)}, local={tuple(self.local.shape)}, mesh={self.mesh!r})"
@@ -238,7 +236,7 @@ class SpatialTensor(torch.Tensor):
         if function not in DECOMPOSED:
             give_way_to_compiler()
             raise NotDecomposed(
-                f"there is no decomposed form of {name_of(function)}, and on a shard it would be wrong",
+                f"{name_of(function)} has no decomposed form, and would be wrong on a part of an image",
                 "use an operation that has one (docs/operations.md lists them), or apply it after global pooling or to "
                 "gigapipe.spatial.gather(x)",
             )
@@ -254,7 +252,7 @@ class SpatialTensor(torch.Tensor):
         try:
             _signature(ours).bind(*args, **kwargs)
         except TypeError as error:
-            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/operations.md lists what there is") from None
+            raise NotDecomposed(f"{name_of(function)}: {error}", "docs/operations.md lists all operations") from None
         return ours(*args, **kwargs)
 
     @classmethod

@@ -107,9 +107,9 @@ class _InImage:
 
 @dataclass(frozen=True)
 class Window(_InImage):
-    """Kernel, stride, padding on both ends, dilation; `ceil` keeps a last output whose window is cut short.
+    """Kernel, stride, padding at both ends, and dilation; with `ceil` a last output with an incomplete window is kept.
 
-    With a kernel of 1 it is padding by a constant, or cropping where `padding` is negative.
+    With a kernel of 1 it is padding by a constant, or cropping if `padding` is negative.
     """
 
     kernel: int

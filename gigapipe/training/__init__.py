@@ -1,1 +1,1 @@
-"""Training on whole canvases, decomposed over ranks: start-up, loading, the loop, prediction."""
+"""Training on whole canvases, divided over ranks: starting ranks, loading images, the training loop, prediction."""

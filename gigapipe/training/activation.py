@@ -135,14 +135,14 @@ class Mapper:
             layer = last_image(model, shape)
             if not layer:
                 raise InputError(
-                    f"network {settings.network}: no layer of it makes a feature map, so that it cannot be mapped"
+                    f"network {settings.network}: none of its layers gives a feature map, so that no map can be made"
                 )
             self.activation, body = Graded(model, layer), _Body(model, layer)
         found = places(body, shape)
         if found is None:
             raise InputError(
-                f"network {settings.network}: where the places of its last feature map lie on the canvas cannot be "
-                "told, so that it cannot be mapped"
+                f"network {settings.network}: the position of its last feature map on the canvas is unknown, so that "
+                "no map can be made"
             )
         self.places = found
 

@@ -18,7 +18,9 @@ def steps_per_epoch(task: Task) -> int:
     """Whole steps that the slides make. Raises InputError if they make none, or data ranks cannot share a batch."""
     settings, mesh, together = task.settings, task.mesh, slides_per_step(task.settings)
     if settings.batch % mesh.data:
-        raise InputError(f"batch: {settings.batch} slides do not divide over {mesh.data} data ranks; give a multiple")
+        raise InputError(
+            f"batch: {settings.batch} slides cannot be divided evenly among {mesh.data} data ranks; give a multiple"
+        )
     if task.slides < together:
         raise InputError(f"fold {settings.fold}: {task.slides} training slides do not fill a batch of {together}")
     return task.slides // together

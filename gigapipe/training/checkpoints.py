@@ -43,17 +43,17 @@ class Checkpoints:
             try:
                 if self._load(path)["identity"] == identity:
                     return int(path.stem)
-                logger.warning(f"{path}: of other settings or slides; passed over")
+                logger.warning(f"{path}: belongs to other settings or slides; skipped")
             except FileNotFoundError:
                 continue
             except Unusable as error:
-                logger.warning(f"{path}: {error}; passed over")
+                logger.warning(f"{path}: {error}; skipped")
         return None
 
     def _load(self, path: Path) -> dict[str, Any]:
         state = load(path)
         if "identity" not in state:
-            raise Unusable("it is no state of a training")
+            raise Unusable("it is not a training checkpoint")
         refuse_not_finite(state.get("model", {}))
         return state
 

@@ -94,11 +94,11 @@ class OfCanvases(ABC):
     ):
         if settings.batch == 1 and settings.canvas <= 32 and settings.norm == "batch" and not settings.own:
             raise InputError(
-                f"canvas: {settings.canvas} px end as one pixel, and a batch of one pixel has no variance to normalise "
-                "by; give a batch of 2 or more"
+                f"canvas: {settings.canvas} px become one pixel in the last layer, and BatchNorm cannot normalise a "
+                "batch of one pixel; give a batch of 2 or more"
             )
         if settings.weights and settings.start:
-            raise InputError("weights and start are two beginnings of one network; give one")
+            raise InputError("weights and start both set the initial weights; give one of them")
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
         self.slides = len(training)
         torch.manual_seed(settings.seed)
@@ -202,7 +202,7 @@ class Classification(OfCanvases):
 
 @torch.no_grad()
 def predict(model: nn.Module, settings: CanvasSettings, canvases: Canvases, streaming: Streaming) -> torch.Tensor:
-    """What is `said` of each slide (slides, outputs), float64, the same on every rank; data ranks share them out."""
+    """Predictions for each slide (slides, outputs), float64, the same on every rank; data ranks divide the slides."""
     mesh = canvases.mesh
     model.eval()
     with settings.autocast(mesh.device):

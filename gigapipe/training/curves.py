@@ -21,7 +21,9 @@ FOLDER = "tensorboard"
 def refuse_without_package() -> None:
     """Raise Unavailable if what writes event files is not installed."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise Unavailable("tensorboard: tensorboardX is not installed; pip install 'gigapipe[tensorboard]' brings it")
+        raise Unavailable(
+            "tensorboard: tensorboardX is not installed; install it with pip install 'gigapipe[tensorboard]'"
+        )
 
 
 class Curves:

@@ -45,7 +45,7 @@ def choose(wanted: str, local_rank: int = 0, ranks: int = 1, several_hosts: bool
     if count <= (device.index or 0):
         raise Unavailable(
             f"device {wanted}: torch {torch.__version__} sees {count or 'none'} of its kind on {socket.gethostname()}; "
-            "install the torch that is built for it (docs/clusters.md), look after its driver, or give --device cpu"
+            "install the build of torch for it (docs/clusters.md), check its driver, or give --device cpu"
         )
     if device.index is not None or device.type == "mps":
         return Choice(device, shared=ranks > 1)
@@ -67,10 +67,10 @@ def _too_few(wanted: str, ranks: int, gpus: int, several_hosts: bool) -> Choice:
     """On one machine auto then takes the CPUs; a job of several was meant for GPUs, and is refused."""
     found = f"{ranks} ranks on {socket.gethostname()} see {gpus} GPU{'s' * (gpus > 1)}"
     if wanted == "auto" and not several_hosts:
-        return Choice(torch.device("cpu"), f"{found}, which --device cuda:0 would have them share")
+        return Choice(torch.device("cpu"), f"{found}; --device cuda:0 would let them share it")
     raise Unavailable(
-        f"{found}: start one rank a GPU, and let the launcher show each its own, or all of them; or give --device "
-        "cuda:0, which they then share, through the host's memory"
+        f"{found}: start one rank per GPU, and let the launcher make its own GPU, or all GPUs, visible to each; or "
+        "give --device cuda:0, which they then share, with exchange through the host's memory"
     )
 
 

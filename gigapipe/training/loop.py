@@ -31,18 +31,18 @@ CHECKPOINT_EVERY = 300.0
 
 
 def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, tensorboard: bool = False) -> None:
-    """Train, and write `output` (weights of the best epoch in validation) and `training.json` beside it.
+    """Train, and write `output` (weights of the epoch with the lowest validation loss) and `training.json` beside it.
 
-    After `patience` epochs without a better validation it ends; with schedule `plateau` it first returns to the best
-    weights at a lower learning rate, and the optimiser starts anew, `schedule.FALLS` times.
+    After `patience` epochs without an improvement training ends; with schedule `plateau` it first returns to the best
+    weights at a lower learning rate with a reset optimiser, `schedule.FALLS` times.
 
-    After every epoch, within long ones, and when it is to `stop`, the state is written into the folder `checkpoints`
-    beside `output`, where the last `keep` stay; a run that finds one made with the same settings and slides goes on
-    from there, on any mesh. They are removed when the model is whole. With `tensorboard` what epochs have come to is
-    written into the folder of that name, too: see `Curves`.
+    After every epoch, within long ones, and on request of `stop`, a checkpoint is written into the folder `checkpoints`
+    beside `output`, where the last `keep` are kept; a training with the same settings and slides resumes from it, on
+    any mesh. They are deleted when the model is complete. With `tensorboard` the values of each epoch are also written
+    into the folder of that name: see `Curves`.
 
-    Raises InputError if the slides do not make whole batches, the loss is no number, or ranks see different files;
-    Unfinished if it has stopped. At least one step is made before.
+    Raises InputError if the slides do not make complete batches, the loss is not a number, or ranks see different
+    files; Unfinished if it was stopped. At least one step is made before that.
     """
     settings, mesh, model = task.settings, task.mesh, task.model
     speak = mesh.rank == 0
@@ -142,12 +142,12 @@ def _agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
     """Why all ranks stop now, if one of them is to; what follows has taken `seconds` before."""
     told = torch.tensor([bool(stop and stop.signal), bool(stop and stop.late(seconds))], dtype=torch.int32)
     by_signal, by_time = mesh.everyone.sum_(told).tolist()
-    return "a signal came" if by_signal else "the time runs out" if by_time else None
+    return "a signal was received" if by_signal else "the time limit is near" if by_time else None
 
 
 def _unfinished(where: str, mesh: Mesh) -> Unfinished:
     if mesh.rank == 0:
-        logger.info(f"stopped {where}; the same command goes on from there")
+        logger.info(f"stopped {where}; the same command resumes from there")
     return Unfinished(where)
 
 

@@ -40,12 +40,12 @@ def read_model(
         learnt = str(saved.get("task"))
         if ":" in learnt and own is None:
             raise InputError(
-                f"model {path}: its task is code of your own, which is run only if you name it; if you trust it, add "
+                f"model {path}: its task is your own code, which is executed only if you name it; if you trust it, add "
                 f"{shlex.join(option('--task', learnt))}"
             )
         found = own if ":" in learnt else kinds.get(learnt)
         if found is None:
-            raise InputError(f"model {path}: has not learnt {' or '.join(kinds)}; give one that has")
+            raise InputError(f"model {path}: was not trained for {' or '.join(kinds)}; give one that was")
         if missing := {"model", "settings"} - saved.keys():
             raise Unusable(f"it has no {missing.pop()}")
         refuse_not_finite(saved["model"])
@@ -72,16 +72,16 @@ def trained_model(
     weights, settings = read_model(path, kind, own=learning_of(task).kind if task else None)
     if task:
         if not settings.own_task:
-            raise InputError(f"model {path}: its task is gigapipe's own; remove --task {task.own}")
+            raise InputError(f"model {path}: its task is one of gigapipe; remove --task {task.own}")
         settings = settings.model_copy(update={"own_task": task.own})
         _tell_of_other_code(path, task.own, settings.task_code, code_of(task), mesh)
     named = trusted.network if trusted else None
     if bool(named) != settings.own:
         raise InputError(
-            f"model {path}: its network is code of your own, which is run only if you name it; if you trust it, add "
+            f"model {path}: its network is your own code, which is executed only if you name it; if you trust it, add "
             f"{arguments(settings, OwnNetwork)}"
             if settings.own
-            else f"model {path}: its network is gigapipe's own; remove --network {named}"
+            else f"model {path}: its network is one of gigapipe; remove --network {named}"
         )
     if settings.own and trusted:
         if trusted.network_options != settings.network_options:
@@ -96,8 +96,8 @@ def trained_model(
 def _tell_of_other_code(path: Path, name: str | None, trained_with: str | None, now: str | None, mesh: Mesh) -> None:
     if trained_with != now and mesh.rank == 0:
         logger.warning(
-            f"model {path}: the code of {name} is not that which it was trained with ({trained_with}); what it finds "
-            "may differ, train it again"
+            f"model {path}: the code of {name} has changed since training ({trained_with}); results may differ, train "
+            "it again"
         )
 
 

@@ -166,7 +166,7 @@ def mpi_transport(world, timeout: timedelta, choice: Choice) -> Transport:
     from gigapipe.spatial.transports.mpi import MpiTransport
 
     if (kind := choice.device.type) not in ("cpu", "cuda"):
-        raise InputError(f"transport mpi: no MPI reads the memory of a device {kind}; give --transport torch")
+        raise InputError(f"transport mpi: MPI cannot read the memory of a device {kind}; give --transport torch")
     return MpiTransport(world, timeout.total_seconds())
 
 
@@ -247,7 +247,7 @@ def address_towards(hosts: list[str]) -> str | None:
             return way.getsockname()[0]
         except OSError as error:
             logger.warning(
-                f"{hosts[0]}: does not know {other} by its name ({error.strerror}), and lets ranks in from all "
-                f"networks; set {INTERFACES[0]} to the one that they share"
+                f"{hosts[0]}: cannot resolve the host name {other} ({error.strerror}), and accepts ranks from all "
+                f"networks; set {INTERFACES[0]} to the network that they share"
             )
             return None

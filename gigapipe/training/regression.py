@@ -14,7 +14,9 @@ from gigapipe.training.classification import CanvasSettings, OfCanvases
 def standard(numbers: pd.Series, fold: int) -> dict[str, float]:
     """The `mean` and `deviation` of training slides' numbers. InputError if they are all the same."""
     if numbers.nunique() == 1:
-        raise InputError(f"fold {fold}: {numbers.name} is {numbers.iloc[0]:g} of all training slides: give other folds")
+        raise InputError(
+            f"fold {fold}: {numbers.name} is {numbers.iloc[0]:g} for all training slides: give other folds"
+        )
     return {"mean": float(numbers.mean()), "deviation": float(numbers.std(ddof=0))}
 
 
@@ -30,7 +32,7 @@ class RegressorSettings(CanvasSettings):
     @classmethod
     def of_slides(cls, table: pd.DataFrame, training: pd.DataFrame, target: str | None, fold: int) -> dict[str, Any]:
         if target is None:
-            raise InputError(f"target: task {cls.task} needs the column whose numbers are to be learnt; give --target")
+            raise InputError(f"target: task {cls.task} needs the column of the numbers to predict; give --target")
         return {"target": target, **standard(numbers_of(training, target, "folds"), fold)}
 
     @property

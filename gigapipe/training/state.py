@@ -106,13 +106,16 @@ class Resumable:
         found = self._newest()
         if found is None:
             if mesh.rank == 0 and checkpoints.exist():
-                logger.warning(f"{checkpoints.folder}: none of use, kept as {checkpoints.set_aside()}: starting afresh")
+                logger.warning(
+                    f"{checkpoints.folder}: none can be used, kept as {checkpoints.set_aside()}: starting "
+                    "from the beginning"
+                )
             return beginning
         saved = checkpoints.load(found)
         missing = mesh.everyone.sum_(torch.tensor(float(saved is None)))
         if saved is None or missing:
             raise Unavailable(
-                f"{checkpoints.folder}: ranks see different files; give the file system time, and run it again"
+                f"{checkpoints.folder}: ranks see different files; wait for the file system, and run it again"
             )
         state = State(**{key: saved[key] for key in vars(beginning) if key in saved or key not in SINCE_0_2})
         self.task.model.load_state_dict(saved["model"])

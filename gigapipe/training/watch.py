@@ -117,7 +117,8 @@ class Watch:
         here = end in self._here
         if (here and (on_host > 0 or self._on_host == 1)) or (not here and of_host == 1 and self._of_firsts in (0, 1)):
             kills = memory_kills.since(self._kills) if here else None
-            why = f"was killed for memory (oom_kill: {kills})" if kills else "has ended without a word, killed perhaps"
+            killed = f"was killed because memory ran out (oom_kill: {kills})"
+            why = killed if kills else "has ended without a message; perhaps it was killed"
             line = f"{self._me}: last in {self._stage()}; rank {rank} (process {process} on {host}) {why}: all end\n"
             os.write(2, line.encode())  # the main thread may stand still with sys.stderr in its hands
         time.sleep(GRACE)
@@ -187,11 +188,11 @@ def _accept(listener: socket.socket, secret: bytes, number: int) -> dict[socket.
         else:
             end.close()
     if len(found) < number:
-        _warn(f"{number - len(found)} of {number} have not come")
+        _warn(f"{number - len(found)} of {number} have not connected")
     return found
 
 
 def _warn(reason: str) -> None:
     logger.warning(
-        f"ranks cannot watch each other ({reason}): of one that dies its launcher, or --timeout, has to tell"
+        f"ranks cannot monitor each other ({reason}): if one dies, only the launcher or --timeout ends the job"
     )

@@ -51,7 +51,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make the readers raise anything, IndexError too
         if isinstance(error, OSError | MemoryError) or "allocate memory" in str(error):
             reason = str(error).splitlines()[0] if str(error) else "no memory is left"
-            raise Unavailable(f"{path}: cannot be read here: {reason}; it was left as it is") from None
+            raise Unavailable(f"{path}: cannot be read here: {reason}; it was not changed") from None
         raise Unusable("it is damaged, or was not written by gigapipe") from None
     if not isinstance(content, dict):
         raise Unusable("it was not written by gigapipe")
@@ -94,16 +94,16 @@ def load_foreign(path: Path) -> dict[str, torch.Tensor]:
             _verify(path)
         else:
             logger.warning(
-                f"weights {path}: nothing tells whether they are what was published; put their SHA-256 into "
-                f"{path.name}.sha256 beside them, and it is checked"
+                f"weights {path}: there is no checksum to verify them; write their published SHA-256 to "
+                f"{path.name}.sha256 beside them"
             )
         weights = _weights_in(dict(torch.load(path, weights_only=True, map_location="cpu")))
         refuse_not_finite(weights)
     except Unusable as error:
-        raise InputError(f"weights {path}: {error}; fetch them again") from None
+        raise InputError(f"weights {path}: {error}; download them again") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"weights {path}: cannot be read ({reason}); fetch them again") from None
+        raise InputError(f"weights {path}: cannot be read ({reason}); download them again") from None
     return weights
 
 

@@ -1,8 +1,8 @@
-# Sourced before each command of gigapipe, on a node and where snakemake runs: what torch, MPI and the network need.
-# Not tried there.
+# Sourced before each command of gigapipe, on nodes and where snakemake runs: settings of torch, MPI and the network.
+# Not tested there.
 
-# The modules that torch and mpi4py were installed with:
+# The modules with which torch and mpi4py were installed:
 # module load python cray-mpich cudatoolkit
 
-# Slingshot's interfaces, where ranks meet and NCCL finds its peers.
+# Slingshot's interfaces, for the connection of ranks and for NCCL.
 export NCCL_SOCKET_IFNAME=hsn

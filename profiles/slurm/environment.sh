@@ -1,4 +1,4 @@
-# Sourced before each command of gigapipe, on a node and where snakemake runs: what torch, MPI and the network need.
+# Sourced before each command of gigapipe, on nodes and where snakemake runs: settings of torch, MPI and the network.
 
 # module load cuda openmpi
-# export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0 # through which network (docs/clusters.md)
+# export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0 # the network to use (docs/clusters.md)

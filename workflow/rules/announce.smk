@@ -63,7 +63,9 @@ def hold_results():
     """Refuse to run beside a workflow of another folder that writes the same results: Snakemake locks its own alone."""
     held = contextlib.ExitStack()
     try:
-        held.enter_context(only_writer(RESULTS / "workflow", "runs the workflow there"))
+        held.enter_context(
+            only_writer(RESULTS / "workflow", "is running the workflow there")
+        )
     except Busy as error:
         if error.holder.get("folder") != os.getcwd():
             raise WorkflowError(str(error))

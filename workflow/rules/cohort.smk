@@ -44,9 +44,9 @@ rule cohort:
 onsuccess:
     with open(CONFIG.slides, encoding="utf-8") as sheet:
         print(
-            f"\n{sheet.readline()}What it names as --strategy and --samples are keys of `cohort` in the config."
+            f"\n{sheet.readline()}--strategy and --samples in it are the keys strategy and samples of `cohort` in the config."
         )
     print(
-        f"The sample sheet is {CONFIG.slides}: look at it, and run the same command again to go on. "
-        "To ask anew, remove it."
+        f"The sample sheet is {CONFIG.slides}: check it, and run the same command again to continue. "
+        "To query again, delete it."
     )

@@ -82,7 +82,7 @@ def sample_sheet():
                 )
         if TASK.needs == "mask" and not row.get("mask"):
             refuse(
-                f"{where}: has no mask, from which task {CONFIG.task} learns; give one, or remove the row"
+                f"{where}: has no mask, which task {CONFIG.task} needs; give one, or remove the row"
             )
         for drawn in TASK.drawings:
             if not row.get(drawn) or not (absence := absence_of(row[drawn])):
@@ -137,9 +137,11 @@ def suitable_sheet():
         refuse(said(error))
     if not (RESULTS / "canvases.tsv").exists():
         for mpp in AUTO_CANVASES:
-            most = f", at most {longest / float(mpp):.0f} px a side" if longest else ""
+            most = (
+                f", at most {longest / float(mpp):.0f} px per side" if longest else ""
+            )
             print(
-                f"canvas at {mpp} µm/px: chosen when the pyramids are there{most}",
+                f"canvas at {mpp} µm/px: is chosen when the pyramids are finished{most}",
                 file=sys.stderr,
             )
     return SHEET_FILE
@@ -167,7 +169,7 @@ PLACES = {division.folds: division for division in DIVISIONS.values()}
 NETWORK = "{mpp}um/{division}fold-{fold}"
 if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unknown"}:
     refuse(
-        "config: folds.by: the sheet knows no site, so that both kinds of folds are the same; give patient"
+        "config: folds.by: the sheet names no sites, so that both kinds of folds are the same; give patient"
     )
 if CONFIG.training.weights and (absence := absence_of(CONFIG.training.weights)):
     refuse(f"config: training.weights: {absence}: {CONFIG.training.weights}")
@@ -194,8 +196,8 @@ def slide_file(slide):
     suffix, known = suffix_of(name), one_file(CONFIG.pyramids.readers)
     if suffix not in known:
         refuse(
-            f"slide {slide}: its file's name ends in {suffix!r}, not in one of {', '.join(known)}; "
-            "fetch it by hand and give its path as source"
+            f"slide {slide}: the name of its file ends in {suffix!r}, not in one of {', '.join(known)}; "
+            "download it yourself, and give its path as source"
         )
     return f"<resources>/slides/{slide}.{suffix}"
 

@@ -40,25 +40,25 @@ def check_profile():
                 if variable not in os.environ:
                     refuse(
                         f"profile: {name} is taken from the environment, where {variable} is not set; "
-                        f"export {variable}=… before you start, or write the value into the profile"
+                        f"export {variable}=… first, or write the value into the profile"
                     )
                 if not re.fullmatch(r"[\w.,:@%+/=-]*", os.environ[variable]):
                     refuse(
                         f"profile: {name} is taken from the environment, where {variable} is "
-                        f"{os.environ[variable]!r}; give one of letters, digits and the signs . , : @ % + / = - _"
+                        f"{os.environ[variable]!r}; use only letters, digits and the characters . , : @ % + / = - _"
                     )
             commands = re.findall(r"`|\$\(|;|[\n\r]", str(resource.raw))
             if name not in ("launcher", "alone") and commands:
                 refuse(
-                    f"profile: {name}: {resource.raw!r} holds {commands[0]!r}, which a shell takes for a command; "
-                    "take it out"
+                    f"profile: {name}: {resource.raw!r} contains {commands[0]!r}, which a shell would execute as a command; "
+                    "remove it"
                 )
     try:
         LAUNCHER.format(ranks=1, nodes=1, ranks_per_node=1, cores_per_rank=1)
     except (LookupError, ValueError) as error:
         refuse(
-            f"profile: launcher: {LAUNCHER!r} cannot be filled in ({error!r}); in braces stand ranks, nodes, "
-            "ranks_per_node and cores_per_rank, and a brace that is meant is written twice"
+            f"profile: launcher: {LAUNCHER!r} is not a valid pattern ({error!r}); allowed in braces are ranks, nodes, "
+            "ranks_per_node and cores_per_rank; write a literal brace twice"
         )
 
 
@@ -92,7 +92,7 @@ def nodes_of_mesh(ranks, mesh, mpp):
     where = f"config: mesh {mesh} at {mpp:g} µm/px"
     if ranks % nodes:
         refuse(
-            f"{where}: {ranks} ranks do not spread evenly over {nodes} nodes of {RANKS_PER_NODE}; "
+            f"{where}: {ranks} ranks cannot be distributed evenly over {nodes} nodes of {RANKS_PER_NODE}; "
             f"give a mesh of {nodes * (ranks // nodes)} or {nodes * RANKS_PER_NODE}"
         )
     if MOST_NODES and nodes > MOST_NODES:
@@ -108,7 +108,7 @@ def take_environment():
     environment = os.path.expandvars(of_profile("environment") or "")
     if environment and not Path(environment).is_file():
         refuse(
-            f"profile: environment: {environment}: no such file; correct it, or take it away"
+            f"profile: environment: {environment}: no such file; correct it, or remove it"
         )
     if environment:
         sourced = shlex.quote(environment).replace("{", "{{").replace("}", "}}")
@@ -147,8 +147,8 @@ for mpp, resolution in RESOLUTIONS.items() if workflow.is_main_process else []:
     cores = RANKS[mpp] * CORES_PER_RANK
     if not RANKS_PER_NODE and mpp not in CHOICES and cores > os.cpu_count():
         print(
-            f"config: mesh {' × '.join(map(str, resolution.mesh))} at {resolution}: its ranks want {cores} cores, and this "
-            f"machine has {os.cpu_count()}: they take turns, which is slower than a smaller mesh",
+            f"config: mesh {' × '.join(map(str, resolution.mesh))} at {resolution}: its ranks need {cores} cores, but this "
+            f"machine has {os.cpu_count()}: this is slower than a smaller mesh",
             file=sys.stderr,
         )
 

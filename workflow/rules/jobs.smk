@@ -15,10 +15,10 @@ def say_jobs(what, name, parts):
     hours = on_nodes * (of_profile("runtime", name) or 0) / 60
     most = max(per_node for *_, per_node in parts)
     unit = "node-hours" if NODE_MEMORY else "hours of jobs"
-    together = f", up to {most} at a time on a node" if most > 1 else ""
+    together = f", up to {most} at the same time on a node" if most > 1 else ""
     print(
         f"{sum(count for count, *_ in parts)} {what}: {jobs} job{'s' if jobs > 1 else ''}{together}; "
-        f"asking for {hours:,.4g} {unit}",
+        f"requesting {hours:,.4g} {unit}",
         file=sys.stderr,
     )
 

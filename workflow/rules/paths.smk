@@ -36,27 +36,27 @@ def check_paths():
     """
     if re.search("[{}]", workflow.basedir):
         refuse(
-            f"{workflow.basedir}: the workflow lies in a folder with a brace in its name, in which Snakemake fills "
-            "something in; move it (where you run it from may have any name)"
+            f"{workflow.basedir}: the workflow is in a folder with a brace in its name, which Snakemake would "
+            "replace; move it (the folder in which you run it may have any name)"
         )
     files = [(where, path) for where, path in given_files() if path]
     for where, path in files:
         if filled := WILDCARD_REGEX.search(path) or PATHVAR_REGEX.search(path):
             refuse(
-                f"{where}: {path} holds {filled[0]}, for which Snakemake would fill something in; rename it, or give "
-                "a link to it"
+                f"{where}: {path} contains {filled[0]}, which Snakemake would replace; rename it, or give a "
+                "link to it"
             )
         if (dated := date_of(path)) > time.time() + 60:
             refuse(
-                f"{where}: {path} is dated {time.ctime(dated)}, in the future by this machine's clock, and Snakemake "
-                "would take nothing that is made of it for done; correct its date (`touch` it), or the clock"
+                f"{where}: {path} is dated {time.ctime(dated)}, in the future by this machine's clock, so that "
+                "Snakemake would compute everything from it again each time; correct its date (`touch` it), or the clock"
             )
-    told = [("the folder to work in", os.getcwd())]
+    told = [("the working folder", os.getcwd())]
     told += [("the config", str(path)) for path in workflow.configfiles]
     for where, path in [*files, *told] if RANKS_PER_NODE else []:
         if sign := re.search(NOT_FOR_JOBS, path):
             refuse(
-                f"{where}: {path} holds {sign[0]}, which what submits jobs would not leave as it is; rename it, or "
+                f"{where}: {path} contains {sign[0]}, which the job submission would change; rename it, or "
                 "give a link to it"
             )
 

@@ -20,8 +20,8 @@ from gigapipe.slides.disk_space import amount
 
 NOUNS = {
     "phantom": "phantom slides",
-    "download": "slides fetched",
-    "download_again": "slides fetched again",
+    "download": "slides to download",
+    "download_again": "slides to download again",
     "pyramid": "pyramids",
     "add": "resolutions added to pyramids",
     "mask": "masks",
@@ -128,15 +128,15 @@ def why(job, planned):
         & {NOUNS.get(of.rule.name, of.rule.name) for _, of in planned}
     )
     if reason.forced:
-        return "asked for (-R, -f or -F)"
+        return "requested (-R, -f or -F)"
     if reason.missing_output:
-        return "not made yet"
+        return "not computed yet"
     if reason.incomplete_output:
-        return "left half-made"
+        return "incomplete"
     if reason.params_changed:
         return change_of(reason)
     if reason.input_changed:
-        return "made of other files"
+        return "input files changed"
     if changed := reason.updated_input - reason.updated_input_run:
         return f"changed: {some(Path(path).name for path in changed)}"
     if reason.updated_input_run:
@@ -194,17 +194,17 @@ def room_of(planned):
     if pyramids is None:
         known = sum(int(row.get("size") or 0) for row in SHEET.values())
         slides = known or (0 if CONFIG.slides else PHANTOM_BYTES * len(SHEET))
-        of = amount(slides) if slides else "bytes not known yet"
-        said.append(f"pyramids by a rough rate 0.7 to 6 times their slides ({of})")
+        of = amount(slides) if slides else "size not known yet"
+        said.append(f"pyramids roughly 0.7 to 6 times the size of their slides ({of})")
     elif pyramids:
         said.append(f"pyramids {amount(pyramids)}")
     if models != 0:
         said.append(
             f"models {amount(models)}"
             if models
-            else "models of a network of yours not known"
+            else "models of your own network unknown"
         )
-    return f"; room, about: {', '.join(said)}" if said else ""
+    return f"; disk space, about: {', '.join(said)}" if said else ""
 
 
 def say_plan():
@@ -220,9 +220,9 @@ def say_plan():
     counted = {name: of for name, of in counted.items() if of}
     told = [f"{len(of)} {NOUNS[name]}" for name, of in counted.items() if name in NOUNS]
     time_of = forecast(list(jobs.values()), measured, side_by_side())
-    where = " of jobs, beside what they wait in queues" if RANKS_PER_NODE else ""
+    where = " of jobs, without waiting times in queues" if RANKS_PER_NODE else ""
     lines = [
-        f"To make: {', '.join(told) or 'tables and pages'}; {time_of}{where}{room_of(planned)}"
+        f"To compute: {', '.join(told) or 'tables and pages'}; {time_of}{where}{room_of(planned)}"
     ]
     for name, of in counted.items():
         reasons = {}
@@ -271,7 +271,7 @@ def line_of_failure(record):
         if path.is_file():
             said += path.read_text(encoding="utf-8", errors="replace").splitlines()
     own = [line for line in said if line.startswith("gigapipe:")]
-    last = (own or [line for line in said if line.strip()] or ["it left no word"])[-1]
+    last = (own or [line for line in said if line.strip()] or ["no message"])[-1]
     return f"{record.rule_name} failed: {', '.join(record.output)}: {last}"
 
 
@@ -280,7 +280,7 @@ def say_time(ended):
     if SCREEN.expected is None:
         return
     took = time.monotonic() - SCREEN.begun
-    line = f"{ended} Expected: {SCREEN.expected}. Taken: {duration(took)}."
+    line = f"{ended} Expected time: {SCREEN.expected}. Actual time: {duration(took)}."
     print(f"\n{line}", file=sys.stderr)
     (RESULTS / "workflow").mkdir(parents=True, exist_ok=True)
     (RESULTS / "workflow/time.txt").write_text(f"{line}\n", encoding="utf-8")
@@ -300,4 +300,4 @@ onsuccess:
 
 onerror:
     note_slides()
-    say_time("Not everything could be made.")
+    say_time("Not everything could be computed.")

@@ -1,7 +1,7 @@
-"""The decomposed form of each torch operation: what a rank does to its shard, and what it must be told by others.
+"""The decomposed form of each torch operation: what a rank computes on its shard, and what it needs from others.
 
-Importing this package registers them all in `tensor.DECOMPOSED`. Where an image is not divided torch's own function
-runs as it is, so one rank costs nothing.
+Importing this package registers all of them in `tensor.DECOMPOSED`. On a single rank torch's own functions are used, so
+that it has no additional cost.
 """
 
 from gigapipe.spatial.operators import (  # noqa: F401

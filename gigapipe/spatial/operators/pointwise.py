@@ -1,4 +1,4 @@
-"""Pixel by pixel: what a rank does to its shard without knowing of the others."""
+"""Pixelwise operations: a rank needs only its own shard."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def aligned(x: SpatialTensor, other: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def pointwise(function: Callable) -> Callable:
-    """The decomposed form of a function of tensors that broadcast."""
+    """The decomposed form of a pixelwise function of tensors that broadcast."""
     name = name_of(function)
     always = changes_by_name(function) and name != "Tensor.requires_grad_"
 

@@ -1,7 +1,7 @@
-"""How bytes travel between ranks: one small interface, two carriers.
+"""Exchange of data between ranks: one small interface with two implementations.
 
-`torch_distributed.py` (gloo on CPUs, NCCL on GPUs) needs nothing but torch; `mpi.py` (mpi4py) is the faster on CPUs,
-where a small all-reduce by gloo takes a hundred times as long (`benchmarks/transports.py`).
+`torch_distributed.py` (gloo on CPUs, NCCL on GPUs) needs only torch; `mpi.py` (mpi4py) is faster on CPUs, where a small
+all-reduce with gloo takes much longer (`benchmarks/transports.py`).
 """
 
 from collections.abc import Callable, Sequence

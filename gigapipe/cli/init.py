@@ -1,0 +1,20 @@
+"""The verb that begins a project of one's own: the folder in which Snakemake runs."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from gigapipe.cli.arguments import Verbs, verb
+
+
+def add_verbs(verbs: Verbs) -> None:
+    sub = verb(verbs, init, "Write a folder in which the workflow runs: Snakefile, config and profiles.")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder; nothing is overwritten")
+
+
+def init(args: argparse.Namespace) -> None:
+    from gigapipe.workflow_folder import lay_out
+
+    print(f"{args.folder}: wrote {', '.join(lay_out(args.folder))}")
+    place = shlex.quote(str(args.folder))
+    print(f"next: cd {place} && snakemake --cores 2 -n    # the plan of the demo; without -n it runs")

@@ -1,0 +1,88 @@
+"""What a user has who installs a release and not the repository: a wheel, and the folder that it writes."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from launching import ROOT, gigapipe
+from projects import fresh_copy, plan
+
+import gigapipe as package
+from gigapipe.slides.phantom import cohort
+
+CONDA = {"torch": "pytorch", "dask": "dask-core", "matplotlib": "matplotlib-base", "snakemake": "snakemake-minimal"}
+"""What packages are called on conda-forge and bioconda, where that is not their name on PyPI."""
+SHIPPED = ("workflow", "config", "profiles", "envs")
+
+
+def python(code: str, *arguments: object, cwd: Path) -> str:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def build(kind: str, source: Path, into: Path) -> Path:
+    """What `python -m build` does, with the setuptools that is here."""
+    python(f"import sys; from setuptools.build_meta import build_{kind} as b; b(sys.argv[1])", into, cwd=source)
+    return next(into.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
+
+
+@pytest.mark.slow
+def test_a_wheel_made_of_the_sdist_writes_a_folder_in_which_the_demo_is_planned(tmp_path, monkeypatch):
+    clone = fresh_copy(tmp_path / "clone")
+    files = {path.relative_to(clone) for folder in SHIPPED for path in (clone / folder).rglob("*") if path.is_file()}
+    (unpacked := tmp_path / "sdist").mkdir()
+    with tarfile.open(build("sdist", clone, tmp_path)) as archive:
+        archive.extractall(unpacked, filter="data")
+    wheel = build("wheel", next(unpacked.iterdir()), tmp_path)
+    assert wheel.name == f"gigapipe-{package.__version__}-py3-none-any.whl"
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("gigapipe/")}
+    assert held >= {f"gigapipe/workflow_folder/{file}" for file in files}
+    assert held >= {str(path.relative_to(clone)) for path in (clone / "gigapipe").rglob("*.py")}
+
+    installed, folder = tmp_path / "installed", tmp_path / "my cohort"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target"]
+    subprocess.run([*pip, installed, wheel], check=True)
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    program = (
+        "import sys; from gigapipe.cli import main; print(main.__code__.co_filename); sys.exit(main(sys.argv[1:]))"
+    )
+    assert "snakemake --cores 2" in (said := python(program, "init", folder, cwd=tmp_path)) and str(installed) in said
+    assert os.access(folder / "profiles/summit/submit.sh", os.X_OK)
+    jobs = plan(folder, "--profile", "local")
+    assert jobs["train"] == 12 and jobs["phantom"] == len(cohort()) + 1 and jobs["page"] == 1
+
+
+def test_nothing_is_overwritten(tmp_path):
+    said = gigapipe("init", tmp_path / "new").stdout
+    assert "wrote Snakefile, ci-slurm, config, frontier, " in said
+    assert (tmp_path / "new/config/config.yaml").read_bytes() == (ROOT / "config/config.yaml").read_bytes()
+    (tmp_path / "new/config/config.yaml").write_text("mine")
+    refused = gigapipe("init", tmp_path / "new", check=False)
+    assert refused.returncode == 1 and "is not empty (it holds Snakefile); nothing was written" in refused.stdout
+    assert (tmp_path / "new/config/config.yaml").read_text() == "mine"
+    refused = gigapipe("init", tmp_path / "new/Snakefile", check=False)
+    assert refused.returncode == 1 and refused.stdout.endswith("Snakefile: is a file; give a new or empty folder\n")
+    assert gigapipe("--version").stdout == f"gigapipe {package.__version__}\n"
+
+
+def test_the_conda_package_asks_for_what_the_wheel_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = set()
+    for asked in [*project["dependencies"], *project["optional-dependencies"]["workflow"]]:
+        name, version = re.fullmatch(r"([\w-]+)(?:\[\w+\])?(.*)", asked).groups()
+        wanted.add(f"{CONDA.get(name, name)} {version}".strip())
+    recipe = yaml.safe_load((ROOT / "envs/recipe.yaml").read_text(encoding="utf-8"))
+    python, *run = recipe["requirements"]["run"]
+    assert set(run) == wanted - {"openslide-bin"}  # openslide-python brings the library there
+    assert python == f"python {project['requires-python']}"
+    assert recipe["context"]["version"] == package.__version__
+    assert recipe["build"]["python"]["entry_points"] == [f"gigapipe = {project['scripts']['gigapipe']}"]
