@@ -201,7 +201,7 @@ def test_evidence_for_one_of_three_is_against_the_mean_of_the_others():
 
 
 def test_what_cannot_be_mapped_is_refused_in_a_line(trained, tmp_path):
-    with pytest.raises(InputError, match="slide nobody: no network has held it out"):
+    with pytest.raises(InputError, match="slide nobody: it is no network's test slide"):
         chosen_slides([trained / "predictions.tsv"], 1, ["nobody"])
     scored = pd.read_csv(trained / "predictions.tsv", sep="\t")
     table = scored.assign(label=np.where(scored["part"] == "test", "solid", "acinar"))  # so that one class is held out
@@ -209,7 +209,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_line(trained, tmp_path):
     chosen = chosen_slides([tmp_path / "one.tsv"], 1)
     assert (chosen["probability of acinar"] + chosen["probability of solid"]).to_numpy() == pytest.approx(1)
     table.assign(label="solid").to_csv(tmp_path / "one.tsv", sep="\t", index=False)
-    with pytest.raises(InputError, match="predictions are of slides of solid only"):
+    with pytest.raises(InputError, match="predictions contain only slides of solid"):
         chosen_slides([tmp_path / "one.tsv"], 1)
     with pytest.raises(InputError, match="there is no map"):
         read_map(tmp_path)

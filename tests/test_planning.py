@@ -193,7 +193,7 @@ def test_the_plan_is_read_at_a_glance(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("resnet18", "512x512", "--machine", "no-such"), "none of summit, frontier"),
+        (("resnet18", "512x512", "--machine", "no-such"), "is neither one of summit, frontier"),
         (("resnet18", "512x512", "--precision", "bfloat16"), "its speed in bfloat16 is unknown; give float32"),
         (("resnet18", "512x512", "--machine", "apple", "--ranks", "2"), "has 1 ranks, not 2"),
         (("unet", "512x512", "--machine", "apple", "--ranks-per-node", "2", "--ranks", "2"), "give --near"),
@@ -209,7 +209,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(arguments, message, capsys):
 
 
 def test_batches_and_ranks_that_do_not_go_together_are_refused():
-    with pytest.raises(InputError, match="batch 3 does not divide over 2 data ranks"):
+    with pytest.raises(InputError, match="batch 3 cannot be divided evenly among 2 data ranks"):
         scaling.predict(unet(), SUMMIT, (2, 1, 1), 3)
     with pytest.raises(InputError, match="too many for a canvas"):
         scaling.meshes(unet((16, 16)), SUMMIT, 1021, 1)

@@ -36,7 +36,7 @@ def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_coho
     arguments = training(small_cohort, tmp_path / "model.pt", more=["--time-limit", f"{RESERVE}s"])
     stops = 0
     while (done := gigapipe(*arguments, check=False)).returncode == UNFINISHED:
-        assert "the time runs out; the same command goes on from there" in done.stdout, done.stdout
+        assert "the time limit is near; the same command resumes from there" in done.stdout, done.stdout
         assert "Traceback" not in done.stdout
         stops += 1
         assert 1 <= len(list(tmp_path.glob("checkpoints/*.pt"))) <= 2

@@ -300,7 +300,7 @@ def test_what_cannot_be_trained_is_said_once(small_cohort, tmp_path):
     arguments[arguments.index("--mpp") + 1] = "4"
     done = gigapipe(*arguments, ranks=2, check=False)
     assert done.returncode != 0
-    assert done.stdout.count("holds 8 µm/px, not 4") == 1 and "Traceback" not in done.stdout
+    assert done.stdout.count("has 8 µm/px, not 4") == 1 and "Traceback" not in done.stdout
     common = [
         "--folds",
         small_cohort / "folds.tsv",
