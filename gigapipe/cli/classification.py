@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file
-from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, positive, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
@@ -161,6 +161,7 @@ def add_evaluate(verbs: Verbs) -> None:
     sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="their training.json, in the same order")
     add_options(sub, Comparison)
     sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md, .html and .png")
+    attempts_argument(sub)
 
 
 def evaluate(args: argparse.Namespace) -> None:

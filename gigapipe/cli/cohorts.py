@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from gigapipe.atomic import atomic_file
-from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.configuration import Configuration, Folds
 
@@ -19,6 +19,7 @@ def add_verbs(verbs: Verbs) -> None:
     sub.add_argument(
         "--unlabelled", dest="labelled", action="store_false", help="the slides need no label; any number may do"
     )
+    attempts_argument(sub)
 
 
 def folds(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file, atomic_folder
-from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
@@ -64,6 +64,7 @@ def add_mask(verbs: Verbs) -> None:
         help="regions of several classes: each --class has a value of its own, 1, 2, …, in their order; where areas "
         "overlap, the last counts",
     )
+    attempts_argument(sub)
 
 
 def mask(args: argparse.Namespace) -> None:
@@ -221,6 +222,7 @@ def add_dice(verbs: Verbs) -> None:
     sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
     add_options(sub, Comparison)
     sub.add_argument("--output", type=Path, required=True, help="folder for dice.tsv and dice.md")
+    attempts_argument(sub)
 
 
 def dice(args: argparse.Namespace) -> None:

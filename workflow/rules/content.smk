@@ -23,6 +23,7 @@ ANOTHER = "of another file: "
 
 def path_of(pattern, wildcards):
     path = pattern.format(**dict(wildcards.items()))
+    path = path.replace("<resources>", CONFIG.pathvars.resources)
     return path.replace("<results>", CONFIG.pathvars.results)
 
 
@@ -116,8 +117,8 @@ def other_rows(place):
         return None
     try:
         folds = read_folds(file)
-    except InputError as error:
-        refuse(str(error))
+    except (InputError, OSError) as error:
+        refuse(said(error))
     sheet = pandas.DataFrame(SHEET.values())
     compared = [column for column in COMPARED if column in sheet]
     if TARGET:  # of which labels are made
