@@ -33,8 +33,10 @@ _HELD: dict[Path, IO] = {}
 
 
 @contextlib.contextmanager
-def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: bool = False) -> Iterator[None]:
+def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: bool = False) -> Iterator[dict]:
     """No other process that asks writes `output` while this block runs. Raises Busy, naming the one that does.
+
+    Gives what is known of the one before, if that was killed: its `host`, `folder` and `process`, and `since` when.
 
     The lock is the file `.NAME.lock` beside it, and goes with it. The system lets go of it when its process ends,
     however that ends: the file that a kill leaves holds nobody up. On file systems without locks it still keeps out the
@@ -43,13 +45,13 @@ def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: b
     """
     output = Path(os.path.abspath(output))
     if output in _HELD:
-        yield
+        yield {}
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     with named(output):
-        _HELD[output] = _locked(output, what, of_all_hosts)
+        _HELD[output], before = _locked(output, what, of_all_hosts)
     try:
-        yield
+        yield before
     finally:
         _release(output)
 
@@ -71,19 +73,23 @@ def _lock_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
-def _locked(output: Path, what: str, of_all_hosts: bool) -> IO:
-    """The lock's file, open, which names this process."""
+def _locked(output: Path, what: str, of_all_hosts: bool) -> tuple[IO, dict]:
+    """The lock's file, open, which names this process, and whom it named before."""
     while True:
         file = open(_lock_of(output), "a+b", buffering=0)  # noqa: SIM115  is closed when the lock is let go
         try:
             _take(file, output, what)
-            if of_all_hosts:
-                _refuse_left(file, output, what)
+            before = _holder(file)
+            if of_all_hosts and before and before["host"] != socket.gethostname():
+                raise Left(
+                    f"{output}: {_named(before)}, {what}, or was killed: {socket.gethostname()} cannot tell; start it "
+                    f"there, or remove {_lock_of(output)} if that process has ended"
+                )
             if _is_there(file, _lock_of(output)):
                 file.truncate(0)
                 here = {"host": socket.gethostname(), "folder": os.getcwd()}
                 file.write(json.dumps(here | {"process": os.getpid(), "since": time.time()}).encode())
-                return file
+                return file, before
         except BaseException:
             file.close()
             raise
@@ -105,15 +111,6 @@ def _take(file: IO, output: Path, what: str) -> None:
             f"{output.parent}: its file system has no locks ({error.strerror}); let no two hosts write there the same "
             "at once",
             about=("flock", os.fstat(file.fileno()).st_dev),
-        )
-
-
-def _refuse_left(file: IO, output: Path, what: str) -> None:
-    holder = _holder(file)
-    if holder and holder["host"] != socket.gethostname():
-        raise Left(
-            f"{output}: {_named(holder)}, {what}, or was killed: {socket.gethostname()} cannot tell; start it there, "
-            f"or remove {_lock_of(output)} if that process has ended"
         )
 
 

@@ -1,0 +1,58 @@
+"""Jobs that a killed run of the workflow has left: the next one stops them, and no others."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gigapipe import left_jobs
+
+VERB = """#!{python}
+import signal, sys, time
+if {deaf}:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("at work", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Starts a shell of a run that starts a verb; whether the verb is `deaf` to SIGTERM."""
+    begun = []
+
+    def start(run: int, deaf: bool = False) -> subprocess.Popen:
+        folder = tmp_path / str(len(begun))
+        folder.mkdir()
+        (folder / "gigapipe").write_text(VERB.format(python=sys.executable, deaf=deaf))
+        (folder / "gigapipe").chmod(0o755)
+        environment = os.environ | {left_jobs.RUN: f"{run}@{socket.gethostname()}"}
+        command = ["bash", "-c", "./gigapipe; true"]
+        begun.append(
+            subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+        )
+        assert begun[-1].stdout.readline() == b"at work\n"
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_jobs_of_a_killed_run_are_stopped_and_those_of_others_are_not(job, caplog):
+    killed, other = job(run=17), job(run=18)
+    assert left_jobs.stop({"host": socket.gethostname(), "process": 17}, patience=20) == []
+    killed.wait(timeout=20)
+    assert other.poll() is None and "the run of process 17 was killed" in caplog.text
+
+
+def test_jobs_that_do_not_stop_are_named(job):
+    shell = job(run=17, deaf=True)
+    left = left_jobs.stop({"host": socket.gethostname(), "process": 17}, patience=0.5)
+    assert shell.pid in left and len(left) == 2
+    assert left_jobs.stop({"host": "elsewhere", "process": 17}) == []
