@@ -1,10 +1,16 @@
-"""Jobs of a run of the workflow that was killed, which live on and write what the next run is to make."""
+"""Jobs of a run of the workflow that was killed: they would live on, and write what the next run is to make.
+
+Snakemake makes again whatever a job was at when it was killed itself. So such jobs stop, as if a scheduler had told
+them to: a training writes its state, and goes on in the next run.
+"""
 
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +26,25 @@ STOPPING = 600.0
 def begin() -> None:
     """Let what this process starts be known for its own."""
     os.environ[RUN] = _name(socket.gethostname(), os.getpid())
+
+
+def end_with_run() -> None:
+    """Let SIGTERM come to this process when the run of this host that has started it, if one has, ends before it."""
+    process, _, host = os.environ.get(RUN, "").partition("@")
+    if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        run = os.pidfd_open(int(process))
+    except (OSError, ValueError):  # out of sight, as from a container
+        return
+    threading.Thread(target=_await, args=(run,), daemon=True).start()
+
+
+def _await(run: int) -> None:
+    ended = select.poll()
+    ended.register(run, select.POLLIN)
+    ended.poll()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop(run: dict, patience: float = STOPPING) -> list[int]:

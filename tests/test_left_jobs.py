@@ -45,10 +45,30 @@ def job(tmp_path):
 
 
 def test_jobs_of_a_killed_run_are_stopped_and_those_of_others_are_not(job, caplog):
+    caplog.set_level("INFO", "gigapipe")
     killed, other = job(run=17), job(run=18)
     assert left_jobs.stop({"host": socket.gethostname(), "process": 17}, patience=20) == []
     killed.wait(timeout=20)
     assert other.poll() is None and "the run of process 17 was killed" in caplog.text
+
+
+ENDS = """
+import time
+from gigapipe.left_jobs import end_with_run
+end_with_run()
+print("at work", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_job_ends_with_the_run_that_started_it():
+    with subprocess.Popen(["sleep", "60"]) as run:
+        environment = os.environ | {left_jobs.RUN: f"{run.pid}@{socket.gethostname()}"}
+        with subprocess.Popen([sys.executable, "-c", ENDS], env=environment, stdout=subprocess.PIPE) as verb:
+            assert verb.stdout.readline() == b"at work\n"
+            assert verb.poll() is None
+            run.kill()
+            assert verb.wait(timeout=20) == -signal.SIGTERM
 
 
 def test_jobs_that_do_not_stop_are_named(job):

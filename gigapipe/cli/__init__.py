@@ -19,6 +19,7 @@ from gigapipe.cli.guard import run_apart
 from gigapipe.cli.messages import log_to_stderr
 from gigapipe.errors import line_of
 from gigapipe.given_text import refuse_unreadable
+from gigapipe.left_jobs import end_with_run
 from gigapipe.training.stopping import Unfinished
 
 
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         if crash:
             args.crashed(args, crash.name)
         else:
+            if arguments is None:
+                end_with_run()
             args.run(args)
         sys.stdout.flush()  # here, where it can be said that there is no room for it
         if attempts and attempts.place:  # those of ranks do so by themselves, the first alone

@@ -38,6 +38,7 @@ case "$last" in
     Exited* | TERM_*) end failed ;;
 esac
 
+mkdir -p .snakemake/lsf
 [ -e "$unknown" ] || touch "$unknown"
 if [ $(($(date +%s) - $(date -r "$unknown" +%s))) -ge "$patience" ]; then
     echo "job $job: neither bjobs nor bhist nor its output has said for $patience seconds how it ended: it has failed" >&2

@@ -23,7 +23,6 @@ ANOTHER = "of another file: "
 
 def path_of(pattern, wildcards):
     path = pattern.format(**dict(wildcards.items()))
-    path = path.replace("<resources>", CONFIG.pathvars.resources)
     return path.replace("<results>", CONFIG.pathvars.results)
 
 

@@ -33,11 +33,14 @@ def as_given(path):
     return [path, found.st_size, int(found.st_mtime)] if found else path
 
 
-def attempts_at(output, wildcards, input):
+def attempts_of(path, input):
     """The attempts at an output with these settings, on these inputs, started in this way."""
-    path = Path(path_of(output, wildcards))
     text = json.dumps([TOLD, str(path), list(map(as_given, input))])
-    return Attempts(path, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Attempts(Path(path), hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def attempts_at(output, wildcards, input):
+    return attempts_of(path_of(output, wildcards), input)
 
 
 def in_vain(output, wildcards, input, attempt):

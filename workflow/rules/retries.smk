@@ -4,12 +4,14 @@
 import dataclasses
 import shutil
 
+from snakemake.io import apply_wildcards
+
 FAILED = RESULTS / "workflow/failed"
 
 
 def of_this_run(output, wildcards, input):
     """The attempts at an output in this run, which leave word in a folder of their own."""
-    attempts = attempts_at(output, wildcards, input)
+    attempts = attempts_of(apply_wildcards(output, dict(wildcards.items())), input)
     return dataclasses.replace(attempts, place=FAILED / attempts.key)
 
 
