@@ -35,7 +35,10 @@ def end_with_run() -> None:
         return
     try:
         run = os.pidfd_open(int(process))
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
     except (OSError, ValueError):  # out of sight, as from a container
+        return
+    if b"snakemake" not in command:  # another that has its number there
         return
     threading.Thread(target=_await, args=(run,), daemon=True).start()
 

@@ -62,7 +62,7 @@ time.sleep(60)
 
 
 def test_a_job_ends_with_the_run_that_started_it():
-    with subprocess.Popen(["sleep", "60"]) as run:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "snakemake"]) as run:
         environment = os.environ | {left_jobs.RUN: f"{run.pid}@{socket.gethostname()}"}
         with subprocess.Popen([sys.executable, "-c", ENDS], env=environment, stdout=subprocess.PIPE) as verb:
             assert verb.stdout.readline() == b"at work\n"
