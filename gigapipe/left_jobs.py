@@ -17,30 +17,29 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 RUN = "GIGAPIPE_RUN"
-"""The variable by which all that a run starts is known."""
+"""The variable by which all that a run starts is known: its process, its host, and the results that it makes."""
 
 STOPPING = 600.0
-"""Seconds that they have to stop in: a training ends its step, and writes its state."""
+"""Seconds that jobs have to stop in: a training ends its step, and writes its state."""
 
 
-def begin() -> None:
-    """Let what this process starts be known for its own."""
-    os.environ[RUN] = _name(socket.gethostname(), os.getpid())
+def begin(results: Path) -> None:
+    """Let what this process starts be known for jobs of the run that makes `results`."""
+    os.environ[RUN] = f"{os.getpid()}{_of(results)}"
 
 
 def end_with_run() -> None:
     """Let SIGTERM come to this process when the run of this host that has started it, if one has, ends before it."""
-    process, _, host = os.environ.get(RUN, "").partition("@")
-    if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
+    process, _, place = os.environ.get(RUN, "").partition("@")
+    if place.partition(":")[0] != socket.gethostname() or not hasattr(os, "pidfd_open"):
         return
     try:
         run = os.pidfd_open(int(process))
         command = Path(f"/proc/{process}/cmdline").read_bytes()
     except (OSError, ValueError):  # out of sight, as from a container
         return
-    if b"snakemake" not in command:  # another that has its number there
-        return
-    threading.Thread(target=_await, args=(run,), daemon=True).start()
+    if b"snakemake" in command:  # and no other that has its number there
+        threading.Thread(target=_await, args=(run,), daemon=True).start()
 
 
 def _await(run: int) -> None:
@@ -50,40 +49,37 @@ def _await(run: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop(run: dict, patience: float = STOPPING) -> list[int]:
-    """Tell the jobs that live on this host of a run that was killed to stop, and wait for that.
+def stop(results: Path, patience: float = STOPPING) -> list[int]:
+    """Tell the jobs on this host of runs that made `results`, and were killed, to stop, and wait for that.
 
-    `run` is what its lock said of it. Returns the processes that are still there after `patience` seconds.
+    To be called by who alone may make them. Returns the processes that are still there after `patience` seconds.
     """
-    name = _name(run["host"], run["process"])
-    if found := _started_by(name):
+    if found := _started_for(results):
         verbs = [process for process, command in found.items() if _is_verb(command)]
-        logger.info(
-            f"the run of process {run['process']} was killed, and jobs of it are at work (processes "
-            f"{', '.join(str(process) for process in verbs or found)}): they are told to stop"
-        )
+        numbers = ", ".join(map(str, verbs or found))
+        logger.info(f"{results}: jobs of a run that was killed are at work, and told to stop: processes {numbers}")
         for process in verbs:  # those that started them end with them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
     end = time.monotonic() + patience
     while found and time.monotonic() < end:
         time.sleep(0.2)
-        found = _started_by(name)
+        found = _started_for(results)
     return list(found)
 
 
-def _name(host: str, process: int) -> str:
-    return f"{process}@{host}"
+def _of(results: Path) -> str:
+    return f"@{socket.gethostname()}:{results.absolute()}"
 
 
-def _started_by(name: str) -> dict[int, list[str]]:
-    """The processes of a run, but this one, and their commands."""
+def _started_for(results: Path) -> dict[int, list[str]]:
+    """The processes that runs have started here to make `results`, and their commands."""
     import psutil
 
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # another's, or one that has just ended
-            if process.pid != os.getpid() and process.environ().get(RUN) == name:
+            if process.pid != os.getpid() and process.environ().get(RUN, "").endswith(_of(results)):
                 found[process.pid] = process.cmdline()
     return found
 

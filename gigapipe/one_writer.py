@@ -33,10 +33,8 @@ _HELD: dict[Path, IO] = {}
 
 
 @contextlib.contextmanager
-def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: bool = False) -> Iterator[dict]:
+def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: bool = False) -> Iterator[None]:
     """No other process that asks writes `output` while this block runs. Raises Busy, naming the one that does.
-
-    Gives what is known of the one before, if that was killed: its `host`, `folder` and `process`, and `since` when.
 
     The lock is the file `.NAME.lock` beside it, and goes with it. The system lets go of it when its process ends,
     however that ends: the file that a kill leaves holds nobody up. On file systems without locks it still keeps out the
@@ -45,15 +43,27 @@ def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: b
     """
     output = Path(os.path.abspath(output))
     if output in _HELD:
-        yield {}
+        yield
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     with named(output):
-        _HELD[output], before = _locked(output, what, of_all_hosts)
+        _HELD[output] = _locked(output, what, of_all_hosts)
     try:
-        yield before
+        yield
     finally:
         _release(output)
+
+
+def writer_of(output: Path) -> str | None:
+    """The process that is writing `output`, in words; None if there is none, as far as its file system tells."""
+    try:
+        with open(_lock_of(output), "r+b", buffering=0) as file:
+            _take(file, output, "is writing it")
+    except Busy as error:
+        return _named(error.holder) if error.holder else "a process that does not say which"
+    except OSError:
+        return None
+    return None
 
 
 def release_all() -> None:
@@ -73,14 +83,14 @@ def _lock_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
-def _locked(output: Path, what: str, of_all_hosts: bool) -> tuple[IO, dict]:
-    """The lock's file, open, which names this process, and whom it named before."""
+def _locked(output: Path, what: str, of_all_hosts: bool) -> IO:
+    """The lock's file, open, which names this process."""
     while True:
         file = open(_lock_of(output), "a+b", buffering=0)  # noqa: SIM115  is closed when the lock is let go
         try:
             _take(file, output, what)
-            before = _holder(file)
-            if of_all_hosts and before and before["host"] != socket.gethostname():
+            before = _holder(file) if of_all_hosts else {}
+            if before and before["host"] != socket.gethostname():
                 raise Left(
                     f"{output}: {_named(before)}, {what}, or was killed: {socket.gethostname()} cannot tell; start it "
                     f"there, or remove {_lock_of(output)} if that process has ended"
@@ -89,7 +99,7 @@ def _locked(output: Path, what: str, of_all_hosts: bool) -> tuple[IO, dict]:
                 file.truncate(0)
                 here = {"host": socket.gethostname(), "folder": os.getcwd()}
                 file.write(json.dumps(here | {"process": os.getpid(), "since": time.time()}).encode())
-                return file, before
+                return file
         except BaseException:
             file.close()
             raise

@@ -21,15 +21,15 @@ time.sleep(60)
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts a shell of a run that starts a verb; whether the verb is `deaf` to SIGTERM."""
+    """Starts a shell, for some results, that starts a verb; whether the verb is `deaf` to SIGTERM."""
     begun = []
 
-    def start(run: int, deaf: bool = False) -> subprocess.Popen:
+    def start(results: str, deaf: bool = False) -> subprocess.Popen:
         folder = tmp_path / str(len(begun))
         folder.mkdir()
         (folder / "gigapipe").write_text(VERB.format(python=sys.executable, deaf=deaf))
         (folder / "gigapipe").chmod(0o755)
-        environment = os.environ | {left_jobs.RUN: f"{run}@{socket.gethostname()}"}
+        environment = os.environ | {left_jobs.RUN: f"17@{socket.gethostname()}:{tmp_path / results}"}
         command = ["bash", "-c", "./gigapipe; true"]
         begun.append(
             subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, start_new_session=True)
@@ -44,12 +44,12 @@ def job(tmp_path):
         process.communicate()
 
 
-def test_jobs_of_a_killed_run_are_stopped_and_those_of_others_are_not(job, caplog):
+def test_jobs_of_a_killed_run_are_stopped_and_those_of_others_are_not(job, tmp_path, caplog):
     caplog.set_level("INFO", "gigapipe")
-    killed, other = job(run=17), job(run=18)
-    assert left_jobs.stop({"host": socket.gethostname(), "process": 17}, patience=20) == []
+    killed, other = job("results"), job("other results")
+    assert left_jobs.stop(tmp_path / "results", patience=20) == []
     killed.wait(timeout=20)
-    assert other.poll() is None and "the run of process 17 was killed" in caplog.text
+    assert other.poll() is None and "jobs of a run that was killed are at work" in caplog.text
 
 
 ENDS = """
@@ -63,7 +63,7 @@ time.sleep(60)
 
 def test_a_job_ends_with_the_run_that_started_it():
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "snakemake"]) as run:
-        environment = os.environ | {left_jobs.RUN: f"{run.pid}@{socket.gethostname()}"}
+        environment = os.environ | {left_jobs.RUN: f"{run.pid}@{socket.gethostname()}:/w/results"}
         with subprocess.Popen([sys.executable, "-c", ENDS], env=environment, stdout=subprocess.PIPE) as verb:
             assert verb.stdout.readline() == b"at work\n"
             assert verb.poll() is None
@@ -71,8 +71,7 @@ def test_a_job_ends_with_the_run_that_started_it():
             assert verb.wait(timeout=20) == -signal.SIGTERM
 
 
-def test_jobs_that_do_not_stop_are_named(job):
-    shell = job(run=17, deaf=True)
-    left = left_jobs.stop({"host": socket.gethostname(), "process": 17}, patience=0.5)
+def test_jobs_that_do_not_stop_are_named(job, tmp_path):
+    shell = job("results", deaf=True)
+    left = left_jobs.stop(tmp_path / "results", patience=0.5)
     assert shell.pid in left and len(left) == 2
-    assert left_jobs.stop({"host": "elsewhere", "process": 17}) == []

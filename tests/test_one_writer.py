@@ -19,7 +19,7 @@ from projects import ended, snakemake, start
 from gigapipe import disks
 from gigapipe.errors import Unavailable
 from gigapipe.exit_status import AGAIN
-from gigapipe.one_writer import Left, only_writer
+from gigapipe.one_writer import Left, only_writer, writer_of
 from gigapipe.pyramids import Pyramid
 from gigapipe.slides.phantom import cohort, render, write_slide
 
@@ -59,6 +59,17 @@ def test_the_second_is_told_who_is_first_and_a_killed_one_holds_nobody_up(holder
     with only_writer(output), only_writer(output):
         pass
     assert not (tmp_path / ".output.lock").exists()
+
+
+def test_who_is_writing_is_known_and_not_disturbed(holder, tmp_path):
+    output = tmp_path / "output"
+    assert writer_of(output).startswith(f"process {holder.pid} on {os.uname().nodename}, since ")
+    assert writer_of(tmp_path / "another") is None
+    with pytest.raises(Unavailable, match=f"process {holder.pid} on"), only_writer(output):
+        pass
+    holder.kill()
+    holder.wait()
+    assert writer_of(output) is None and (tmp_path / ".output.lock").exists()
 
 
 def test_without_locks_the_living_of_this_host_are_known_by_name(holder, tmp_path, monkeypatch, caplog):

@@ -75,14 +75,17 @@ def bsub(arguments: list[str]) -> None:
 
 
 def bjobs(arguments: list[str]) -> None:
-    job = arguments[-1]
     if (folder / "down").exists():
         print("LSF is down. Please wait ...", flush=True)
         time.sleep(60)
-    if (folder / f"{job}.no-bjobs").exists():
-        print(f"Job <{job}> is not found", file=sys.stderr)
-        sys.exit(255)
-    print((folder / f"{job}.state").read_text())
+    status = 0
+    for job in filter(str.isdigit, arguments):
+        if (folder / f"{job}.no-bjobs").exists():
+            print(f"Job <{job}> is not found", file=sys.stderr)
+            status = 255
+        else:
+            print(f"{job} " * ("jobid stat" in arguments) + (folder / f"{job}.state").read_text())
+    sys.exit(status)
 
 
 def bhist(arguments: list[str]) -> None:

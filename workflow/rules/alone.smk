@@ -3,9 +3,10 @@
 
 import atexit
 import contextlib
+import itertools
 
 from gigapipe import left_jobs
-from gigapipe.one_writer import only_writer
+from gigapipe.one_writer import only_writer, writer_of
 
 
 def hold_results():
@@ -17,11 +18,24 @@ def hold_results():
     alone = only_writer(
         RESULTS / "workflow", "runs the workflow there", of_all_hosts=True
     )
-    killed = or_refuse("", held.enter_context, alone)
+    or_refuse("", held.enter_context, alone)
     atexit.register(held.close)
-    left_jobs.begin()
-    if killed and (left := left_jobs.stop(killed)):
+    if left := left_jobs.stop(RESULTS):
         refuse(
-            f"{RESULTS}: jobs of a run that was killed do not stop; wait for them, or end them: processes "
+            f"{RESULTS}: jobs of a run that was killed do not stop; wait for them, or end processes "
             f"{', '.join(map(str, left))}"
         )
+    left_jobs.begin(RESULTS)
+    if left := list(itertools.islice(being_written(), 3)):
+        refuse(
+            f"others, jobs of a run that was killed perhaps, are at work on what this run would make: "
+            f"{'; '.join(left)}; let them end, or cancel them"
+        )
+
+
+def being_written():
+    """What this run is to make and others are making, with who does: jobs on the nodes of a cluster."""
+    for job in workflow.dag.needrun_jobs():
+        for output in map(Path, job.output):
+            if writer := writer_of(output):
+                yield f"{output}: {writer}"
