@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from projects import configured, make_results, start, watched
+from projects import configured, fresh_copy, make_results, start, watched
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -72,8 +72,9 @@ def test_a_job_of_which_nothing_is_known_has_failed_after_a_bounded_time(lsf, pr
     assert status_of(1, project, tmp_path) == ("running\n", "") and not unknown.exists()
 
 
-def test_a_workflow_goes_on_without_what_lsf_has_forgotten_and_ends(project, lsf, tmp_path, monkeypatch):
+def test_a_workflow_goes_on_without_what_lsf_has_forgotten_and_ends(lsf, tmp_path, monkeypatch):
     """Of one job it has kept the output alone, of the other nothing."""
+    project = fresh_copy(tmp_path / "project")
     monkeypatch.setenv("SIMULATED_LSF_SITE", "plain")
     monkeypatch.setenv("GIGAPIPE_LSF_PATIENCE", "4")
     for forgotten in ("1.no-bjobs", "1.no-bhist", "2.no-bjobs", "2.no-bhist", "2.lost"):
