@@ -6,17 +6,19 @@ once. Nothing heavy is imported here, for both.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gigapipe import exit_status, memory_kills
 from gigapipe.atomic import atomic_file
-from gigapipe.errors import InputError
+from gigapipe.errors import InputError, line_of
 
 NEVER, BEGUN, MEMORY = "never.json", "begun.json", "memory.json"
 KILLS = 2
@@ -37,26 +39,48 @@ class InVain(InputError):
 
 @dataclass(frozen=True)
 class Attempts:
-    """Those at `output`. `key` stands for what they were told; without one nothing is left for the next, or read."""
+    """Those at `output`. `key` stands for what they were told; without one nothing is left for the next, or read.
+
+    Where they are cheap, word lies not beside the output but in a `place` that each run of the workflow empties.
+    """
 
     output: Path
     key: str | None = None
+    place: Path | None = None
 
     @property
     def folder(self) -> Path:
         """Where they leave word, and ranks what they failed of."""
-        return self.output.with_name(f"{self.output.name}.failed")
+        return self.place or self.output.with_name(f"{self.output.name}.failed")
 
     @property
     def verdict(self) -> str | None:
         """Why none can succeed that has this key, if one has found that."""
-        return self._noted(NEVER).get("why")
+        noted = self._noted(NEVER)
+        if (module := noted.get("module")) and importlib.util.find_spec(module):
+            return None  # it has been installed since
+        return noted.get("why")
 
     def refuse(self) -> None:
         """Raise InVain if there is a verdict."""
         if why := self.verdict:
             when = time.strftime("%d %b %H:%M", time.localtime(self._noted(NEVER).get("when", 0)))
-            raise InVain(f"{why} (recorded on {when}; remove {self.folder / NEVER} to try again)")
+            remedy = f"remove {self.folder / NEVER} to try again"
+            if self.place:
+                remedy = "the next run of the workflow tries it again"
+            raise InVain(f"{why} (recorded on {when}; {remedy})")
+
+    def overtaken(self, inputs: Iterable[Path]) -> bool:
+        """Whether one of `inputs` was made or corrected since the verdict, be it by a file that is dated before.
+
+        Of a folder that the verdict names, all that is in it is looked at.
+        """
+        try:
+            found = (self.folder / NEVER).stat().st_mtime
+        except OSError:
+            return False
+        why = self.verdict or ""
+        return any(_changed(path, path.name in why) > found for path in inputs)
 
     def begin(self, memory: int | None) -> None:
         """Note that an attempt begins, whose ranks may take `memory` bytes each; what other keys have left goes.
@@ -96,10 +120,11 @@ class Attempts:
         if not self.key or isinstance(error, InVain):
             return
         with contextlib.suppress(OSError):
-            if exit_status.is_memory(error):
+            if exit_status.is_memory(error) and not self.place:  # elsewhere there are no ranks, and no plan
                 self.killed_for_memory(str(error).strip().partition("\n")[0] or type(error).__name__)
             elif exit_status.of(error) == exit_status.NEVER:
-                self._note(NEVER, {"why": str(error)})
+                module = error.name if isinstance(error, ModuleNotFoundError) else None
+                self._note(NEVER, {"why": line_of(error) or str(error), "module": module and module.partition(".")[0]})
 
     def why_killed(self, status: int, log: str) -> str | None:
         """What says that ranks which ended with `status`, and a `log`, were killed for memory, if something does."""
@@ -148,3 +173,13 @@ class Attempts:
     def _remove_empty(self) -> None:
         with contextlib.suppress(OSError):  # there is none, or it holds what ranks have left, or what is not ours
             self.folder.rmdir()
+
+
+def _changed(path: Path, within: bool) -> float:
+    """When a path, or what it leads to, or what is `within`, was last changed; 0 if it is not there."""
+    paths = [path, *(path.rglob("*") if within else ())]
+    times = [0.0]
+    for one in paths:
+        with contextlib.suppress(OSError):
+            times += [one.lstat().st_ctime, one.stat().st_ctime, one.stat().st_mtime]
+    return max(times)

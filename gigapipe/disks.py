@@ -47,6 +47,12 @@ def passes(error: OSError) -> bool:
     return error.errno in PASSING
 
 
+def raise_passing(error: Exception) -> None:
+    """Raise an error again that is the disk's and not the file's: of that alone it may be said that it is of no use."""
+    if isinstance(error, OSError) and passes(error):
+        raise error
+
+
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
     """An OSError of the block is of `path` if it names no file: a full disk does not say what it had no room for."""

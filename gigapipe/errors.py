@@ -1,5 +1,7 @@
 """The errors that a user is meant to read."""
 
+from gigapipe.disks import in_one_line
+
 
 class InputError(Exception):
     """Something given by the user is wrong: the message is one line that says what, where, and what to do.
@@ -13,3 +15,14 @@ class Unavailable(InputError):
 
     of_use = True
     """Whether what has been made until then is of use to that try."""
+
+
+def line_of(error: BaseException) -> str | None:
+    """What a user is told of an error; None of a defect."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return in_one_line(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gigapipe"):
+        return f"{error.name} is not installed; install it with pip install 'gigapipe[workflow]'"
+    return None

@@ -19,12 +19,13 @@ class Busy(Unavailable):
     """Another process is at it; `holder` says which, in which `folder`, as far as it is known."""
 
     def __init__(self, output: Path, what: str, holder: dict):
-        named = ""
-        if holder:
-            since = time.strftime("%d %b %H:%M", time.localtime(holder["since"]))
-            named = f" (process {holder['process']} on {holder['host']}, since {since})"
+        named = f" ({_named(holder)})" if holder else ""
         super().__init__(f"{output}: another process{named} {what}; wait until it has finished")
         self.holder = holder
+
+
+class Left(Unavailable):
+    """What a process of another host has left, of which nobody can tell here whether that one lives."""
 
 
 _HELD: dict[Path, IO] = {}
@@ -32,12 +33,13 @@ _HELD: dict[Path, IO] = {}
 
 
 @contextlib.contextmanager
-def only_writer(output: str | Path, what: str = "is writing it") -> Iterator[None]:
+def only_writer(output: str | Path, what: str = "is writing it", of_all_hosts: bool = False) -> Iterator[None]:
     """No other process that asks writes `output` while this block runs. Raises Busy, naming the one that does.
 
     The lock is the file `.NAME.lock` beside it, and goes with it. The system lets go of it when its process ends,
     however that ends: the file that a kill leaves holds nobody up. On file systems without locks it still keeps out the
-    living processes of its own host, and a warning says so.
+    living processes of its own host, and a warning says so. Others keep each host's locks from the other hosts, and say
+    nothing: where those of all hosts are to be kept out for certain, what one of them has left raises Left.
     """
     output = Path(os.path.abspath(output))
     if output in _HELD:
@@ -45,11 +47,23 @@ def only_writer(output: str | Path, what: str = "is writing it") -> Iterator[Non
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     with named(output):
-        _HELD[output] = _locked(output, what)
+        _HELD[output] = _locked(output, what, of_all_hosts)
     try:
         yield
     finally:
         _release(output)
+
+
+def writer_of(output: Path) -> str | None:
+    """The process that is writing `output`, in words; None if there is none, as far as its file system tells."""
+    try:
+        with open(_lock_of(output), "r+b", buffering=0) as file:
+            _take(file, output, "is writing it")
+    except Busy as error:
+        return _named(error.holder) if error.holder else "a process that does not say which"
+    except OSError:
+        return None
+    return None
 
 
 def release_all() -> None:
@@ -69,12 +83,18 @@ def _lock_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
-def _locked(output: Path, what: str) -> IO:
+def _locked(output: Path, what: str, of_all_hosts: bool) -> IO:
     """The lock's file, open, which names this process."""
     while True:
         file = open(_lock_of(output), "a+b", buffering=0)  # noqa: SIM115  is closed when the lock is let go
         try:
             _take(file, output, what)
+            before = _holder(file) if of_all_hosts else {}
+            if before and before["host"] != socket.gethostname():
+                raise Left(
+                    f"{output}: {_named(before)}, {what}, or was killed: {socket.gethostname()} cannot tell; start it "
+                    f"there, or remove {_lock_of(output)} if that process has ended"
+                )
             if _is_there(file, _lock_of(output)):
                 file.truncate(0)
                 here = {"host": socket.gethostname(), "folder": os.getcwd()}
@@ -102,6 +122,11 @@ def _take(file: IO, output: Path, what: str) -> None:
             "from two hosts at the same time",
             about=("flock", os.fstat(file.fileno()).st_dev),
         )
+
+
+def _named(holder: dict) -> str:
+    since = time.strftime("%d %b %H:%M", time.localtime(holder["since"]))
+    return f"process {holder['process']} on {holder['host']}, since {since}"
 
 
 def _is_there(file: IO, path: Path) -> bool:

@@ -24,7 +24,7 @@ SETTLE = 5.0
 """Seconds that Snakemake has for the next jobs, when all that run wait for others to share their node."""
 
 CLUSTERS = ("slurm", "cluster-generic")
-"""The executors whose jobs may share nodes; LSF's own shares nodes by itself."""
+"""The executors whose jobs may share nodes."""
 
 NODE = """#!/bin/bash
 # Jobs that share a node. Each leaves its exit status.

@@ -56,6 +56,67 @@ def test_a_verdict_is_read_under_its_key_alone_and_goes_with_another(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_verdict_is_overtaken_by_what_is_made_or_corrected_since(tmp_path):
+    slide, pyramid, other = tmp_path / "a.svs", tmp_path / "pyramids/a", tmp_path / "pyramids/b"
+    for store in pyramid, other:
+        (store / "image.zarr/c").mkdir(parents=True)
+        (store / "image.zarr/c/0").write_text("chunk")
+    slide.write_text("slide")
+    attempts = Attempts(tmp_path / "model.pt", "a")
+    inputs = [tmp_path / "gone", slide, pyramid, other]
+    assert not attempts.overtaken(inputs)
+
+    def found() -> None:
+        time.sleep(0.02)  # the clock of files is coarse
+        attempts.note(InputError("pyramid pyramids/a: chunk c/0 of its 8 µm/px is missing"))
+        assert not attempts.overtaken(inputs)
+        time.sleep(0.02)
+
+    found()
+    (other / "image.zarr/c/0").write_text("of which nothing was said")
+    assert not attempts.overtaken(inputs)
+    (pyramid / "image.zarr/c/0").write_text("what was there before")
+    os.utime(pyramid / "image.zarr/c/0", (0, 0))
+    assert attempts.overtaken(inputs)
+    found()
+    (tmp_path / "b.svs").write_text("slide")
+    os.utime(tmp_path / "b.svs", (0, 0))
+    (tmp_path / "b.svs").rename(slide)
+    assert attempts.overtaken(inputs)
+
+
+def test_what_was_not_installed_is_no_verdict_once_it_is(tmp_path, monkeypatch):
+    attempts = Attempts(tmp_path / "model.pt", "a")
+    attempts.note(ModuleNotFoundError("No module named 'brought_later'", name="brought_later.inner"))
+    with pytest.raises(InVain, match=r"^brought_later.inner is not installed; install it with"):
+        attempts.refuse()
+    (tmp_path / "brought_later.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    attempts.refuse()
+
+
+def test_an_option_that_the_command_line_refuses_is_refused_once(tmp_path):
+    (tmp_path / "log").write_text("usage: gigapipe\ngigapipe train: error: argument --time-limit: invalid value\n")
+    command = ["explain", 2, "--output", tmp_path / "model.pt", "--log", tmp_path / "log", "--attempts", "a"]
+    assert gigapipe(*command, check=False).returncode == NEVER
+    assert "--time-limit: invalid value" in Attempts(tmp_path / "model.pt", "a").verdict
+
+
+def test_a_cheap_verb_leaves_word_where_it_is_told_to_and_forgets_it(tmp_path):
+    (tmp_path / "sheet.tsv").write_text("slide\tpatient\n")
+    command = ["folds", tmp_path / "sheet.tsv", tmp_path / "out", "--attempts", "a", tmp_path / "failed/a"]
+    line = gigapipe(*command, check=False).stdout.strip()
+    assert line.startswith("gigapipe: sample sheet")
+    again = gigapipe(*command, check=False)
+    assert again.returncode == NEVER and again.stdout.startswith(f"{line} (recorded on ")
+    assert "the next run of the workflow tries it again" in again.stdout
+    rows = [f"s{i}\tp{i}\th{i}\t{'ab'[i % 2]}\ts{i}.svs" for i in range(12)]
+    (tmp_path / "sheet.tsv").write_text("\n".join(["slide\tpatient\tsite\tlabel\tsource", *rows]) + "\n")
+    (tmp_path / "failed/a/never.json").unlink()
+    gigapipe(*command)
+    assert not (tmp_path / "failed/a").exists()
+
+
 def test_without_a_key_nothing_is_left(tmp_path):
     alone = Attempts(tmp_path / "model.pt")
     alone.begin(memory=None)

@@ -65,7 +65,6 @@ def test_sixty_slides_arrive_whole_through_faults_and_kills(shared, tmp_path):
                 time.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            snakemake(project, *arguments, "--unlock")
         for path in folder.glob("TCGA*.svs"):
             assert path.read_bytes() == slides[full_name(path, slides)][0].read_bytes()
         _, output = snakemake(project, *arguments, "slides")

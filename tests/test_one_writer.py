@@ -1,6 +1,7 @@
 """Two at once: of two processes that would write the same, one does, and the other is told which one."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -13,12 +14,12 @@ import psutil
 import pytest
 from cohorts import same, training, weights
 from launching import GIGAPIPE, gigapipe
-from projects import snakemake
+from projects import ended, snakemake, start
 
 from gigapipe import disks
 from gigapipe.errors import Unavailable
 from gigapipe.exit_status import AGAIN
-from gigapipe.one_writer import only_writer
+from gigapipe.one_writer import Left, only_writer, writer_of
 from gigapipe.pyramids import Pyramid
 from gigapipe.slides.phantom import cohort, render, write_slide
 
@@ -58,6 +59,17 @@ def test_the_second_is_told_who_is_first_and_a_killed_one_holds_nobody_up(holder
     assert not (tmp_path / ".output.lock").exists()
 
 
+def test_who_is_writing_is_known_and_not_disturbed(holder, tmp_path):
+    output = tmp_path / "output"
+    assert writer_of(output).startswith(f"process {holder.pid} on {os.uname().nodename}, since ")
+    assert writer_of(tmp_path / "another") is None
+    with pytest.raises(Unavailable, match=f"process {holder.pid} on"), only_writer(output):
+        pass
+    holder.kill()
+    holder.wait()
+    assert writer_of(output) is None and (tmp_path / ".output.lock").exists()
+
+
 def test_without_locks_the_living_of_this_host_are_known_by_name(holder, tmp_path, monkeypatch, caplog):
     def none(*_):
         raise OSError(38, "Function not implemented")
@@ -71,6 +83,20 @@ def test_without_locks_the_living_of_this_host_are_known_by_name(holder, tmp_pat
     with only_writer(tmp_path / "output"):
         assert "its file system does not support locks" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere"]
+
+
+def test_what_another_host_has_left_is_respected_where_it_is_to_be_certain(tmp_path):
+    lock, output = tmp_path / ".output.lock", tmp_path / "output"
+    left = json.dumps({"host": "login2", "folder": "/w", "process": 17, "since": 1e9})
+    lock.write_text(left)
+    line = rf"{output}: process 17 on login2, since .*, runs, or was killed: .* remove {lock} if that process has ended"
+    with pytest.raises(Left, match=line), only_writer(output, "runs", of_all_hosts=True):
+        pass
+    assert lock.read_text() == left
+    with only_writer(output):  # whose lock the file system lets go of
+        pass
+    with only_writer(output, of_all_hosts=True):
+        pass
 
 
 def begun(process: subprocess.Popen, mark: Path) -> None:
@@ -118,14 +144,30 @@ def test_of_two_trainings_of_a_model_one_is_refused_and_the_other_not_disturbed(
     assert same(weights(tmp_path / "a/model.pt"), weights(tmp_path / "b/model.pt"))
 
 
-def test_a_workflow_of_another_folder_with_the_same_results_is_refused(project, tmp_path):
+def test_a_workflow_beside_one_with_the_same_results_is_refused_and_after_its_kill_goes_on(project, tmp_path):
+    arguments = ["--cores", 1, "--", "results/phantom/slides.tsv"]
+
+    def refused(holder: int) -> None:
+        code, output = snakemake(project, *arguments, check=False)
+        there = rf"results/workflow: another process \(process {holder} on .*\) is running the workflow there"
+        line = f"{there}; wait until it has finished"
+        assert code == 1 and re.search(f"^.*{line}$", output, re.MULTILINE), output
+        assert "--unlock" not in output
+
     (tmp_path / "elsewhere").mkdir()
     command = [sys.executable, "-c", HOLD, project / "results/workflow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path / "elsewhere") as other:
         assert other.stdout.readline() == b"held\n"
-        code, output = snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv", check=False)
+        refused(other.pid)
         other.kill()
-    assert code == 1 and f"another process (process {other.pid} on" in output, output
-    assert "is running the workflow there; wait until it has finished" in output
-    snakemake(project, "--cores", 1, "--", "results/phantom/slides.tsv")
-    assert not (project / "results/.workflow.lock").exists()
+    lock = project / "results/.workflow.lock"
+    lock.unlink()
+    with ended(start(project, *arguments)) as process:
+        begun(process, lock)
+        while not lock.read_text():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        refused(process.pid)
+    assert lock.exists()  # what the kill has left
+    snakemake(project, *arguments)
+    assert not lock.exists()

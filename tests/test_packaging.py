@@ -56,7 +56,7 @@ def test_a_wheel_made_of_the_sdist_writes_a_folder_in_which_the_demo_is_planned(
         "import sys; from gigapipe.cli import main; print(main.__code__.co_filename); sys.exit(main(sys.argv[1:]))"
     )
     assert "snakemake --cores 2" in (said := python(program, "init", folder, cwd=tmp_path)) and str(installed) in said
-    assert os.access(folder / "profiles/summit/submit.sh", os.X_OK)
+    assert os.access(folder / "profiles/lsf/submit.sh", os.X_OK)
     jobs = plan(folder, "--profile", "local")
     assert jobs["train"] == 12 and jobs["phantom"] == len(cohort()) + 1 and jobs["page"] == 1
 

@@ -66,7 +66,7 @@ ONE_RANK = {
         LAUNCHERS["perlmutter"].replace(" 2", " 1").replace("node=2", "node=1"),
         {"slurm_extra": "--gpus-per-node=4"},
     ),
-    "lsf": ("mpiexec -n 1", {"ptile": "32"}),
+    "lsf": ("mpiexec -n 1", {"span": "ptile=32", "lsf_extra": "-gpu num=4:mode=shared:j_exclusive=yes"}),
     "summit": ("jsrun -n 1 -r 1 -a 1 -c 7 -g 1 -b rs", {"nodes": "1"}),
 }
 

@@ -1,13 +1,14 @@
-"""The road under a simulation of Summit's LSF."""
+"""The road under a simulation of Summit's LSF; and LSF that forgets jobs, or does not answer."""
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 
 import pytest
 import torch
-from projects import configured, make_results, start, watched
+from projects import configured, fresh_copy, make_results, start, watched
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -48,7 +49,7 @@ def test_of_a_job_that_lsf_has_forgotten_its_history_and_its_output_are_asked(
     assert status_of(1, project, tmp_path) == (f"{word}\n", "")
 
 
-def test_a_job_of_which_nothing_is_known_has_failed_after_a_bounded_time(lsf, project, tmp_path):
+def test_a_job_of_which_nothing_is_known_has_failed_after_a_bounded_time(lsf, project, tmp_path, monkeypatch):
     (tmp_path / ".snakemake/lsf").mkdir(parents=True)
     (tmp_path / "1.state").write_text("RUN")
     for forgotten in "bjobs", "bhist":
@@ -57,7 +58,11 @@ def test_a_job_of_which_nothing_is_known_has_failed_after_a_bounded_time(lsf, pr
     unknown = tmp_path / ".snakemake/lsf/1.unknown"
     os.utime(unknown, (time.time() - 601,) * 2)
     (tmp_path / "down").touch()  # for an hour that may be all
+    monkeypatch.setenv("GIGAPIPE_LSF_ANSWER", "1")
+    begun = time.monotonic()
     assert status_of(1, project, tmp_path) == ("running\n", "")
+    assert time.monotonic() - begun < 30  # it would wait for a minute
+    monkeypatch.delenv("GIGAPIPE_LSF_ANSWER")
     (tmp_path / "down").unlink()
     word, said = status_of(1, project, tmp_path)
     assert word == "failed\n" and said.startswith(
@@ -67,9 +72,36 @@ def test_a_job_of_which_nothing_is_known_has_failed_after_a_bounded_time(lsf, pr
     assert status_of(1, project, tmp_path) == ("running\n", "") and not unknown.exists()
 
 
+def test_a_workflow_goes_on_without_what_lsf_has_forgotten_and_ends(lsf, tmp_path, monkeypatch):
+    """Of one job it has kept the output alone, of the other nothing."""
+    project = fresh_copy(tmp_path / "project")
+    monkeypatch.setenv("SIMULATED_LSF_SITE", "plain")
+    monkeypatch.setenv("GIGAPIPE_LSF_PATIENCE", "4")
+    for forgotten in ("1.no-bjobs", "1.no-bhist", "2.no-bjobs", "2.no-bhist", "2.lost"):
+        (tmp_path / forgotten).touch()
+    targets = {"results/phantom/slides.tsv", "results/phantom/PH-000-A.svs"}
+    often = ["--max-status-checks-per-second", 10, "--seconds-between-status-checks", 1, "--latency-wait", 5]
+    arguments = ["--profile", "lsf", *often, "--jobs", 2, "--retries", 0]
+    process = start(project, *arguments, "--", *targets)
+    gone = []
+
+    def kill() -> None:  # before it has made what it was to make
+        if not gone and (lsf / "2.pid").exists():
+            gone.append(int((lsf / "2.pid").read_text()))
+            os.killpg(gone[0], signal.SIGKILL)
+
+    output = watched(process, kill)
+    assert process.returncode == 1 and gone, output
+    assert len({one for one in targets if (project / one).exists()}) == 1, output
+    assert output.count("job 2: neither bjobs nor bhist nor its output has said for 4 seconds how it ended") == 1
+    submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
+    asked = "-P abc123 -q normal -W 120 -n 1 -R 'rusage[mem=8000MB]' -R 'span[hosts=1]' -J gigapipe.phantom."
+    assert len(submitted) == 2 and all(asked in line for line in submitted), submitted
+
+
 def status_of(job: int, project, folder) -> tuple[str, str]:
     done = subprocess.run(
-        [project / "profiles/summit/status.sh", str(job)], cwd=folder, capture_output=True, text=True, check=True
+        [project / "profiles/lsf/status.sh", str(job)], cwd=folder, capture_output=True, text=True, check=True
     )
     return done.stdout, done.stderr
 

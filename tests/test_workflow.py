@@ -198,20 +198,31 @@ def test_a_sheet_without_source_takes_the_config_s_pattern(own_slides):
     assert len(pd.read_csv(folder / "results/folds.tsv", sep="\t")) == len(here)
 
 
-def test_a_bad_slide_is_named_and_the_others_go_on(own_slides):
+def test_a_bad_slide_is_named_and_not_tried_in_vain_and_the_others_go_on(own_slides):
     folder, sheet = own_slides
-    code, output = snakemake(folder, "--cores", 2, "--config", "slides=my/slides.tsv", "--", "pyramids", check=False)
+    arguments = ["--cores", 2, "--config", "slides=my/slides.tsv", "--"]
+    patient = ["--retries", 20, "--set-threads", "pyramid=2", "--printshellcmds"]
+    code, output = snakemake(folder, *patient, *arguments, "pyramids", check=False)
     assert code == 1
     torn = sheet.loc[1, "slide"]
     said = collections.Counter(line.strip() for line in output.splitlines() if line.strip().startswith("gigapipe:"))
-    ((line, _),) = said.items()
+    (line, _), (again, _) = said.items()
     assert f"{torn}.svs" in line and "sample sheet" in line
+    assert re.fullmatch(re.escape(line) + r" \(recorded on .*; the next run of the workflow tries it again\)", again)
+    started = re.findall(rf"gigapipe pyramid .*--threads (\d) .* results/pyramids/{torn} ", output)
+    assert list(dict.fromkeys(started)) == ["2", "1"]  # that one process tells it again
+    assert output.count("Trying to restart job") == 1
     assert "Traceback" not in output
     whole = {p.name for p in (folder / "results/pyramids").iterdir()}
     assert whole == set(sheet["slide"]) - {torn}
     remote = sheet.loc[2, "slide"]
     assert Pyramid(folder / "results/pyramids" / remote).source["name"] == f"{remote}.svs"
     assert (folder / "resources/slides" / f"{remote}.svs").exists()
+    # One that is put right is tried, and be it older.
+    whole = folder / "my" / f"{torn}.svs"
+    write_slide(whole, render(next(p for p in cohort(seed=9, patients=8, folder="my") if p.slide == torn)))
+    os.utime(whole, (0, 0))
+    snakemake(folder, *arguments, f"results/pyramids/{torn}")
 
 
 def test_an_interrupted_run_leaves_nothing_that_is_taken_for_whole(own_slides):
@@ -225,8 +236,7 @@ def test_an_interrupted_run_leaves_nothing_that_is_taken_for_whole(own_slides):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    snakemake(folder, "--unlock", *arguments)
-    snakemake(folder, *arguments)
+    snakemake(folder, *arguments)  # nothing is to be unlocked first
     pyramids = [p for p in (folder / "results/pyramids").iterdir()]
     assert {p.name for p in pyramids} == set(sheet["slide"])
     assert all((Pyramid(p).array(8)[:] < 255).any() for p in pyramids)

@@ -26,12 +26,12 @@ from gigapipe.cli import (
     segmentation,
     slides,
 )
-from gigapipe.cli.distributed import attempts_of
+from gigapipe.cli.arguments import attempts_of
 from gigapipe.cli.guard import run_apart
 from gigapipe.cli.messages import log_to_stderr
-from gigapipe.disks import in_one_line
-from gigapipe.errors import InputError
+from gigapipe.errors import line_of
 from gigapipe.given_text import refuse_unreadable
+from gigapipe.left_jobs import end_with_run
 from gigapipe.training.stopping import Unfinished
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         refuse_unreadable([os.getcwd(), *(sys.argv if arguments is None else arguments)])
         args = parser().parse_args(arguments)
-        if "attempts" in args:
+        if getattr(args, "attempts", None):
             attempts = attempts_of(args)
             attempts.refuse()
         # Called by another program, it may have threads, and is as safe as that program.
@@ -70,8 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
         if crash:
             args.crashed(args, crash.name)
         else:
+            if arguments is None:
+                end_with_run()
             args.run(args)
         sys.stdout.flush()  # here, where it can be said that there is no room for it
+        if attempts and attempts.place:  # those of ranks do so by themselves, the first alone
+            attempts.forget()
     except Unfinished:  # which the first rank has told
         return exit_status.UNFINISHED
     except Exception as error:
@@ -79,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
             error.filename = error.filename or "standard output"
         if isinstance(error, InVain) and error.said_by_another:
             pass
-        elif line := _line_of(error):
+        elif line := line_of(error):
             print(f"gigapipe: {line}", file=sys.stderr)
         elif arguments is not None:
             raise
@@ -89,17 +93,6 @@ def main(arguments: list[str] | None = None) -> int:
             attempts.note(error)
         return exit_status.of(error)
     return 0
-
-
-def _line_of(error: Exception) -> str | None:
-    """What a user is told of an error; None of a defect."""
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError):
-        return in_one_line(error)
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("gigapipe"):
-        return f"{error.name} is not installed; install it with pip install 'gigapipe[workflow]'"
-    return None
 
 
 def _output_failed() -> bool:

@@ -3,7 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from gigapipe.attempts import Attempts
 from gigapipe.configuration.command_line import converter
 from gigapipe.configuration.values import Bytes, Count, Micrometres
 
@@ -20,6 +22,25 @@ def verb(verbs: Verbs, function: Callable[[argparse.Namespace], None], help: str
     )
     sub.set_defaults(run=function)
     return sub
+
+
+def attempts_argument(sub: argparse.ArgumentParser) -> None:
+    """For a verb that starts no ranks: what it is told so that a run of the workflow tries in vain but once."""
+    sub.add_argument(
+        "--attempts",
+        nargs=2,
+        metavar=("KEY", "FOLDER"),
+        help="what stands for these settings: an attempt than which none can do better leaves word under it in this "
+        "folder, and the next with the same ends at once",
+    )
+
+
+def attempts_of(args: argparse.Namespace) -> Attempts:
+    """Those at what a verb writes."""
+    if isinstance(args.attempts, list):
+        key, place = args.attempts
+        return Attempts(Path(place), key, Path(place))
+    return Attempts(args.output, args.attempts)
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file
-from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, positive, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
@@ -168,6 +168,7 @@ def add_evaluate(verbs: Verbs) -> None:
     )
     add_options(sub, Comparison)
     sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md, .html and .png")
+    attempts_argument(sub)
 
 
 def evaluate(args: argparse.Namespace) -> None:

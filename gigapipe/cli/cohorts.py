@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from gigapipe.atomic import atomic_file
-from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.configuration import Configuration, Folds
 
@@ -17,6 +17,7 @@ def add_verbs(verbs: Verbs) -> None:
     add_options(sub, Folds)
     sub.add_argument("--seed", type=int, default=0, help="random seed of the division")
     sub.add_argument("--unlabelled", dest="labelled", action="store_false", help="the slides need no labels")
+    attempts_argument(sub)
 
 
 def folds(args: argparse.Namespace) -> None:

@@ -63,21 +63,12 @@ def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
         "minutes, or 2 hours with --memory",
     )
     renamed(sub, "--silence", "--timeout")
-    attempts_argument(sub)
-
-
-def attempts_argument(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--attempts",
         metavar="KEY",
         help="an identifier of these settings, set by the workflow: if a run fails in a way that would recur, this is "
         "recorded beside the output, and the next run with the same KEY ends at once",
     )
-
-
-def attempts_of(args: argparse.Namespace) -> Attempts:
-    """Those at what a verb writes."""
-    return Attempts(args.output, args.attempts)
 
 
 def own_network_arguments(sub: argparse.ArgumentParser, help: str) -> None:
@@ -180,7 +171,8 @@ def launching(args: argparse.Namespace) -> dict:
     if args.timeout:
         timeout = timedelta(minutes=args.timeout)
     names = ("threads", "transport", "device", "memory")
-    return {name: getattr(args, name) for name in names} | {"timeout": timeout, "attempts": attempts_of(args)}
+    attempts = Attempts(args.output, args.attempts)
+    return {name: getattr(args, name) for name in names} | {"timeout": timeout, "attempts": attempts}
 
 
 def learning_arguments(sub: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gigapipe import exit_status, memory_kills
 from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.errors import InputError
 
 TAIL = 1 << 20
 """Bytes of a log's end that are read."""
@@ -33,6 +34,8 @@ def explain(args: argparse.Namespace) -> None:
         log = file.read().decode(errors="replace")
     if said := attempts.why_killed(args.status, log):
         print(f"gigapipe: {attempts.killed_for_memory(said)}", file=sys.stderr)
+    elif args.status == exit_status.USAGE:  # which the verb itself, being given no key, could not note
+        attempts.note(InputError(log.strip().rpartition("\n")[2]))
     elif args.status in memory_kills.KILLED:
         print(
             "gigapipe: a rank was killed (SIGKILL) for an unknown reason; there is no sign that memory ran out",

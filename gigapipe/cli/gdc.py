@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import gigapipe
-from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.sources import Archive, Cohort, Label
 from gigapipe.errors import InputError
@@ -35,6 +35,7 @@ def add_query(verbs: Verbs) -> None:
         help="use only slides with this value, as a class of this name; may be repeated",
     )
     add_options(sub, Archive, ["api"])
+    attempts_argument(sub)
 
 
 def query(args: argparse.Namespace) -> None:
@@ -79,6 +80,7 @@ def add_sheet(verbs: Verbs) -> None:
     known = get_args(Label)[:2]
     sub.add_argument("--label", choices=known, default=known[0], help="with --portal-sheet: what defines the class")
     sub.add_argument("--sites", type=Path, help="table of institutions, with columns site, and code or patient")
+    attempts_argument(sub)
 
 
 def sheet(args: argparse.Namespace) -> None:

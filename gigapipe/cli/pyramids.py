@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gigapipe import named
 from gigapipe.atomic import atomic_file
-from gigapipe.cli.arguments import Verbs, micrometres, positive, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, micrometres, positive, verb
 from gigapipe.configuration.command_line import add_options, converter, values
 from gigapipe.configuration.pyramids import PyramidPixels, Pyramids
 from gigapipe.configuration.values import Function
@@ -58,6 +58,7 @@ def add_pyramid(verbs: Verbs) -> None:
         help="if the slide cannot be used, write the reason instead of the store, and succeed",
     )
     sub.add_argument("--verify", action="store_true", help="then check it, as `gigapipe verify --slide` does")
+    attempts_argument(sub)
     sub.set_defaults(crashed=lambda args, what: give_up(args, crash_of(args.slide, what)))
 
 
@@ -122,6 +123,7 @@ def add_add(verbs: Verbs) -> None:
     sub.add_argument(
         "--output", type=Path, metavar="FILE", help="also write the list of its resolutions to this file, as JSON"
     )
+    attempts_argument(sub)
     sub.set_defaults(crashed=crashed)
 
 
@@ -255,6 +257,7 @@ def add_canvases(verbs: Verbs) -> None:
     sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders")
     sub.add_argument("--mpp", type=micrometres, nargs="+", required=True, help="resolutions, in µm per pixel")
     sub.add_argument("--output", type=Path, required=True, help="the table to write: mpp, canvas, whole, slides")
+    attempts_argument(sub)
 
 
 def canvases(args: argparse.Namespace) -> None:
@@ -277,6 +280,7 @@ def add_survey(verbs: Verbs) -> None:
     sub = verb(verbs, survey, "List the status of every slide, as a table and a contact sheet.")
     sub.add_argument("pyramids", type=Path, nargs="+", help="the pyramids' folders, all in one folder")
     sub.add_argument("--output", type=Path, required=True, help="folder for slides.tsv and slides.png")
+    attempts_argument(sub)
 
 
 def survey(args: argparse.Namespace) -> None:

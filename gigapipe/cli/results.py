@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file, atomic_folder
-from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
@@ -131,6 +131,7 @@ def add_report(verbs: Verbs) -> None:
         "--figures", type=Path, metavar="FOLDER", help="also write each figure to this folder, as PNG and SVG"
     )
     sub.add_argument("--output", type=Path, default=Path("report.html"), help="the page to write")
+    attempts_argument(sub)
 
 
 def report(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gigapipe.allocator import return_freed_tensors
 from gigapipe.atomic import atomic_file, atomic_folder
-from gigapipe.cli.arguments import Verbs, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
@@ -64,6 +64,7 @@ def add_mask(verbs: Verbs) -> None:
         help="write regions of several classes: the classes given by --class have the label values 1, 2, …, in this "
         "order; where annotations overlap, the later class is used",
     )
+    attempts_argument(sub)
 
 
 def mask(args: argparse.Namespace) -> None:
@@ -225,6 +226,7 @@ def add_dice(verbs: Verbs) -> None:
     sub.add_argument("--trainings", type=Path, nargs="+", required=True, help="the training.json of the same models")
     add_options(sub, Comparison)
     sub.add_argument("--output", type=Path, required=True, help="folder for dice.tsv and dice.md")
+    attempts_argument(sub)
 
 
 def dice(args: argparse.Namespace) -> None:

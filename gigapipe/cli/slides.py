@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from gigapipe.atomic import atomic_file
-from gigapipe.cli.arguments import Verbs, positive, verb
+from gigapipe.cli.arguments import Verbs, attempts_argument, positive, verb
 from gigapipe.configuration.command_line import add_options, values
 from gigapipe.configuration.sources import Archive, Phantom
 from gigapipe.errors import InputError
@@ -59,6 +59,7 @@ def add_download(verbs: Verbs) -> None:
     sub.add_argument(
         "--tries", type=positive, default=8, help="number of consecutive attempts without new data after which it fails"
     )
+    attempts_argument(sub)
 
 
 def download(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 from gigapipe.slides.sheet import UNKNOWN
 from gigapipe.slides.tables import read_table
@@ -186,4 +187,5 @@ def read_folds(path) -> pd.DataFrame:
         # As text: a slide may be called 001.
         return read_written(path, dtype=str, keep_default_na=False).astype({"fold": int})
     except (OSError, ValueError, KeyError) as error:
+        raise_passing(error)
         raise InputError(f"folds {path}: cannot be read ({error}); make them with `gigapipe folds`") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import (
     ALIKE,
@@ -134,6 +135,7 @@ def _read_predictions(path: Path) -> pd.DataFrame:
     try:
         table = read_written(path, dtype=dict.fromkeys([*NAMES, *BELONGS], str), keep_default_na=False)
     except (OSError, ValueError) as error:
+        raise_passing(error)
         raise InputError(f"predictions {path}: cannot be read ({error}); make them with `gigapipe predict`") from None
     lacking = [name for name in (*NAMES, *ONE_NETWORK, MPP) if name not in table]
     if lacking or table.empty:
@@ -146,6 +148,7 @@ def _read_training(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise_passing(error)
         raise InputError(f"training {path}: cannot be read ({error!r}); make it with `gigapipe train`") from None
 
 

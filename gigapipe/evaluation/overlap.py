@@ -9,6 +9,7 @@ import pandas as pd
 import zarr
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import PEAK_MEMORY, SECONDS_PER_STEP, read
 from gigapipe.evaluation.dice_recommendation import CLASS, DICE, OF_ALL, recommend_by_dice
@@ -102,6 +103,7 @@ def overlaps(tables: list[Path]) -> pd.DataFrame:
             [read_written(table, dtype=names, keep_default_na=False, na_values=empty) for table in tables]
         )
     except (OSError, ValueError) as error:
+        raise_passing(error)
         raise InputError(f"dice: cannot be read ({error}); make it with `gigapipe segment`") from None
     found = found.sort_values(["mpp", "slide"], ascending=[False, True], kind="stable").reset_index(drop=True)
     if CLASS not in found:

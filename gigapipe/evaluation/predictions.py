@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import BELONGS, FILE, FOLD, LABEL, MPP, NAMES, PART, SEED, TEST
 from gigapipe.evaluation.targets import SCORE, Targets, several, targets_of
@@ -24,6 +25,7 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
             table = read_written(path, dtype=dict.fromkeys([*NAMES, *BELONGS], str), keep_default_na=False)
             tables.append(table.astype({FOLD: int, MPP: float}).assign(**{FILE: network}))
         except (OSError, ValueError, KeyError) as error:
+            raise_passing(error)
             raise InputError(f"predictions {path}: cannot be read ({error}); make it with `gigapipe predict`") from None
     together = pd.concat(tables, ignore_index=True)
     return together.assign(**{SEED: together.get(SEED, 0), PART: together.get(PART, TEST)})

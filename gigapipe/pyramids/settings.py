@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gigapipe.configuration.pyramids import PyramidPixels
 from gigapipe.configuration.values import Function, Micrometres
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.slides.reader import Slide
 
@@ -50,4 +51,5 @@ def drawn_when(settings: Settings) -> int | None:
     try:
         return Path(settings.tissue).stat().st_mtime_ns
     except OSError as error:
+        raise_passing(error)
         raise InputError(f"tissue {settings.tissue}: cannot be read ({error.strerror}); correct it") from None

@@ -172,6 +172,7 @@ def _fetch(
     turn = failures = spoiled = most = 0
     refusals: dict[str, Refused] = {}
     whole: set[str] = set()  # of which all is asked for the next time, and no range
+    wrong: set[str] = set()  # the checksums of what arrived
     while True:
         address, most = addresses[turn % len(addresses)], max(most, arrived.bytes)
         turn += 1
@@ -187,7 +188,10 @@ def _fetch(
             spoiled, most = spoiled + 1, 0
             if spoiled > len(addresses):
                 remedy = "correct the sheet, or ask its author" if given_md5 else "which the server stated; try again"
-                raise InputError(f"{address}: its md5 is {found}, not {wanted}; {remedy}")
+                # The same again is what the server has; another each time is what the network made of it.
+                kind = InputError if found in wrong else Unavailable
+                raise kind(f"{address}: its md5 is {found}, not {wanted}; {remedy}")
+            wrong.add(found)
             raise Interrupted("its md5 is wrong")
         except Refused as error:
             refusals[address] = error

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 
 ANNOTATIONS = {".geojson", ".json", ".xml"}
@@ -122,6 +123,7 @@ def _opened(path: Path) -> "np.ndarray | Image.Image":
         picture.load()
         return picture
     except (OSError, ValueError) as error:
+        raise_passing(error)
         raise InputError(f"mask {path}: cannot be read ({error}); correct it in the sample sheet") from None
 
 
@@ -199,6 +201,7 @@ def read_annotations(path: Path) -> list[Area]:
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ElementTree.ParseError) as error:
+        raise_passing(error)
         raise InputError(
             f"annotations {path}: cannot be read ({type(error).__name__}: {error}); export them again from QuPath as "
             "GeoJSON, or from ASAP as XML"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 from gigapipe.slides.workbook import WORKBOOK, read_workbook
 from gigapipe.slides.written_tables import meant
@@ -38,6 +39,7 @@ def read_table(path: Path, known: Iterable[str], what: str) -> pd.DataFrame:
     try:
         data = path.read_bytes()
     except OSError as error:
+        raise_passing(error)
         raise InputError(f"{what} {path}: cannot be read ({error.strerror or error}); correct its path") from None
     return table_of(data, separator_of(path), known, f"{what} {path}")
 

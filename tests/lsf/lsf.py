@@ -3,8 +3,9 @@
 
 It runs jobs on this machine, one after another begun, and refuses what Summit's easy mode refuses: a job without -P, -W
 or -nnodes, or with -n, -R or its script on standard input; resource sets that do not fit nodes of 6 GPUs and 42 cores.
-It knows nothing else of LSF. State is in the folder $SIMULATED_LSF: of each job its state and its process; and lines,
-every command as it came. Of a job N there may be files of what LSF has forgotten: N.no-bjobs, N.no-bhist; and `down`,
+With SIMULATED_LSF_SITE=plain it takes -n and -R, and no -nnodes, as LSF does elsewhere. It knows nothing else of LSF.
+State is in the folder $SIMULATED_LSF: of each job its state and its process; and lines, every command as it came. Of
+a job N there may be files of what LSF has forgotten: N.no-bjobs, N.no-bhist, and N.lost: that it has ended; and `down`,
 for a time in which it does not answer.
 """
 
@@ -27,13 +28,17 @@ def refuse(why: str) -> None:
 
 def bsub(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("-P", "-W", "-nnodes", "-q", "-alloc_flags", "-J", "-o", "-n", "-R"):
+    for name in ("-P", "-W", "-nnodes", "-q", "-alloc_flags", "-J", "-o", "-n", "-gpu"):
         parser.add_argument(name)
+    parser.add_argument("-R", action="append")
     parser.add_argument("script", nargs="*")
     args = parser.parse_args(arguments)
-    if not (args.P and args.W and args.nnodes):
+    if os.environ.get("SIMULATED_LSF_SITE") == "plain":
+        if not (args.P and args.W and args.n) or args.nnodes or args.alloc_flags:
+            refuse("this site needs -P, -W and -n, and knows no easy mode")
+    elif not (args.P and args.W and args.nnodes):
         refuse("easy mode needs -P, -W and -nnodes")
-    if args.n or args.R:
+    elif args.n or args.R:
         refuse("easy mode takes neither -n nor -R")
     if not args.script:
         refuse("no script")
@@ -54,7 +59,7 @@ def bsub(arguments: list[str]) -> None:
     output = os.open(args.o.replace("%J", str(job)), os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    environment = {**os.environ, "LSB_JOBID": str(job), "SIMULATED_NODES": args.nnodes}
+    environment = {**os.environ, "LSB_JOBID": str(job), "SIMULATED_NODES": args.nnodes or "1"}
     process = subprocess.Popen(args.script, env=environment, start_new_session=True)
     (folder / f"{job}.pid").write_text(str(process.pid))
     try:
@@ -62,19 +67,25 @@ def bsub(arguments: list[str]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         status = 1
+    if (folder / f"{job}.lost").exists():
+        return
     # As LSF ends the file of -o.
     print(f"\nExited with exit code {status}." if status else "\nSuccessfully completed.", flush=True)
     (folder / f"{job}.state").write_text("EXIT" if status else "DONE")
 
 
 def bjobs(arguments: list[str]) -> None:
-    job = arguments[-1]
     if (folder / "down").exists():
-        sys.exit("LSF is down. Please wait ...")
-    if (folder / f"{job}.no-bjobs").exists():
-        print(f"Job <{job}> is not found", file=sys.stderr)
-        sys.exit(255)
-    print((folder / f"{job}.state").read_text())
+        print("LSF is down. Please wait ...", flush=True)
+        time.sleep(60)
+    status = 0
+    for job in filter(str.isdigit, arguments):
+        if (folder / f"{job}.no-bjobs").exists():
+            print(f"Job <{job}> is not found", file=sys.stderr)
+            status = 255
+        else:
+            print(f"{job} " * ("jobid stat" in arguments) + (folder / f"{job}.state").read_text())
+    sys.exit(status)
 
 
 def bhist(arguments: list[str]) -> None:

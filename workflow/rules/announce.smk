@@ -1,18 +1,15 @@
 # What is said, and refused, before the first job of a run.
 
-import atexit
-import contextlib
-
 from snakemake.exceptions import WorkflowError
 
 from gigapipe.configuration.pyramids import PyramidPixels
 from gigapipe.gdc.client import addresses_of
-from gigapipe.one_writer import Busy, only_writer
 from gigapipe.slides.disk_space import Wanted, announce
 
 
 onstart:
     hold_results()
+    forget_failures()
     note_divisions(RESULTS, list(DIVISIONS.values()))
     announce_work()
 
@@ -57,21 +54,6 @@ def to_convert():
         settings = Settings(**pixels_of_pyramids(slide))
         wanted[path_of_slide(slide)] = (settings, int(SHEET[slide].get("size") or 0))
     return wanted
-
-
-def hold_results():
-    """Refuse to run beside a workflow of another folder that writes the same results: Snakemake locks its own alone."""
-    held = contextlib.ExitStack()
-    try:
-        held.enter_context(
-            only_writer(RESULTS / "workflow", "is running the workflow there")
-        )
-    except Busy as error:
-        if error.holder.get("folder") != os.getcwd():
-            raise WorkflowError(str(error))
-    except OSError as error:
-        raise WorkflowError(said(error))
-    atexit.register(held.close)
 
 
 def announce_work():

@@ -15,7 +15,7 @@ if AUTO_CANVASES:
         params:
             mpp=lambda wildcards: " ".join(chosen_together()),
         shell:
-            "gigapipe canvases {input} --mpp {params.mpp} --output {output} > {log} 2>&1"
+            "gigapipe canvases {input} --mpp {params.mpp} --output {output} {resources.attempts} > {log} 2>&1"
 
     use rule canvases as canvas with:
         output:

@@ -38,7 +38,12 @@ rule cohort:
             *([f"--api={CONFIG.gdc.api}"] if "projects" in ASKED else []),
         ],
     shell:
-        "gigapipe gdc {params.verb} {params.asked:q} -- {output:q} > {log} 2>&1"
+        "gigapipe gdc {params.verb} {params.asked:q} {resources.attempts} -- {output:q} > {log} 2>&1"
+
+
+onstart:
+    hold_results()
+    forget_failures()
 
 
 onsuccess:

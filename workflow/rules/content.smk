@@ -116,8 +116,8 @@ def other_rows(place):
         return None
     try:
         folds = read_folds(file)
-    except InputError as error:
-        refuse(str(error))
+    except (InputError, OSError) as error:
+        refuse(said(error))
     sheet = pandas.DataFrame(SHEET.values())
     compared = [column for column in COMPARED if column in sheet]
     if TARGET:  # of which labels are made

@@ -65,7 +65,7 @@ rule evaluate:
         margin=arguments(CONFIG.comparison, Comparison),
     shell:
         "gigapipe evaluate --predictions {input.predictions} --trainings {input.trainings} {params.margin} --output {params.folder}"
-        " > {log} 2>&1"
+        " {resources.attempts} > {log} 2>&1"
 
 
 rule evaluated:

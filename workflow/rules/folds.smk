@@ -38,4 +38,4 @@ rule folds:
         folder=subpath(output.table, parent=True),
     shell:
         "gigapipe folds --folds {params.number} --seed {params.seed} --by {params.by} {params.given:q} {params.source:q}"
-        " {params.labels} -- {input:q} {params.folder} > {log} 2>&1"
+        " {params.labels} {resources.attempts} -- {input:q} {params.folder} > {log} 2>&1"

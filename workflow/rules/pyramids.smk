@@ -46,8 +46,8 @@ rule pyramid:
         ),
     shell:
         "{resources.alone} gigapipe pyramid --mpp {resources.mpp} {params.settings} {params.own_mpp} {params.drawn:q}"
-        " {resources.scheduler} {resources.leave_out} {resources.verify} --threads {threads} -- {input.slide:q} {output}"
-        " > {log} 2>&1"
+        " {resources.scheduler} {resources.leave_out} {resources.verify} --threads {threads} {resources.attempts}"
+        " -- {input.slide:q} {output} > {log} 2>&1"
 
 
 rule add:
@@ -82,7 +82,7 @@ rule add:
         reader=lambda wildcards: " ".join(reader_option(wildcards)),
     shell:
         "{resources.alone} gigapipe add {input.pyramid} --mpp {params.mpp} {params.slide:q} {params.reader}"
-        " {resources.scheduler} {resources.verify} --threads {threads} --output {output} > {log} 2>&1"
+        " {resources.scheduler} {resources.verify} --threads {threads} --output {output} {resources.attempts} > {log} 2>&1"
 
 
 rule survey:
@@ -112,7 +112,7 @@ rule survey:
     params:
         folder=subpath(output.table, parent=True),
     shell:
-        "gigapipe survey {input.pyramids} --output {params.folder} 2>&1 | tee {log}"
+        "gigapipe survey {input.pyramids} --output {params.folder} {resources.attempts} 2>&1 | tee {log}"
 
 
 rule pyramids:

@@ -16,16 +16,31 @@ OF_MESHES = {
 TOLD = [
     gigapipe.__version__,
     CONFIG.model_dump_json(),
+    [CODE, READERS],
     [LAUNCHER, ALONE, RANKS_PER_NODE, CORES_PER_RANK, OF_MESHES],
 ]
+MADE = tuple(
+    f"{each}/" for each in (CONFIG.pathvars.results, CONFIG.pathvars.resources)
+)
+
+
+def as_given(path):
+    """An input's name; of a user's file also its size and date, for another may come under its name."""
+    try:
+        found = None if path.startswith(MADE) else os.stat(path)
+    except OSError:
+        found = None
+    return [path, found.st_size, int(found.st_mtime)] if found else path
+
+
+def attempts_of(path, input):
+    """The attempts at an output with these settings, on these inputs, started in this way."""
+    text = json.dumps([TOLD, str(path), list(map(as_given, input))])
+    return Attempts(Path(path), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def attempts_at(output, wildcards, input):
-    """The attempts at an output with these settings, on these inputs, started in this way."""
-    path = output.replace("<results>", CONFIG.pathvars.results)
-    path = Path(path.format(**dict(wildcards.items())))
-    text = json.dumps([TOLD, str(path), list(input)])
-    return Attempts(path, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return attempts_of(path_of(output, wildcards), input)
 
 
 def in_vain(output, wildcards, input, attempt):
@@ -37,17 +52,14 @@ def in_vain(output, wildcards, input, attempt):
         return False
     if attempts.verdict is None:
         return False
-    mark = attempts.folder / NEVER
-    found = mark.stat().st_mtime
     forced = workflow.dag_settings
     if attempt == 1 and (forced.forcerun or forced.forceall or forced.forcetargets):
         tried = workflow.is_main_process  # what that submits finds no mark
     else:
-        made = [path.stat().st_mtime for path in map(Path, input) if path.exists()]
-        tried = max(made, default=0) > found
+        tried = attempts.overtaken(map(Path, input))
     if tried:
         if not workflow.dryrun:
-            mark.unlink(missing_ok=True)
+            (attempts.folder / NEVER).unlink(missing_ok=True)
         return False
     let_be_the_last(str(attempts.output))
     return True

@@ -69,4 +69,4 @@ rule page:
         results=subpath(output.page, parent=True),
     shell:
         "gigapipe report {params.results} --config {input.config} --figures {output.figures} --output {output.page}"
-        " > {log} 2>&1"
+        " {resources.attempts} > {log} 2>&1"

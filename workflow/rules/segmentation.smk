@@ -48,7 +48,7 @@ rule mask:
         pyramid=lambda wildcards, input: RESULTS / "pyramids" / wildcards.slide,
     shell:
         "{resources.alone} gigapipe mask {params.pyramid:q} {output} --mpp {wildcards.mpp} {params.drawn:q}"
-        " {params.chosen:q} > {log} 2>&1"
+        " {params.chosen:q} {resources.attempts} > {log} 2>&1"
 
 
 rule train:
@@ -156,7 +156,8 @@ rule dice:
         tables=lambda wildcards, input: [f"{folder}/dice.tsv" for folder in input.found],
         margin=arguments(CONFIG.comparison, Comparison),
     shell:
-        "gigapipe dice --tables {params.tables} --trainings {input.trainings} {params.margin} --output {params.folder} > {log} 2>&1"
+        "gigapipe dice --tables {params.tables} --trainings {input.trainings} {params.margin} --output {params.folder}"
+        " {resources.attempts} > {log} 2>&1"
 
 
 rule evaluated:

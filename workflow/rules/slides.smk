@@ -55,7 +55,7 @@ if REMOTE:
         params:
             file=file_at_source,
         shell:
-            "gigapipe download {resources.release} {params.file:q} {output} {resources.archive} > {log} 2>&1"
+            "gigapipe download {resources.release} {params.file:q} {output} {resources.archive} {resources.attempts} > {log} 2>&1"
 
     # For a resolution that its pyramid does not have, and cannot be given by a finer one.
     use rule download as download_again with:

@@ -4,6 +4,7 @@
 # reach, or it would be waited for without end.
 job=$1
 patience=${GIGAPIPE_LSF_PATIENCE:-600}
+answer=${GIGAPIPE_LSF_ANSWER:-60} # seconds that LSF has to answer in: its commands wait for it without end
 unknown=.snakemake/lsf/$job.unknown
 
 end() {
@@ -12,7 +13,7 @@ end() {
     exit
 }
 
-said=$(bjobs -noheader -a -o stat "$job" 2>&1)
+said=$(timeout "$answer" bjobs -noheader -a -o stat "$job" 2>&1) || [ $? != 124 ] || said="no answer"
 case "$said" in
     DONE) end success ;;
     EXIT | ZOMBI) end failed ;;
@@ -22,7 +23,7 @@ case "$said" in
 esac
 
 # -n 0: of all times. Its lines are broken anywhere and indented; the last word counts, for a job may be queued again.
-history=$(bhist -n 0 -l "$job" 2> /dev/null | sed 's/^ \{21\}//' | tr -d '\n' |
+history=$(timeout "$answer" bhist -n 0 -l "$job" 2> /dev/null | sed 's/^ \{21\}//' | tr -d '\n' |
     grep -oE ': (Done successfully|Completed <done>|Completed <exit>|Exited|Pending: Job has been requeued)' | tail -n 1)
 case "$history" in
     *Done* | *"<done>") end success ;;
@@ -37,6 +38,7 @@ case "$last" in
     Exited* | TERM_*) end failed ;;
 esac
 
+mkdir -p .snakemake/lsf
 [ -e "$unknown" ] || touch "$unknown"
 if [ $(($(date +%s) - $(date -r "$unknown" +%s))) -ge "$patience" ]; then
     echo "job $job: neither bjobs nor bhist nor its output has said for $patience seconds how it ended: it has failed" >&2
