@@ -167,7 +167,7 @@ def test_a_phantom_s_number_is_learnt_and_stands_in_table_maps_and_report(region
     gigapipe("report", tmp_path, "--output", tmp_path / "report.html")
     page = re.sub(r'"data:[^"]*"', "", (tmp_path / "report.html").read_text())  # letters of a picture spell anything
     assert "Largest errors" in page and "tumour_share is 0" in page
-    assert "What does resolution do for tumour_share" in page and "R²" in page and "AUC" not in page
+    assert "How does resolution affect the prediction of tumour_share" in page and "R²" in page and "AUC" not in page
     assert f"{chosen['slide']} is {chosen['number']:.3g}; predicted tumour_share" in page
 
 
