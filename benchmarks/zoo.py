@@ -75,7 +75,7 @@ def verdict(row: dict) -> str:
 
 
 REFUSAL = re.compile(r"gigapipe\.spatial: in layer (?P<layer>\S+): (?P<what>.+); (?P<instead>.+)", re.DOTALL)
-UNKNOWN = re.compile(r"there is no decomposed form of (.+), and on a shard it would be wrong")
+UNKNOWN = re.compile(r"(.+) has no decomposed form, and would be wrong on a part of an image")
 
 
 def refusal(says: str) -> tuple[str, str, str] | None:

@@ -175,7 +175,7 @@ def test_check_says_in_one_line_that_the_model_itself_fails(tmp_path):
     (tmp_path / "mine.py").write_text("def model():\n    return [][3]\n")
     done = gigapipe("check", "mine:model", "33x20", "2x1", "--stream", check=False, cwd=tmp_path, process=True)
     assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
-    assert "held and by tiles of 8 px" in done.stdout and "the model itself" in done.stdout.splitlines()[-1]
+    assert "held and in tiles of 8 px" in done.stdout and "the model itself" in done.stdout.splitlines()[-1]
     assert "IndexError in mine.py, line 2" in done.stdout
 
 

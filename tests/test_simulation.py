@@ -121,7 +121,7 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):
         phantom=phantom,
         folds={"number": 3},
         resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 2, 1]}],
-        training={"epochs": 3, "batch": 2, "network": "resnet10", "width": 8},
+        training={"epochs": 10, "batch": 2, "network": "resnet10", "width": 8},  # the first not its last when killed
         maps=0,
     )
     # As on Summit, but looked at more often than GPFS likes.

@@ -112,7 +112,7 @@ def refused():
 def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
     (tmp_path / "mine.py").write_text(MODELS_OF_A_USER)
     done = gigapipe("check", "mine:right", "33x20", "1x2", "--tile", 9, cwd=tmp_path, process=True)
-    assert "by tiles of 9 px" in done.stdout and "exact: all" in done.stdout
+    assert "in tiles of 9 px" in done.stdout and "exact: all" in done.stdout
     done = gigapipe("check", "mine:wrong", "33x20", "2x1", check=False, cwd=tmp_path, process=True)
     assert done.returncode == 1 and "NOT exact" in done.stdout and "output" in done.stdout
     done = gigapipe("check", "mine:refused", "33x20", "1x2x1", check=False, cwd=tmp_path, process=True)
