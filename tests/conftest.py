@@ -27,6 +27,7 @@ TOGETHER = {
     "test_zoo.py": "ranks",
     "test_simulation.py": "simulation",
     "test_watch.py": "watch",
+    "test_changes.py": "changes",
     "test_docs.py": "docs",
     "test_phantom.py": "phantom",
     "test_recommendation.py": "recommendation",
