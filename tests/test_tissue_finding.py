@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from gigapipe.slides import tissue
 from gigapipe.slides.tissue import find_tissue, tissue_outline
 from gigapipe.slides.verdicts import DOUBTFUL, FINE, NONE
 
@@ -110,3 +111,15 @@ def test_nothing_is_said_to_be_nothing_and_why():
         dark = found(scanned(4 + cells * glow))
         assert dark.verdict == NONE and "fluorescence" in dark.why
     assert found(scanned(255 - stained(HE))).verdict == NONE
+
+
+def test_what_is_near_and_how_wide_pieces_are_is_found_as_by_distance_transforms():
+    rng, distance = np.random.default_rng(0), ndimage.distance_transform_edt
+    for _ in range(100):
+        blurred = ndimage.gaussian_filter(rng.random(rng.integers(3, 90, 2)), rng.choice([0.6, 2, 8]))
+        mask = blurred > np.quantile(blurred, rng.choice([0.3, 0.7, 0.95]))
+        reach, sampling = rng.choice([0.7, 1.5, 5, 13.5]), tuple(rng.choice([1, 0.7, 2.3], 2))
+        assert np.array_equal(tissue._near(mask, reach, sampling), distance(~mask, sampling=sampling) <= reach)
+        widest = distance(np.pad(mask, 1)).max()
+        found = tissue._greatest_half_width(mask, reach)
+        assert found == widest or reach <= found <= widest
