@@ -57,7 +57,7 @@ def stop(results: Path, patience: float = STOPPING) -> list[int]:
     if found := _started_for(results):
         verbs = [process for process, command in found.items() if _is_verb(command)]
         numbers = ", ".join(map(str, verbs or found))
-        logger.info(f"{results}: jobs of a run that was killed are at work, and told to stop: processes {numbers}")
+        logger.info(f"{results}: stopping the jobs of a killed run that are still running: processes {numbers}")
         for process in verbs:  # those that started them end with them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)

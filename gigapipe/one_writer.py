@@ -60,7 +60,7 @@ def writer_of(output: Path) -> str | None:
         with open(_lock_of(output), "r+b", buffering=0) as file:
             _take(file, output, "is writing it")
     except Busy as error:
-        return _named(error.holder) if error.holder else "a process that does not say which"
+        return _named(error.holder) if error.holder else "an unknown process"
     except OSError:
         return None
     return None

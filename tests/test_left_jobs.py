@@ -49,7 +49,7 @@ def test_jobs_of_a_killed_run_are_stopped_and_those_of_others_are_not(job, tmp_p
     killed, other = job("results"), job("other results")
     assert left_jobs.stop(tmp_path / "results", patience=20) == []
     killed.wait(timeout=20)
-    assert other.poll() is None and "jobs of a run that was killed are at work" in caplog.text
+    assert other.poll() is None and "stopping the jobs of a killed run" in caplog.text
 
 
 ENDS = """

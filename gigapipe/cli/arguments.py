@@ -30,8 +30,8 @@ def attempts_argument(sub: argparse.ArgumentParser) -> None:
         "--attempts",
         nargs=2,
         metavar=("KEY", "FOLDER"),
-        help="what stands for these settings: an attempt than which none can do better leaves word under it in this "
-        "folder, and the next with the same ends at once",
+        help="KEY identifies these settings: an attempt with an error that a repetition cannot correct records KEY in "
+        "FOLDER, and the next attempt with the same KEY ends at once; set by the workflow",
     )
 
 
