@@ -11,6 +11,7 @@ import pytest
 from cohorts import made_once, make_regions, make_small_cohort
 from launching import ROOT, Ranks
 from projects import fresh_copy
+from requirements import missing
 from xdist.scheduler import LoadScopeScheduling
 
 # Real slides and real histology, which are not part of this project.
@@ -75,8 +76,7 @@ def pytest_collection_finish() -> None:
 def shared() -> Path:
     """The folder of real material; without it a test is skipped, and in CI it fails."""
     if not (SHARED / "data").is_dir():
-        message = f"no real slides: {SHARED}/data does not exist; set GIGAPIPE_SHARED to the folder that has data/"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        missing(f"no real slides: {SHARED}/data does not exist; set GIGAPIPE_SHARED to the folder that has data/")
     return SHARED
 
 
@@ -116,7 +116,7 @@ def slurm(tmp_path_factory) -> Callable[..., str]:
     up = subprocess.run([ROOT / "tests/slurm/up.sh", folder], stderr=subprocess.PIPE, text=True, env=environment)
     try:
         if up.returncode:
-            pytest.skip(f"no Slurm: {up.stderr.strip()}")
+            missing(f"no Slurm: {up.stderr.strip()}")
         before = [str(ROOT / "tests/slurm/enter.sh"), str(folder)]
 
         def run(*command: str, check: bool = True) -> str:

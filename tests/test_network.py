@@ -13,6 +13,7 @@ import pytest
 import torch
 from cohorts import training, weights
 from launching import GIGAPIPE, ROOT, gigapipe
+from requirements import missing
 
 ENTER = str(ROOT / "tests/network/enter.sh")
 # One machine's processes would find each other's memory, namespaces or not.
@@ -32,7 +33,7 @@ def link() -> Iterator[subprocess.Popen]:
         try:
             if process.stdout.readline() != b"up\n":
                 process.wait()
-                pytest.skip(f"no two hosts here: {process.stderr.read().decode().splitlines()[-1]}")
+                missing(f"no two hosts here: {process.stderr.read().decode().splitlines()[-1]}")
             yield process
         finally:
             process.terminate()

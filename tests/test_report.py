@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from launching import ROOT, gigapipe
 from PIL import Image
+from requirements import missing
 from sklearn.metrics import roc_auc_score
 
 from gigapipe.evaluation import figures
@@ -334,7 +335,7 @@ def test_markdown_of_folds_becomes_paragraphs_and_tables(results):
 def test_the_revision_is_that_of_the_source():
     git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if git.returncode:
-        pytest.skip("the source is in no git repository")
+        missing("the source is in no git repository")
     assert revision().removesuffix("-dirty") == git.stdout.strip()
 
 
@@ -350,7 +351,7 @@ def browse(tmp_path):
             environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
             subprocess.run(["apt-get", *step], env=environment, capture_output=True)
     if not (browser := installed()):
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, so the page is not opened")
+        missing(f"no browser: none of {', '.join(BROWSERS)} is installed, so the page is not opened")
 
     def opened(page, *options) -> tuple[str, list[str]]:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -184,5 +184,6 @@ def site_reader(table: pd.DataFrame, held_out: str) -> float | None:
     together = second.groupby([known["site"], known[held_out]])
     others = at_site.transform("size") - together.transform("size")
     score = (at_site.transform("sum") - together.transform("sum")) / others.where(others > 0)
+    # The Mann-Whitney statistic, by ranks of pandas: scikit-learn and scipy.stats are slow to import.
     ranks, one = score.fillna(second.mean()).rank(), int(second.sum())
     return float((ranks[second == 1].mean() - (one + 1) / 2) / (len(second) - one))

@@ -35,9 +35,9 @@ def make_mask(
     """
     array = pyramid.array(mpp)
     if drawn is None:
-        _, rows, columns = array.shape
         from gigapipe.slides.tissue import tissue_outline  # slow to import, and trainings only read masks
 
+        _, rows, columns = array.shape
         mask = tissue_outline(read_pixels(array, (0, rows), (0, columns)).transpose(1, 2, 0), mpp)
     else:
         rows, columns = pyramid.source["shape"]

@@ -47,7 +47,7 @@ MARKED = 0.1  # of the tissue's area: where there is more ink, it is told of
 # Grey levels.
 WHITE, DIM, BLACK, UNEVEN = 245, 150, 60, 6
 FEW = 25  # pixels: what is found of less is doubtful
-FAR = 48  # pixels, from which on distances are sooner found by a transform
+FAR = 48  # pixels: beyond, a distance transform is faster than sums along rows
 
 
 @dataclass
@@ -104,18 +104,21 @@ def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _half_widths(mask: np.ndarray, pieces: np.ndarray, number: int) -> np.ndarray:
-    """Half the greatest width of each piece of a mask, in pixels."""
+    """Half the greatest width of each of `number` pieces (rows, columns) of a mask: (number,), in pixels."""
     found = np.zeros(number + 1)
     np.maximum.at(found, pieces[mask], ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1][mask])
     return found[1:]
 
 
 def _greatest_half_width(mask: np.ndarray, enough: float) -> float:
-    """Of a mask, in pixels; at least `enough` where it is known to be no less, which is sooner known."""
+    """Half the greatest width of a mask (rows, columns), in pixels; or a lower bound of it that is at least `enough`.
+
+    The bound comes from blocks of pixels, whose distance transform takes a sixteenth of the time.
+    """
     side = 4
     rows, columns = (n // side for n in mask.shape)
     blocks = mask[: rows * side, : columns * side].reshape(rows, side, columns, side).all(axis=(1, 3))
-    # From centre to centre of blocks; the pixels in question are nearer to each other by less than a block's diagonal.
+    # Distances are between the blocks' centres; those between their pixels are less by at most a block's diagonal.
     least = side * ndimage.distance_transform_edt(np.pad(blocks, 1)).max() - 1.5 * side
     return least if least >= enough else float(ndimage.distance_transform_edt(np.pad(mask, 1)).max())
 
@@ -207,9 +210,10 @@ def _around(mask: np.ndarray, edge: int) -> tuple[slice, ...]:
 
 
 def _near(mask: np.ndarray, reach: float, sampling: Sequence[float] = (1.0, 1.0)) -> np.ndarray:
-    """What is at most `reach` from a mask, by the distance between centres of pixels of `sampling` (rows, columns).
+    """Where a mask (rows, columns), bool, is at most `reach` away: a mask of the same shape.
 
-    As the distance transform of scipy says, to the pixel, and in a quarter of its time where that is few pixels.
+    Distances are Euclidean, between centres of pixels of the size `sampling` (rows, columns), in the unit of `reach`.
+    The result is that of a distance transform, to the pixel; up to `FAR` pixels in a tenth to a third of its time.
     """
     (down, across), (rows, columns) = sampling, mask.shape
     most = int(reach / across) + 1
