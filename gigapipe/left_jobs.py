@@ -61,6 +61,7 @@ def stop(results: Path, patience: float = STOPPING) -> list[int]:
         for process in verbs:  # those that started them end with them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
+                os.kill(process, signal.SIGCONT)  # one that is suspended would not notice
     end = time.monotonic() + patience
     while found and time.monotonic() < end:
         time.sleep(0.2)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from gigapipe import left_jobs
@@ -50,6 +51,13 @@ def test_jobs_of_a_killed_run_are_stopped_and_those_of_others_are_not(job, tmp_p
     assert left_jobs.stop(tmp_path / "results", patience=20) == []
     killed.wait(timeout=20)
     assert other.poll() is None and "stopping the jobs of a killed run" in caplog.text
+
+
+def test_a_suspended_job_is_stopped_too(job, tmp_path):
+    shell = job("results")
+    (verb,) = psutil.Process(shell.pid).children()
+    verb.suspend()
+    assert left_jobs.stop(tmp_path / "results", patience=20) == []
 
 
 ENDS = """

@@ -100,7 +100,7 @@ def test_what_another_host_has_left_is_respected_where_it_is_to_be_certain(tmp_p
 
 
 def begun(process: subprocess.Popen, mark: Path) -> None:
-    while not mark.exists():
+    while not mark.exists() or not mark.stat().st_size:  # until it names its writer
         assert process.poll() is None
         time.sleep(0.01)
 

@@ -77,7 +77,7 @@ def test_a_workflow_goes_on_without_what_lsf_has_forgotten_and_ends(lsf, tmp_pat
     project = fresh_copy(tmp_path / "project")
     monkeypatch.setenv("SIMULATED_LSF_SITE", "plain")
     monkeypatch.setenv("GIGAPIPE_LSF_PATIENCE", "4")
-    for forgotten in ("1.no-bjobs", "1.no-bhist", "2.no-bjobs", "2.no-bhist", "2.lost"):
+    for forgotten in ("1.ended", "2.no-bjobs", "2.no-bhist", "2.lost"):
         (tmp_path / forgotten).touch()
     targets = {"results/phantom/slides.tsv", "results/phantom/PH-000-A.svs"}
     often = ["--max-status-checks-per-second", 10, "--seconds-between-status-checks", 1, "--latency-wait", 5]

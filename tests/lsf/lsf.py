@@ -5,8 +5,8 @@ It runs jobs on this machine, one after another begun, and refuses what Summit's
 or -nnodes, or with -n, -R or its script on standard input; resource sets that do not fit nodes of 6 GPUs and 42 cores.
 With SIMULATED_LSF_SITE=plain it takes -n and -R, and no -nnodes, as LSF does elsewhere. It knows nothing else of LSF.
 State is in the folder $SIMULATED_LSF: of each job its state and its process; and lines, every command as it came. Of
-a job N there may be files of what LSF has forgotten: N.no-bjobs, N.no-bhist, and N.lost: that it has ended; and `down`,
-for a time in which it does not answer.
+a job N there may be files of what LSF has forgotten: N.no-bjobs, N.no-bhist, N.ended: all but its output, as soon as it
+has ended, and N.lost: that it has ended; and `down`, for a time in which it does not answer.
 """
 
 import argparse
@@ -69,6 +69,9 @@ def bsub(arguments: list[str]) -> None:
         status = 1
     if (folder / f"{job}.lost").exists():
         return
+    if (folder / f"{job}.ended").exists():
+        (folder / f"{job}.no-bhist").touch()
+        (folder / f"{job}.no-bjobs").touch()
     # As LSF ends the file of -o.
     print(f"\nExited with exit code {status}." if status else "\nSuccessfully completed.", flush=True)
     (folder / f"{job}.state").write_text("EXIT" if status else "DONE")
