@@ -5,8 +5,9 @@ import torch
 
 from gigapipe.errors import InputError
 from gigapipe.models import NORMS, POOLS, RESNETS, resnet18, resnet50
+from gigapipe.models.pretrained import take_imagenet
 from gigapipe.models.resnet import AttentionPool2d
-from gigapipe.training.classification import IMAGENET_DEVIATION, IMAGENET_MEAN, load_torchvision
+from gigapipe.published_weights import OFFICIAL
 
 
 @pytest.mark.parametrize(
@@ -26,26 +27,22 @@ def test_networks_have_torchvision_s_parameters(network, parameters):
     assert ("layer1.0.conv3.weight" in names) == (network == "resnet50")
 
 
-def test_a_torchvision_checkpoint_is_taken_by_name_but_for_the_last_layer(tmp_path):
-    theirs, ours = resnet18(1000), resnet18(2, "frozen")
+def test_a_torchvision_checkpoint_is_taken_by_name_but_for_the_last_layer():
+    theirs, ours = resnet18(1000), resnet18(2, "frozen", "attention")
     theirs.bn1.running_mean.normal_()
-    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    head = ours.fc.weight.clone()
-    load_torchvision(ours, tmp_path / "weights.pth")
+    head, score = ours.fc.weight.clone(), ours.avgpool.project.weight.clone()
+    take_imagenet(ours, "resnet18", theirs.state_dict(), "weights w.pth")
     # What it makes of darkness is what torchvision's makes of normalised colours, but for what lies beyond the border.
     rgb = torch.rand(1, 3, 40, 40)
-    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in OFFICIAL["resnet18"][2:4])
     theirs.eval()
     expected = theirs.bn1(theirs.conv1((rgb - mean) / deviation))[..., 2:-2, 2:-2]
     torch.testing.assert_close(ours.bn1(ours.conv1(1 - rgb))[..., 2:-2, 2:-2], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(ours.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
-    assert torch.equal(ours.fc.weight, head)
+    assert torch.equal(ours.fc.weight, head) and torch.equal(ours.avgpool.project.weight, score)
     for model in (resnet50(2), resnet18(2, "group")):
-        with pytest.raises(InputError, match="not of this network and norm"):
-            load_torchvision(model, tmp_path / "weights.pth")
-    (tmp_path / "torn.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match="torn.pth: cannot be read"):
-        load_torchvision(ours, tmp_path / "torn.pth")
+        with pytest.raises(InputError, match="weights w.pth: not of this network and norm"):
+            take_imagenet(model, "resnet18", theirs.state_dict(), "weights w.pth")
 
 
 @pytest.mark.slow

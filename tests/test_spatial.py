@@ -62,9 +62,11 @@ def test_dropout_drops_what_it_drops_undivided(ranks, mesh, transport):
     assert max(ranks("operators.dropout", mesh=mesh, transport=transport)) <= 1e-10
 
 
-@pytest.mark.parametrize("case", ["MONAI ResNet", "MONAI UNet", "MONAI UNet, instance norm", "MONAI BasicUNet"])
+@pytest.mark.parametrize(
+    "case", ["MONAI ResNet", "MONAI UNet", "MONAI UNet, instance norm", "MONAI BasicUNet", "EfficientNet-Lite0"]
+)
 def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(ranks, case):
-    assert max(ranks("models.monai", case, mesh=(1, 2, 2))) <= 1e-10
+    assert max(ranks("models.foreign", case, mesh=(1, 2, 2))) <= 1e-10
 
 
 @pytest.mark.parametrize("case", ["twenty_steps", "activation_checkpointing", "accumulation", "unfrozen"])

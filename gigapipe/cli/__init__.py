@@ -25,6 +25,7 @@ from gigapipe.cli import (
     results,
     segmentation,
     slides,
+    weights,
 )
 from gigapipe.cli.arguments import attempts_of
 from gigapipe.cli.guard import run_apart
@@ -39,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
     top.add_argument("--version", action="version", version=f"gigapipe {gigapipe.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    for stage in (init, gdc, slides, pyramids, cohorts, classification, segmentation, results, check, plan, ending):
+    learning = (classification, segmentation, weights)
+    for stage in (init, gdc, slides, pyramids, cohorts, *learning, results, check, plan, ending):
         stage.add_verbs(verbs)
     return top
 

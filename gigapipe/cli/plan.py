@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, get_args
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, positive, size_in_bytes, sizes, verb
 from gigapipe.configuration.command_line import add_options
-from gigapipe.configuration.configuration import RESNETS, Learning, Network
+from gigapipe.configuration.configuration import NETWORKS, Learning, Network
 from gigapipe.errors import InputError
 from gigapipe.planning.machines import MACHINES, Machine, machine
 
 if TYPE_CHECKING:
     from gigapipe.planning.scaling import Point
 
-NETWORKS = (*get_args(RESNETS), "unet")
+NAMES = (*get_args(NETWORKS), "unet")
 
 
 def add_verbs(verbs: Verbs) -> None:
     sub = verb(verbs, plan, "Estimate which meshes hold a training, what a step would take, and which mesh is best.")
-    sub.add_argument("model", help=f"{', '.join(NETWORKS)}, or a function that returns one, as mine.py:unet")
+    sub.add_argument("model", help=f"{', '.join(NAMES)}, or a function that returns one, as mine.py:unet")
     sub.add_argument("canvas", type=sizes, help="rows and columns of an image, as 22528x22528")
     sub.add_argument(
         "--machine",
@@ -82,7 +82,7 @@ def plan(args: argparse.Namespace) -> None:
     points = scaling.meshes(job, chosen, args.ranks, args.batch)
     best = scaling.best(points)
     rows, columns = args.canvas
-    norm = f", norm {args.norm}" if args.model.startswith("resnet") else ""
+    norm = f", norm {_network(args).norm}" if args.model in get_args(NETWORKS) else ""
     print(
         f"{args.model}{norm}, {rows:,} × {columns:,} px, batch {args.batch}, {args.precision}, on {chosen.name}.\n"
         "Predicted by a model; nothing was run.\n"
@@ -110,19 +110,21 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     from torch import nn
 
     from gigapipe import named
-    from gigapipe.models import RESNETS, GigapixelUNet
-    from gigapipe.models.networks import made
+    from gigapipe.models import GigapixelUNet
+    from gigapipe.models.networks import classifier, made
     from gigapipe.planning.cost import default_loss
     from gigapipe.planning.scaling import Job
     from gigapipe.spatial.recording import without_pixels
     from gigapipe.training.losses import dice_and_cross_entropy
 
-    if args.network_options and args.model in NETWORKS:
+    if args.network_options and args.model in NAMES:
         raise InputError(f"network options: {args.model} has none; they are for your own network")
     loss = default_loss
     make: Callable[[], nn.Module]
-    if args.model in RESNETS:
-        make = functools.partial(RESNETS[args.model], 2, args.norm)
+    if args.model in get_args(NETWORKS):
+        settings = _network(args)
+        form = settings.norm, settings.pool, settings.width
+        make = functools.partial(classifier, args.model, {}, 2, max(args.canvas), *form)
     elif args.model == "unet":
         make = GigapixelUNet
 
@@ -132,11 +134,15 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
         try:
             named.load(args.model)
         except InputError as error:
-            raise InputError(f"model {error}; or give one of {', '.join(NETWORKS)}") from None
+            raise InputError(f"model {error}; or give one of {', '.join(NAMES)}") from None
         make = functools.partial(made, args.model, args.network_options)
     with without_pixels():
         first = next((m for m in make().modules() if isinstance(m, nn.Conv2d)), None)
     return Job(make, args.canvas, args.precision, first.in_channels if first else 3, loss, on_gpu)
+
+
+def _network(args: argparse.Namespace) -> Network:
+    return Network.of({"network": args.model, "norm": args.norm})
 
 
 def _table(points: "list[Point]", best: "Point | None", machine: Machine) -> str:
@@ -188,9 +194,7 @@ def _write(modes: "list[tuple[str, Point]]", path: Path) -> None:
 
 
 def _assumptions(args: argparse.Namespace) -> list[str]:
-    loss = (
-        "cross-entropy, with Dice for unet" if args.model in NETWORKS else "cross-entropy, of every pixel for an image"
-    )
+    loss = "cross-entropy, with Dice for unet" if args.model in NAMES else "cross-entropy, of every pixel for an image"
     return [
         "memory and bytes are those of one rank and one step: of the rank in the middle of the mesh, which sends most; "
         "a canvas that cannot be divided evenly is counted as the next larger one that can",

@@ -5,7 +5,7 @@ what `Computing` says changes no weight.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -33,9 +33,11 @@ from gigapipe.configuration.values import (
     Since,
     SourcePattern,
 )
+from gigapipe.published_weights import OFFICIAL
 
 Split = Literal["site", "patient"]
 RESNETS = Literal["resnet10", "resnet18", "resnet34", "resnet50"]
+NETWORKS = Literal["resnet10", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"]
 POOLS = Literal["average", "max", "attention"]
 
 
@@ -111,29 +113,36 @@ class OwnNetwork(Options):
 class Network(OwnNetwork):
     """The network that learns a slide's class, and what it sees."""
 
-    network: RESNETS | Function = Field(
+    network: NETWORKS | Function = Field(
         default="resnet18",
-        description="a ResNet (resnet10 has half the blocks of resnet18); or your own network, from a file beside the "
-        "config or from an installed package",
+        description="a ResNet (resnet10 has half the blocks of resnet18); EfficientNet-Lite0; or your own network, "
+        "from a file beside the config or from an installed package",
     )
     width: Count = Field(
         default=64,
         description="ResNets: number of channels after the stem, 64 in the published networks; each stage doubles it",
     )
-    norm: Literal["batch", "frozen", "group", "none"] = Field(
-        default="batch",
+    norm: Literal["auto", "batch", "frozen", "group", "none"] = Field(
+        default="auto",
         description="ResNets: normalisation: batch: BatchNorm synchronised over all ranks; frozen: BatchNorm with the "
-        "statistics stored in weights; group: GroupNorm; none",
+        "statistics stored in weights; group: GroupNorm; none; auto: frozen if weights are given, otherwise batch. "
+        "EfficientNet has batch or frozen",
     )
     pool: POOLS = Field(
         default="average",
         description="global pooling of the last feature map: average, maximum, or attention, an average with learned "
         "weights (arXiv:1802.04712); your own network may have its own",
     )
-    weights: File | None = Field(
+    weights: Literal["imagenet"] | File | None = Field(
         default=None,
-        description="pretrained weights: a checkpoint of torchvision's network of the same name; for your own network "
-        "a file from which all weights with matching name and shape are loaded",
+        description="pretrained weights: imagenet: the official ones of the network; a checkpoint of torchvision's "
+        "network of the same name; for your own network a file from which all weights with matching name and shape are "
+        "loaded",
+    )
+    train: Annotated[Literal["all", "last", "head"], Since("0.2")] = Field(
+        default="all",
+        description="layers that are trained: all; last: the last stage, pooling and the last layer; head: only "
+        "pooling and the last layer. The others keep the weights that were given",
     )
     class_weights: Literal["none", "balanced"] = Field(
         default="none",
@@ -150,15 +159,28 @@ class Network(OwnNetwork):
     @model_validator(mode="after")
     def options_of_their_networks(self) -> Self:
         fields = type(self).model_fields
+        if self.norm == "auto":  # an instance has the one that it stands for
+            self.__dict__["norm"] = "frozen" if self.weights and not self.own else "batch"
         if not self.own and self.network_options:
             raise ValueError(
                 f"network_options: {self.network} takes width, norm and pool; network_options are for your own network"
             )
-        for name in ("width", "norm") if self.own else ():
-            if getattr(self, name) != fields[name].default:
-                raise ValueError(
-                    f"{name}: is an option of ResNets; give arguments of {self.network} in network_options"
-                )
+        if self.own and self.norm != "batch":
+            raise ValueError(f"norm: is an option of ResNets; give arguments of {self.network} in network_options")
+        if self.network not in get_args(RESNETS) and self.width != fields["width"].default:
+            instead = f"give arguments of {self.network} in network_options" if self.own else "remove it"
+            raise ValueError(f"width: is an option of ResNets; {instead}")
+        if self.network == "efficientnet_lite0" and self.norm not in ("batch", "frozen"):
+            raise ValueError(f"norm: efficientnet_lite0 has batch or frozen; found {self.norm}")
+        if self.weights == "imagenet" and self.network not in OFFICIAL:
+            raise ValueError(
+                f"weights: imagenet: {self.network} has no official weights; {', '.join(OFFICIAL)} have; or give the "
+                "path of a file"
+            )
+        if self.train != "all" and not self.weights and not self.own:
+            raise ValueError(f"train: {self.train}: the other layers would keep random weights; give weights")
+        if self.train != "all" and self.norm == "batch" and not self.own:
+            raise ValueError(f"train: {self.train}: norm: batch would learn with the whole network; use norm: frozen")
         return self
 
 

@@ -22,7 +22,7 @@ def defaults(options: type[Options]) -> str:
 
 def _yaml_lines(options: Options, indent: str = "") -> Iterator[str]:
     for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
+        value = getattr(options, name) if name in options.model_fields_set else field.default
         if not indent and name != next(iter(type(options).model_fields)):
             yield ""
         yield from textwrap.wrap(

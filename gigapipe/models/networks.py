@@ -14,6 +14,7 @@ from torch import nn
 
 from gigapipe import named
 from gigapipe.errors import InputError
+from gigapipe.models.efficientnet import CHANNELS, EfficientNetLite0
 from gigapipe.models.resnet import POOLS, RESNETS, AttentionPool2d
 from gigapipe.spatial.check import in_one_line
 
@@ -30,7 +31,10 @@ class Headed(nn.Module):
             nn.init.zeros_(self.avgpool.score.weight)  # begins as the average
 
     def forward(self, x):
-        return self.fc(torch.flatten(self.avgpool(self.features(x)), 1))
+        return self.fc(self.pooled(x))
+
+    def pooled(self, x):
+        return torch.flatten(self.avgpool(self.features(x)), 1)
 
 
 def classifier(
@@ -43,6 +47,8 @@ def classifier(
     """
     if network in RESNETS:
         return RESNETS[network](classes, norm, pool, width)
+    if network == "efficientnet_lite0":
+        return Headed(EfficientNetLite0(norm), CHANNELS, classes, pool)
     model = made(network, options, classes)
     shape = output_shape(model, network, (side, side))
     if len(shape) == 4:

@@ -170,9 +170,16 @@ class ResNet(nn.Module):
             nn.init.zeros_(self.avgpool.score.weight)  # begins as the average
 
     def forward(self, x):
+        return self.fc(self.pooled(x))
+
+    def pooled(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return torch.flatten(self.avgpool(x), 1)
+
+    @property
+    def last_stage(self) -> list[nn.Module]:
+        return [self.layer4]
 
 
 RESNETS: dict[str, Callable[..., ResNet]] = {

@@ -14,19 +14,21 @@ from torch import nn
 
 from gigapipe.configuration.configuration import Network
 from gigapipe.errors import InputError
+from gigapipe.models import pretrained
 from gigapipe.models.layout import in_channels_last
-from gigapipe.models.networks import classifier, take_by_name
-from gigapipe.spatial import Mesh, decompose
+from gigapipe.models.networks import Headed, classifier, take_by_name
+from gigapipe.models.resnet import ResNet
+from gigapipe.spatial import Mesh, average_gradients, decompose
 from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.training.canvases import Canvases
+from gigapipe.training.frozen_features import FrozenFeatures
 from gigapipe.training.model_files import read_model, take_weights
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
+from gigapipe.training.trained_layers import freeze, training_mode
 from gigapipe.training.weight_files import load_foreign
 
 logger = logging.getLogger(__name__)
-
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class CanvasSettings(Network, Settings, ABC):
@@ -52,6 +54,13 @@ class CanvasSettings(Network, Settings, ABC):
     @abstractmethod
     def said(self, outputs: torch.Tensor) -> torch.Tensor:
         """What a network says by its outputs (slides, outputs), float64, in the same shape."""
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of pretrained weights. InputError if the official ones are not on this machine."""
+        if self.weights == "imagenet":
+            return pretrained.kept(self.network)
+        return Path(self.weights) if self.weights else None
 
     def model(self) -> nn.Module:
         form = self.norm, self.pool, self.width
@@ -104,36 +113,46 @@ class OfCanvases(ABC):
         torch.manual_seed(settings.seed)
         self.model = settings.model()
         self.started_from = None
-        if settings.weights and settings.own:
-            taken = take_by_name(self.model, load_foreign(Path(settings.weights)), f"weights {settings.weights}")
-            if mesh.rank == 0:
+        if path := settings.weights_file:
+            weights, where = load_foreign(path), f"weights {path}"
+            if not settings.own:
+                pretrained.take_imagenet(self.model, settings.network, weights, where)
+            elif (taken := take_by_name(self.model, weights, where)) and mesh.rank == 0:
                 logger.info(taken)
-        elif settings.weights:
-            load_torchvision(self.model, Path(settings.weights))
         if settings.start:
             self.started_from = load_coarser(self.model, Path(settings.start), settings)
+        freeze(self.model, settings.train, settings.network)
         decompose(self.model.to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
+        self.features: FrozenFeatures | None = None
+        if settings.train == "head" and settings.pool != "attention":  # which is trained, of whole feature maps
+            assert isinstance(self.model, Headed | ResNet)  # `freeze` has refused others
+            self.features = FrozenFeatures(self.model, settings.autocast(mesh.device), self.streaming)
 
     def identity(self) -> list:
-        files = [Path(path) for path in (self.settings.weights, self.settings.start) if path]
-        begun_with = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        files = [path for path in (self.settings.weights_file, self.settings.start) if path]
+        begun_with = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files]
         return [self.training.identity(), self.validation.identity(), begun_with]
 
     def backward(self, indices: list[int], epoch: int) -> float:
-        self._prepare(len(indices))
         augmentations = [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
-        images, truth = self.training.batch(indices, augmentations, self.streaming)
-        with self.settings.autocast(self.mesh.device):
-            outputs = self.model(images)
-        loss = self.loss(outputs.float(), truth.to(outputs.device))
+        if self.features:
+            outputs = self.features.outputs(self.training, indices, augmentations)
+        else:
+            self._prepare(len(indices))
+            images, _ = self.training.batch(indices, augmentations, self.streaming)
+            with self.settings.autocast(self.mesh.device):
+                outputs = self.model(images)
+        loss = self.loss(outputs.float(), self.training.truth[indices].to(outputs.device))
         loss.backward()
         self.streaming.done()
+        if self.features:
+            average_gradients(self.model.parameters(), self.mesh)  # no image led to them
         return loss.item()
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         self._measure_statistics(batches)
-        said = predict(self.model, self.settings, self.validation, self.streaming)
+        said = predict(self.model, self.settings, self.validation, self.streaming, self.features)
         return self.figures(said, self.validation.truth)
 
     @abstractmethod
@@ -152,7 +171,7 @@ class OfCanvases(ABC):
         that is validated is not the one that was trained ("precise BN", Wu and Johnson 2021, arXiv:2105.07576,
         section 3).
         """
-        self.model.train()
+        training_mode(self.model)
         norms = [
             module
             for module in self.model.modules()
@@ -201,18 +220,30 @@ class Classification(OfCanvases):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, settings: CanvasSettings, canvases: Canvases, streaming: Streaming) -> torch.Tensor:
-    """Predictions for each slide (slides, outputs), float64, the same on every rank; data ranks divide the slides."""
+def predict(
+    model: nn.Module,
+    settings: CanvasSettings,
+    canvases: Canvases,
+    streaming: Streaming,
+    features: FrozenFeatures | None = None,
+) -> torch.Tensor:
+    """Predictions for each slide (slides, outputs), float64, the same on every rank; data ranks divide the slides.
+
+    `features` are used where they are given, which are the model's.
+    """
     mesh = canvases.mesh
     model.eval()
     with settings.autocast(mesh.device):
         streaming.prepare(model, (1, 3, settings.canvas, settings.canvas))
     found = torch.zeros(len(canvases), len(settings.outputs), dtype=torch.float64)
     for index in range(mesh.data_index, len(canvases), mesh.data):
-        images, _ = canvases.batch([index], streaming=streaming)
-        with settings.autocast(mesh.device):
-            outputs = model(images)
-        streaming.done()
+        if features:
+            outputs = features.outputs(canvases, [index])
+        else:
+            images, _ = canvases.batch([index], streaming=streaming)
+            with settings.autocast(mesh.device):
+                outputs = model(images)
+            streaming.done()
         # The ranks of one image have found the same: their sum must count it once.
         found[index] = settings.said(outputs.cpu().double())[0] / mesh.image_ranks
     return mesh.everyone.sum_(found)
@@ -240,28 +271,3 @@ def load_coarser(model: nn.Module, path: Path, settings: CanvasSettings) -> dict
             )
     take_weights(model, weights, path)
     return {"mpp": theirs.mpp, "fold": theirs.fold}
-
-
-def load_torchvision(model: nn.Module, path: Path) -> None:
-    """Take the weights of a torchvision checkpoint, all but the last layer's, by their names.
-
-    Those were learnt of RGB normalised by ImageNet's mean and deviation; here a network sees inverted
-    intensity. The difference is linear, and goes into the first convolution and the statistics after it.
-    Raises InputError if the file cannot be read, is damaged, or is of another network.
-    """
-    saved = load_foreign(path)
-
-    def body(names: dict) -> dict:  # older checkpoints count no batches
-        return {n: v for n, v in names.items() if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
-
-    own, theirs = body(model.state_dict()), body(saved)
-    strange = sorted(set(own) ^ set(theirs)) or [n for n in theirs if theirs[n].shape != own[n].shape]
-    if strange:
-        raise InputError(
-            f"weights {path}: not of this network and norm ({strange[0]} differs); correct network or norm"
-        )
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
-    kernel = theirs["conv1.weight"]
-    theirs["conv1.weight"] = -kernel / deviation
-    theirs["bn1.running_mean"] = theirs["bn1.running_mean"] - (kernel * (1 - mean) / deviation).sum((1, 2, 3))
-    model.load_state_dict(theirs, strict=False)

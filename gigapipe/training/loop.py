@@ -23,6 +23,7 @@ from gigapipe.training.schedule import Schedule
 from gigapipe.training.state import Resumable, State
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.task import Task
+from gigapipe.training.trained_layers import training_mode
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
     curves = Curves(output.with_name(FOLDER), state) if speak and tensorboard else None
 
     while schedule.goes_on(state):
-        model.train()
+        training_mode(model)
         saved_at = time.perf_counter()
         for slides in _left(task, state, steps):
             mesh.phase = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"

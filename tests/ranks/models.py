@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from gigapipe.models import resnet18
+from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose, gather, shard
 from gigapipe.spatial.check import compare
 
@@ -32,11 +33,12 @@ MODELS = {
     "MONAI UNet": (monai_unet, (64, 48)),
     "MONAI UNet, instance norm": (lambda: monai_unet("instance"), (64, 48)),
     "MONAI BasicUNet": (monai_basic_unet, (70, 51)),
+    "EfficientNet-Lite0": (lambda: EfficientNetLite0("batch"), (97, 66)),
 }
 
 
-def monai(mesh, name: str) -> float:
-    """A network of MONAI against itself undivided: the largest error of outputs, gradients and statistics."""
+def foreign(mesh, name: str) -> float:
+    """A network of others against itself undivided: the largest error of outputs, gradients and statistics."""
     make, size = MODELS[name]
     torch.manual_seed(0)
     return compare(make(), torch.rand(2, 3, *size, dtype=torch.float64), mesh)[0].error

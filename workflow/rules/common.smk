@@ -25,6 +25,7 @@ from gigapipe.errors import InputError
 from gigapipe.evaluation.design import check_design, check_resolutions
 from gigapipe.evaluation.divisions import divisions, note_divisions
 from gigapipe.given_text import option
+from gigapipe.published_weights import OFFICIAL
 from gigapipe.slides import phantom
 from gigapipe.slides.readers import one_file, suffix_of
 from gigapipe.slides.sheet import read_sheet
@@ -171,8 +172,13 @@ if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unkn
     refuse(
         "config: folds.by: the sheet names no sites, so that both kinds of folds are the same; give patient"
     )
-if CONFIG.training.weights and (absence := absence_of(CONFIG.training.weights)):
-    refuse(f"config: training.weights: {absence}: {CONFIG.training.weights}")
+# Of pretrained weights that have a name, the file that is fetched.
+WEIGHTS = CONFIG.training.weights
+if WEIGHTS == "imagenet":
+    WEIGHTS = f"{CONFIG.pathvars.resources}/weights/{OFFICIAL[CONFIG.training.network].file}"
+elif WEIGHTS and (absence := absence_of(WEIGHTS)):
+    refuse(f"config: training.weights: {absence}: {WEIGHTS}")
+TRAINING = CONFIG.training.model_copy(update={"weights": WEIGHTS})
 
 
 wildcard_constraints:

@@ -1,11 +1,27 @@
 # One network for each resolution and held-out fold.
 
 
+if CONFIG.training.weights == "imagenet":
+
+    rule weights:
+        output:
+            WEIGHTS,
+        log:
+            "<logs>/weights.log",
+        localrule: True  # compute nodes often have no way out
+        conda:
+            "../../envs/gigapipe.yaml"
+        params:
+            network=CONFIG.training.network,
+        shell:
+            "gigapipe weights {params.network} --output {output:q} {resources.attempts} > {log} 2>&1"
+
+
 rule train:
     input:
         folds=folds_of,
         pyramids=pyramids_at,
-        weights=lambda wildcards: CONFIG.training.weights or [],
+        weights=WEIGHTS or [],
         start=coarser_model,
         canvases=canvases_of,
     output:
@@ -35,7 +51,7 @@ rule train:
         canvas_asked_for=canvas_asked_for,  # of another all is made again; that does not hold for what depends on inputs
         settings=lambda wildcards: " ".join(
             [
-                arguments(CONFIG.training, Network),
+                arguments(TRAINING, Network),
                 arguments(CONFIG.training, Learning),
                 *([shlex.join(option("--target", TARGET))] if TARGET else []),
                 *filter(None, [own_task()]),

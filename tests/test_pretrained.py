@@ -1,0 +1,189 @@
+"""Pretrained weights: fetched once and verified, taken as they were learnt, and what of a network is trained."""
+
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from cohorts import training, weights
+from launching import gigapipe
+
+from gigapipe.configuration.configuration import Network
+from gigapipe.errors import InputError, Unavailable
+from gigapipe.models import RESNETS, pretrained
+from gigapipe.models.networks import classifier
+from gigapipe.published_weights import OFFICIAL, of_resnet
+from gigapipe.training.canvases import Canvases
+from gigapipe.training.trained_layers import freeze, training_mode
+from gigapipe.training.weight_files import load_foreign
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server that has the official weights of a ResNet-18, of random numbers; `asked` is what it was asked for."""
+    torch.manual_seed(0)
+    torch.save(RESNETS["resnet18"](1000).state_dict(), tmp_path / "published.pth")
+    content = (tmp_path / "published.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    monkeypatch.setitem(OFFICIAL, "resnet18", of_resnet(f"resnet18-{digits}.pth"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+
+    class Handler(BaseHTTPRequestHandler):
+        asked: list[str] = []
+        content_of: dict[str, bytes | None] = {"/good": content, "/wrong": content[:-1] + b"?", "/silent": None}
+
+        def do_GET(self):
+            folder, _, name = self.path.rpartition("/")
+            self.asked.append(name)
+            if folder not in self.content_of:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if (body := self.content_of[folder]) is None:
+                return stopped.wait(20)
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    stopped = threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        running.asked, running.address = Handler.asked, f"http://127.0.0.1:{running.server_port}"
+        yield running
+        stopped.set()
+        running.shutdown()
+
+
+def test_official_weights_are_fetched_once_and_verified(server, tmp_path, monkeypatch):
+    name, cache = OFFICIAL["resnet18"].file, tmp_path / "home/hub/checkpoints"
+    with pytest.raises(InputError, match=rf"{name} does not exist; download it with `gigapipe weights resnet18`"):
+        pretrained.kept("resnet18")
+    for folder, error, said in (
+        ("wrong", InputError, "invalid hash value"),
+        ("missing", Unavailable, "404"),
+        ("silent", Unavailable, "timed out"),
+    ):
+        monkeypatch.setattr(pretrained, "TIMEOUT", 1.0)
+        with pytest.raises(error, match=said):
+            pretrained.fetch("resnet18", f"{server.address}/{folder}")
+        assert not list(cache.iterdir()) and socket.getdefaulttimeout() is None
+    server.asked.clear()
+    for copy in ("a.pth", "b.pth"):
+        said = gigapipe(
+            "weights", "resnet18", "--server", f"{server.address}/good/", "--output", tmp_path / copy
+        ).stdout
+        assert f"{copy}: official ImageNet weights of resnet18, BSD-3-Clause" in said
+    assert server.asked == [name] and pretrained.kept("resnet18") == cache / name
+    assert (tmp_path / "b.pth").read_bytes() == (tmp_path / "published.pth").read_bytes()
+    damaged = bytearray((cache / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (cache / name).write_bytes(damaged)
+    again = gigapipe("weights", "resnet18", check=False)
+    assert again.returncode != 0 and "it is damaged" in again.stdout
+
+
+def test_efficientnet_sees_slides_as_its_weights_saw_images():
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_name("efficientnet-lite0", image_size=None)
+    found = load_foreign(pretrained.kept("efficientnet_lite0"))
+    theirs.load_state_dict(found)
+    theirs.eval()
+    for norm in ("frozen", "batch"):
+        ours = classifier("efficientnet_lite0", {}, 2, 64, norm, "average", 64).eval()
+        pretrained.take_imagenet(ours, "efficientnet_lite0", found, "weights")
+        rgb = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            stem = theirs._bn0(theirs._conv_stem((255 * rgb - 127) / 128))
+            own = ours.features.network._bn0(ours.features.network._conv_stem(1 - rgb))
+            torch.testing.assert_close(own[..., 1:-1, 1:-1], stem[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-5)
+            features = theirs.extract_features((255 * rgb - 127) / 128)
+            assert ours.features(1 - rgb).shape == features.shape == (1, 1280, 2, 2)
+    assert torch.equal(ours.features.network._blocks[9]._expand_conv.weight, theirs._blocks[9]._expand_conv.weight)
+
+
+@pytest.mark.parametrize(
+    "options, norm",
+    [
+        ({}, "batch"),
+        ({"weights": "imagenet"}, "frozen"),
+        ({"weights": "imagenet", "norm": "batch"}, "batch"),
+        ({"network": "mine.py:net", "weights": "w.pt"}, "batch"),
+    ],
+)
+def test_norms_are_frozen_where_weights_are_given(options, norm):
+    assert Network.of(options).norm == norm
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"network": "resnet10", "weights": "imagenet"}, "resnet10 has no official weights; resnet18, "),
+        ({"train": "head"}, "the other layers would keep random weights"),
+        ({"train": "last", "weights": "w.pth", "norm": "batch"}, "use norm: frozen"),
+        ({"network": "efficientnet_lite0", "norm": "group"}, "efficientnet_lite0 has batch or frozen; found group"),
+        ({"network": "efficientnet_lite0", "width": 8}, "width: is an option of ResNets; remove it"),
+    ],
+)
+def test_what_does_not_go_together_is_said(options, said):
+    with pytest.raises(InputError, match=said):
+        Network.of(options)
+
+
+@pytest.mark.parametrize("network", ["resnet10", "efficientnet_lite0"])
+@pytest.mark.parametrize("train", ["head", "last"])
+def test_what_is_not_trained_computes_as_in_prediction(network, train):
+    model = classifier(network, {}, 2, 64, "batch", "attention", 64)
+    freeze(model, train, network)
+    training_mode(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    stage = "layer4." if network == "resnet10" else "features.network._conv_head"
+    assert {"fc.weight", "avgpool.project.weight"} <= trained
+    assert any(name.startswith(stage) for name in trained) == (train == "last")
+    assert not trained & {"conv1.weight", "features.network._blocks.0._bn1.weight"}
+    frozen = {n for n, m in model.named_modules() if n and not m.training and list(m.parameters())}
+    norms = {n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert {n for n in norms if f"{n}.weight" not in trained} == norms & frozen and norms & frozen
+
+
+def test_a_head_is_trained_on_features_that_are_computed_once(small_cohort, tmp_path, monkeypatch):
+    """Whole and on two ranks alike; as if features were computed in each step; all other weights stay."""
+    torch.manual_seed(1)
+    torch.save(RESNETS["resnet10"](1000, width=8).state_dict(), tmp_path / "given.pth")
+    read = Canvases.batch
+    seen = []
+
+    def counted(self, indices, augmentations=None, streaming=None):
+        seen.extend((self.slides[i], augmentations[0].symmetry) for i in indices)
+        return read(self, indices, augmentations, streaming)
+
+    monkeypatch.setattr(Canvases, "batch", counted)
+    found = {}
+    for name, mesh, more in (
+        ("one", (1, 1, 1), ()),
+        ("two", (1, 1, 2), ()),
+        ("data", (2, 1, 1), ()),
+        ("each step", (1, 1, 1), ("--shift", 1e-9)),  # of less than a pixel: what comes again is not known to
+    ):
+        seen.clear()
+        options = ("--weights", tmp_path / "given.pth", "--train", "head", "--shift", 0, *more)
+        arguments = training(small_cohort, tmp_path / name / "model.pt", mesh, 12, more=options)
+        gigapipe(*arguments, ranks=mesh[0] * mesh[2])
+        found[name] = weights(tmp_path / name / "model.pt")
+        if name == "one":
+            assert len(seen) == len(set(seen)) < 8 * 12
+        if name == "each step":
+            assert len(seen) > len(set(seen))
+    given = weights_of(tmp_path / "given.pth")
+    for name, own in found.items():
+        body = {n: v for n, v in own.items() if not n.startswith("fc.")}
+        assert all(torch.equal(body[n], given[n]) for n in ("layer4.0.conv2.weight", "bn1.running_var")), name
+        torch.testing.assert_close(own["fc.weight"], found["one"]["fc.weight"], rtol=1e-4, atol=1e-6)
+
+
+def weights_of(path):
+    return torch.load(path, weights_only=True)
