@@ -31,7 +31,7 @@ SLIDE_STEP = 0.06
 
 PHANTOM_BYTES = 190_000
 """Of a phantom slide's file."""
-MODEL_BYTES = {"resnet10": 20e6, "resnet18": 45e6, "resnet34": 85e6, "resnet50": 94e6}
+MODEL_BYTES = {"resnet10": 20e6, "resnet18": 45e6, "resnet34": 85e6, "resnet50": 94e6, "efficientnet_lite0": 13.7e6}
 """Of the file of a network as wide as 64; of another width about as its square."""
 
 

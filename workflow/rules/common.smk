@@ -175,7 +175,9 @@ if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unkn
 # Of pretrained weights that have a name, the file that is fetched.
 WEIGHTS = CONFIG.training.weights
 if WEIGHTS == "imagenet":
-    WEIGHTS = f"{CONFIG.pathvars.resources}/weights/{OFFICIAL[CONFIG.training.network].file}"
+    WEIGHTS = (
+        f"{CONFIG.pathvars.resources}/weights/{OFFICIAL[CONFIG.training.network].file}"
+    )
 elif WEIGHTS and (absence := absence_of(WEIGHTS)):
     refuse(f"config: training.weights: {absence}: {WEIGHTS}")
 TRAINING = CONFIG.training.model_copy(update={"weights": WEIGHTS})
