@@ -14,6 +14,7 @@ import gigapipe
 from gigapipe import exit_status
 from gigapipe.attempts import InVain
 from gigapipe.cli import (
+    applying,
     check,
     classification,
     cohorts,
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
     top.add_argument("--version", action="version", version=f"gigapipe {gigapipe.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    learning = (classification, segmentation, weights)
+    learning = (classification, segmentation, weights, applying)
     for stage in (init, gdc, slides, pyramids, cohorts, *learning, results, check, plan, ending):
         stage.add_verbs(verbs)
     return top

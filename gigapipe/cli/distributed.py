@@ -29,11 +29,12 @@ def _transport(text: str) -> str:
     raise argparse.ArgumentTypeError(f"found {text}; allowed is {TRANSPORT}")
 
 
-def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True) -> None:
-    """The slides, those of all `folds` or others, and the ranks that work on them."""
+def ranks_arguments(sub: argparse.ArgumentParser, folds: bool = True, pyramids: bool = True) -> None:
+    """The slides, those of all `folds` or others, their `pyramids`, and the ranks that work on them."""
     if folds:
         sub.add_argument("--folds", type=Path, required=True, help="table that `gigapipe folds` wrote")
-    sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid for each slide")
+    if pyramids:
+        sub.add_argument("--pyramids", type=Path, required=True, help="folder with one pyramid for each slide")
     sub.add_argument(
         "--mesh",
         nargs="+",

@@ -1,6 +1,7 @@
 """Maps: numbers that a network gives each place of a slide, as an image of its own that lies over the pyramid."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,12 @@ def on_slide(
     row, column = corner(pyramid, mpp, canvas)
     down, across = pyramid.scale(mpp)
     return ActivationMap(values, classes, bias, max(down, across), stride, canvas, (row * down, column * across), first)
+
+
+def mean_of(maps: Sequence[ActivationMap]) -> ActivationMap:
+    """What several networks say on the mean of the same places of one slide."""
+    bias = np.mean([one.bias for one in maps], axis=0).tolist()
+    return replace(maps[0], values=np.mean([one.values for one in maps], axis=0), bias=bias)
 
 
 def write_map(folder: Path, found: ActivationMap, slide: str, slide_mpp: tuple[float, float]) -> None:

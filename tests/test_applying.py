@@ -1,0 +1,110 @@
+"""Trained networks, asked about new slides."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from cohorts import training
+from launching import gigapipe
+
+from gigapipe.evaluation.applying import fitted, temperature, tempered
+from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.maps import read_map
+from gigapipe.slides.phantom import cohort, render, write_slide
+
+
+@pytest.fixture(scope="module")
+def models(small_cohort, tmp_path_factory):
+    """Of three folds, with their predictions beside them."""
+    folder, found = tmp_path_factory.mktemp("models"), []
+    for fold in range(3):
+        model = folder / f"fold-{fold}/model.pt"
+        arguments = training(small_cohort, model, epochs=3)
+        arguments[arguments.index("--fold") + 1] = str(fold)
+        gigapipe(*arguments)
+        common = ("--folds", small_cohort / "folds.tsv", "--pyramids", small_cohort / "pyramids")
+        gigapipe("predict", *common, "--model", model, "--output", model.with_name("predictions.tsv"))
+        found.append(model)
+    return found
+
+
+def test_a_temperature_is_found_again():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.standard_normal((4000, 3))
+    true = tempered(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), 1)
+    labels = [int(rng.choice(3, p=p)) for p in true]
+    assert fitted(tempered(true, 1 / 2.5), labels) == pytest.approx(2.5, rel=0.1)  # of an overconfident network
+    separated = np.array([[0.9, 0.1]] * 6 + [[0.2, 0.8]] * 6)
+    by = fitted(separated, [0] * 6 + [1] * 6)
+    assert 0.05 < by < 1 and tempered(separated, by).max() < 0.999
+
+
+def test_new_slides_are_scored_by_those_networks_that_were_not_trained_on_them(small_cohort, models, tmp_path):
+    (new, *_) = cohort(seed=77, patients=6, folder=str(tmp_path))
+    write_slide(tmp_path / "new.svs", render(new))
+    (tmp_path / "broken.svs").write_bytes(b"no slide")
+    held_out = pd.read_csv(models[0].with_name("predictions.tsv"), sep="\t")
+    known = held_out[held_out["part"] == "test"].iloc[0]
+    sheet = pd.read_csv(small_cohort / "slides.tsv", sep="\t").set_index("slide")
+    old = tmp_path / "renamed.svs"
+    old.symlink_to(sheet.loc[known.slide, "source"])
+    output = tmp_path / "out"
+    done = gigapipe(
+        "apply", tmp_path / "new.svs", tmp_path / "broken.svs", old, "--models", *models, "--output", output
+    )
+    assert "slide broken: slide " in done.stdout and "not readable as a slide" in done.stdout
+    table = pd.read_csv(output / "applied.tsv", sep="\t").set_index("slide")
+    assert list(table["networks"]) == [3, 0, 2] and table["tissue"].fillna("").tolist() == ["fine", "", "fine"]
+    classes = [name.removeprefix("probability of ") for name in table if name.startswith("probability of ")]
+
+    # What is said of the known slide: network 0 had it for its test, another for its validation.
+    said = []
+    for model in models:
+        predictions = pd.read_csv(model.with_name("predictions.tsv"), sep="\t").set_index("slide")
+        if known.slide in predictions.index:
+            score = predictions.loc[known.slide, "score"]
+            said.append(tempered(np.array([[1 - score, score]]), temperature(model, classes))[0])
+    expected = np.mean(said, axis=0)
+    found = table.loc["renamed", [f"probability of {name}" for name in classes]].to_numpy(float)
+    assert len(said) == 2 and found == pytest.approx(expected, abs=1e-5)
+    chosen = int(expected.argmax())
+    assert table.loc["renamed", "decided"] == classes[chosen]
+    of_chosen = [one[chosen] for one in said]
+    assert list(table.loc["renamed", ["lowest", "highest"]]) == pytest.approx(
+        [min(of_chosen), max(of_chosen)], abs=1e-5
+    )
+
+    # The map is the mean of the networks': over all places, and with the bias, the mean of their log-odds.
+    odds = [np.log(s / (1 - s)) for s in (held_out_score(model, known.slide) for model in models) if s is not None]
+    of_map = read_map(output / "maps/renamed").evidence(classes[1]).mean()
+    assert of_map == pytest.approx(np.mean(odds), abs=1e-4)
+    page = (output / "index.html").read_text()
+    assert (
+        "maps/new.png" in page and (output / "maps/new.png").exists() and "nan" not in page.lower().split("<body>")[1]
+    )
+    assert not (output / "maps/broken.png").exists() and Pyramid(output / "pyramids/new").resolutions == [8.0]
+
+    again = ("apply", tmp_path / "new.svs", "--models", *models, "--pyramids", output / "pyramids", "--no-maps")
+    gigapipe(*again, "--mesh", 1, 1, 2, "--output", tmp_path / "two", ranks=2)
+    two = pd.read_csv(tmp_path / "two/applied.tsv", sep="\t").set_index("slide")
+    assert two.loc["new", "highest"] == pytest.approx(table.loc["new", "highest"], abs=1e-5)
+
+
+def held_out_score(model, slide) -> float | None:
+    scores = pd.read_csv(model.with_name("predictions.tsv"), sep="\t").set_index("slide")["score"]
+    return scores.get(slide)
+
+
+@pytest.mark.parametrize("what", ["another slide of the same name", "no slide can be used", "another resolution"])
+def test_what_cannot_be_applied_is_said_in_a_line(small_cohort, models, tmp_path, what):
+    (tmp_path / "a").mkdir()
+    for name in ("a.svs", "a/a.svs"):
+        (tmp_path / name).write_bytes(b"no slide")
+    if what == "another slide of the same name":
+        arguments, said = [tmp_path / "a.svs", tmp_path / "a/a.svs", "--models", *models], "rename one"
+    elif what == "no slide can be used":
+        arguments, said = [tmp_path / "a.svs", "--models", *models], "no slide has an answer; the reasons are above"
+    else:
+        gigapipe(*training(small_cohort, tmp_path / "m.pt", canvas=48, epochs=1))
+        arguments, said = [tmp_path / "a.svs", "--models", *models, tmp_path / "m.pt"], "its canvas is 48, not 52"
+    done = gigapipe("apply", *arguments, "--output", tmp_path / "out", check=False)
+    assert done.returncode != 0 and said in done.stdout and "Traceback" not in done.stdout
