@@ -33,6 +33,10 @@ PHANTOM_BYTES = 190_000
 """Of a phantom slide's file."""
 MODEL_BYTES = {"resnet10": 20e6, "resnet18": 45e6, "resnet34": 85e6, "resnet50": 94e6, "efficientnet_lite0": 13.7e6}
 """Of the file of a network as wide as 64; of another width about as its square."""
+CHECKPOINT = 4
+"""How many times its model's file a checkpoint takes: weights, those of the best epoch, AdamW's two moments."""
+MAP_BYTES = 1e6
+"""Of a slide's map and its picture."""
 
 
 class Job(NamedTuple):

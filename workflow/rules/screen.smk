@@ -8,6 +8,8 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from gigapipe.planning.forecast import (
+    CHECKPOINT,
+    MAP_BYTES,
     MODEL_BYTES,
     PHANTOM_BYTES,
     Job,
@@ -153,8 +155,17 @@ def bytes_of_models(planned):
         return None
     if not TASK.canvas:
         return 0  # of the U-Net: it has 4,492 weights
-    of_one = MODEL_BYTES[CONFIG.training.network] * (CONFIG.training.width / 64) ** 2
-    return trainings * of_one
+    return trainings * bytes_of_model()
+
+
+def bytes_of_model():
+    return MODEL_BYTES[CONFIG.training.network] * (CONFIG.training.width / 64) ** 2
+
+
+def number_of_maps(planned):
+    """How many slides are mapped, at most, by the jobs that do so."""
+    jobs = sum(job.rule.name == "map" for _, job in planned)
+    return jobs * min(3 * CONFIG.maps, len(SHEET))
 
 
 def bytes_of_pyramids(planned):
@@ -198,12 +209,16 @@ def room_of(planned):
         said.append(f"pyramids roughly 0.7 to 6 times the size of their slides ({of})")
     elif pyramids:
         said.append(f"pyramids {amount(pyramids)}")
-    if models != 0:
+    if models:
+        # A state is written beside those that are kept.
+        of_one = CHECKPOINT * bytes_of_model() * (CONFIG.training.keep_checkpoints + 1)
         said.append(
-            f"models {amount(models)}"
-            if models
-            else "models of your own network unknown"
+            f"models {amount(models)} (until it ends, a training has up to {amount(of_one)} of checkpoints)"
         )
+    elif models is None:
+        said.append("models of your own network unknown")
+    if maps := number_of_maps(planned):
+        said.append(f"maps {amount(maps * MAP_BYTES)}")
     return f"; disk space, about: {', '.join(said)}" if said else ""
 
 
