@@ -165,7 +165,7 @@ def test_a_dry_run_is_a_screenful_and_says_why(made):
         and "9 trainings, 9 predictions, 3 resolutions' maps; about" in first
     )
     assert re.search(r"; about \d+ (s|min) \(", first)
-    assert re.search(r"models \d+ kB \(until it ends, a training has up to \S+ MB of checkpoints\), maps \d+ MB", first)
+    assert re.search(r"models \S+ MB \(until it ends, a training has up to \S+ MB of checkpoints\), maps \d+ MB", first)
     reasons = {tuple(line.split(maxsplit=2)) for line in lines if re.match(r" +\d+ \w+ ", line)}
     assert ("6", "train", "epochs 2, was 1") in reasons and ("3", "train", "not computed yet") in reasons
     assert ("6", "predict", "follows from trainings") in reasons
