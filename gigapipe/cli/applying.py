@@ -95,7 +95,9 @@ def apply(args: argparse.Namespace) -> None:
         answers = [Answer.of(name, said.get(name, []), pyramids.get(name), reason) for name, reason in reasons.items()]
         table = table_of(answers, settings.outputs)
         pictures = _draw(args.output / "maps", maps, pyramids, table) if not args.no_maps else {}
-        notes = [f"{len(args.models)} networks at {settings.mpp:g} µm per pixel"]
+        notes = [
+            f"{len(args.models)} networks at {settings.mpp:g} µm per pixel. Lowest and highest are what single networks say."
+        ]
         if isinstance(settings, ClassifierSettings):
             notes.append(CALIBRATED if all(temperatures) else UNCALIBRATED)
         with atomic_file(args.output / "index.html") as partial:
@@ -105,7 +107,7 @@ def apply(args: argparse.Namespace) -> None:
     for answer in answers:
         if answer.reason:
             print(f"slide {answer.slide}: {answer.reason}", file=sys.stderr)
-    print(f"{args.output}/applied.tsv and index.html: {len(answers)} slides; {'; '.join(notes)}")
+    print(f"{args.output}/applied.tsv and index.html: {len(answers)} slides. {' '.join(notes)}")
     if not any(said.values()):
         raise InputError("no slide has an answer; the reasons are above")
 

@@ -16,11 +16,12 @@ from gigapipe.evaluation.predictions import probabilities, read_predictions
 from gigapipe.pyramids import Pyramid
 
 CALIBRATED = (
-    "probabilities are calibrated by temperature scaling, for each network on the labelled slides that it was not "
-    "trained on, and averaged"
+    "Probabilities are calibrated by temperature scaling, for each network on the labelled slides that it was not "
+    "trained on, and averaged."
 )
 UNCALIBRATED = (
-    "probabilities are not calibrated: beside a model there are no predictions (predictions.tsv), or of too few slides"
+    "Probabilities are averaged and not calibrated: beside a model there are no predictions (predictions.tsv), or of too "
+    "few slides."
 )
 LEAST = 10
 """Labelled slides that a temperature is fitted on, at least."""
@@ -121,7 +122,7 @@ def page(table: pd.DataFrame, notes: Sequence[str], pictures: Mapping[str, str])
     rows = [[_shown(cell) for cell in row] for row in table.itertuples(index=False)]
     maps = [{"slide": slide, "source": quote(place)} for slide, place in pictures.items()]
     return environment.get_template("applied.html.jinja").render(
-        title=f"{len(table)} slides", notes=notes, headings=list(table.columns), rows=rows, maps=maps
+        title=f"{len(table)} new slides", notes=notes, headings=list(table.columns), rows=rows, maps=maps
     )
 
 
