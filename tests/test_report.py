@@ -20,9 +20,10 @@ from sklearn.metrics import roc_auc_score
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.mistakes import mistakes
 from gigapipe.evaluation.predictions import read_predictions
-from gigapipe.evaluation.report import all_figures, memory_table, report, revision
+from gigapipe.evaluation.report import all_figures, memory_table, report
 from gigapipe.evaluation.report_pictures import WRONG, Place
 from gigapipe.evaluation.report_tables import blocks, runtimes
+from gigapipe.evaluation.software import revision
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.slides.phantom import cohort, render, write_slide
 

@@ -1,4 +1,4 @@
-"""Verbs that show results: what networks saw in slides, and the report of a whole run."""
+"""Verbs that show results: what networks saw in slides, the report of a whole run, and the record of its provenance."""
 
 import argparse
 import shutil
@@ -25,6 +25,7 @@ from gigapipe.errors import InputError
 def add_verbs(verbs: Verbs) -> None:
     add_map(verbs)
     add_report(verbs)
+    add_crate(verbs)
     add_leftovers(verbs)
 
 
@@ -141,6 +142,23 @@ def report(args: argparse.Namespace) -> None:
     page = report(args.results, args.config, benchmarks, args.figures, args.output.parent)
     with atomic_file(args.output) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def add_crate(verbs: Verbs) -> None:
+    sub = verb(
+        verbs,
+        crate,
+        "Record what results were computed from and by which software, as a Workflow Run RO-Crate in their folder.",
+    )
+    sub.add_argument("results", type=Path, help="the results folder of one run of the workflow")
+    attempts_argument(sub)
+
+
+def crate(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.provenance import write_crate
+    from gigapipe.workflow_folder import FILES
+
+    write_crate(args.results, FILES / "workflow")
 
 
 def add_leftovers(verbs: Verbs) -> None:
