@@ -1,6 +1,7 @@
 """Verbs that show results: what networks saw in slides, the report of a whole run, and the record of its provenance."""
 
 import argparse
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def add_verbs(verbs: Verbs) -> None:
     add_map(verbs)
     add_report(verbs)
     add_crate(verbs)
+    add_serve(verbs)
     add_leftovers(verbs)
 
 
@@ -159,6 +161,30 @@ def crate(args: argparse.Namespace) -> None:
     from gigapipe.workflow_folder import FILES
 
     write_crate(args.results, FILES / "workflow")
+
+
+def add_serve(verbs: Verbs) -> None:
+    sub = verb(
+        verbs,
+        serve,
+        "Show results in a web browser of this machine: the report, and slides with their maps in a viewer. Ends with "
+        "Ctrl-C.",
+    )
+    sub.add_argument("results", type=Path, help="the results folder of one run of the workflow")
+    sub.add_argument("--port", type=int, default=0, help="port on the loopback interface; 0: any that is free")
+
+
+def serve(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.viewer import page_folder
+
+    page = page_folder()  # or what comes with it, tornado, would be missing first
+    from gigapipe.evaluation.serving import serve
+
+    def ready(address: str) -> None:
+        print(f"open in a web browser: {address}", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(args.results, page, args.port, ready)
 
 
 def add_leftovers(verbs: Verbs) -> None:

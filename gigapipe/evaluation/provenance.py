@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,7 @@ def _folder(crate: ROCrate, place: str, says: str) -> Entity:
     return crate.add_dataset(dest_path=place, properties={"name": place.rstrip("/"), "description": says})
 
 
-def _slide(crate: ROCrate, row: dict[str, str]) -> Entity:
+def _slide(crate: ROCrate, row: dict[Hashable, Any]) -> Entity:
     about = {
         "@type": ["CreativeWork", "ImageObject"],
         "name": row["slide"],
