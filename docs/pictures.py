@@ -58,37 +58,82 @@ def whole_slide() -> Figure:
     return figure
 
 
-def windows(rows: int = 45) -> Figure:
-    """The rows that the second of two ranks needs of each layer's input, for its half of the output."""
-    layers = [
-        ("7 × 7, stride 2", Window(7, 2, (3, 3))),
-        ("3 × 3, stride 1", Window(3, 1, (1, 1))),
-        ("3 × 3, stride 2", Window(3, 2, (1, 1))),
-    ]
+LAYERS = [
+    ("7 × 7, stride 2", Window(7, 2, (3, 3))),
+    ("3 × 3, stride 1", Window(3, 1, (1, 1))),
+    ("3 × 3, stride 2", Window(3, 2, (1, 1))),
+]
+"""Of the pictures of rows."""
+ROWS = 45
+
+
+def _rows(title: str, colors: list[list[str]]) -> Figure:
+    """The rows of an image and of what each of `LAYERS` makes of it, in the colour that each row has."""
     figure, axes = plt.subplots(figsize=(10, 2.9), layout="constrained")
-    size = rows
-    for level, (name, window) in enumerate([*layers, ("", None)]):
-        own, needed, width = split(size, 2, 1), Interval(0, 0), rows / size
-        if window:
-            after = window.output_size(size)
-            needed = window.needs(split(after, 2, 1)).intersect(Interval(0, size))
-            axes.text(rows + 0.3, -level - 0.3, name, va="center")
-        for row in range(size):
-            owned, halo = own.start <= row < own.stop, needed.start <= row < needed.stop
-            color = OWN if owned else HALO if halo else GLASS
+    for level, of_level in enumerate(colors):
+        width = ROWS / len(of_level)
+        for row, color in enumerate(of_level):
             axes.add_patch(Rectangle((row * width, -level), width * 0.94, 0.5, facecolor=color, edgecolor=LINE))
-        says = "image" if level == 0 else "output" if not window else f"layer {level}"
-        axes.text(-0.3, 0.25 - level, f"{says}, {size} rows", ha="right", va="center")
-        size = after
-    axes.set(xlim=(-9, rows + 7), ylim=(-len(layers) - 0.2, 0.8))
+        says = "image" if level == 0 else "output" if level == len(LAYERS) else f"layer {level}"
+        axes.text(-0.3, 0.25 - level, f"{says}, {len(of_level)} rows", ha="right", va="center")
+        if level < len(LAYERS):
+            axes.text(ROWS + 0.3, -level - 0.3, LAYERS[level][0], va="center")
+    axes.set(xlim=(-9, ROWS + 7), ylim=(-len(LAYERS) - 0.2, 0.8))
     axes.axis("off")
-    axes.set_title("second of two ranks: rows that it owns (blue), and the halo that it receives (orange)", fontsize=11)
+    axes.set_title(title, fontsize=11)
+    return figure
+
+
+def _sizes() -> list[int]:
+    sizes = [ROWS]
+    for _, window in LAYERS:
+        sizes.append(window.output_size(sizes[-1]))
+    return sizes
+
+
+def windows() -> Figure:
+    """The rows that the second of two ranks needs of each layer's input, for its half of the output."""
+    sizes, colors = _sizes(), []
+    for level, size in enumerate(sizes):
+        own, needed = split(size, 2, 1), Interval(0, 0)
+        if level < len(LAYERS):
+            needed = LAYERS[level][1].needs(split(sizes[level + 1], 2, 1))
+        colors.append([OWN if row in range(*own) else HALO if row in range(*needed) else GLASS for row in range(size)])
+    return _rows("second of two ranks: rows that it owns (blue), and the halo that it receives (orange)", colors)
+
+
+def tile() -> Figure:
+    """The rows of every earlier image that a tile of the output needs."""
+    sizes, needed, colors = _sizes(), Interval(4, 7), []
+    for level in reversed(range(len(sizes))):
+        colors.insert(0, [OWN if row in range(*needed) else GLASS for row in range(sizes[level])])
+        if level:
+            needed = LAYERS[level - 1][1].needs(needed)
+    return _rows("a tile of three rows of the output, and what it needs of every image before (blue)", colors)
+
+
+def folds() -> Figure:
+    """Patients of six hospitals in three folds, by patient and by hospital."""
+    figure, axes = plt.subplots(figsize=(10, 2.6), layout="constrained")
+    hospitals = np.repeat(np.arange(6), 4)
+    colours = plt.colormaps["Set2"].colors
+    mixed = np.random.default_rng(0).permutation(hospitals)
+    for row, (says, order) in enumerate({"by patient": mixed, "by site": hospitals}.items()):
+        for place, hospital in enumerate(order):
+            left = place + place // 8  # a gap between folds
+            axes.add_patch(Rectangle((left, -1.6 * row), 0.9, 0.9, facecolor=colours[hospital], edgecolor=LINE))
+            axes.text(left + 0.45, 0.45 - 1.6 * row, "ABCDEF"[hospital], ha="center", va="center")
+        axes.text(-0.4, 0.45 - 1.6 * row, says, ha="right", va="center")
+    for fold in range(3):
+        axes.text(9 * fold + 4, 1.15, f"fold {fold}", ha="center")
+    axes.set(xlim=(-4, 27), ylim=(-1.9, 1.6))
+    axes.axis("off")
     return figure
 
 
 def main() -> None:
     with plt.rc_context(STYLE):
-        for draw in (whole_slide, windows):
+        for draw in (whole_slide, windows, tile, folds):
             path = FOLDER / f"{draw.__name__.replace('_', '-')}.svg"
             draw().savefig(path, metadata={"Date": None}, bbox_inches="tight")
 
