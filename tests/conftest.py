@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Real slides and real histology, which are not part of this project.
 SHARED = Path(os.environ.get("GIGAPIPE_SHARED", ROOT.parent / "shared"))
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 TOGETHER = {
     "test_slurm_road.py": "road",
@@ -103,6 +106,21 @@ def regions(tmp_path_factory) -> Path:
 def project(tmp_path_factory) -> Path:
     """A fresh copy of the project, for dry runs."""
     return fresh_copy(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The path of a browser; where there is none, one is installed if that is possible."""
+
+    def installed() -> str | None:
+        return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+    if not installed() and os.geteuid() == 0 and shutil.which("apt-get"):
+        for step in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+            subprocess.run(["apt-get", *step], env=environment, capture_output=True)
+    found = installed()
+    return found or missing(f"no browser: none of {', '.join(BROWSERS)} is installed, so no page is opened")
 
 
 @pytest.fixture(scope="module")

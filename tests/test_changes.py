@@ -53,6 +53,7 @@ def made(tmp_path_factory):
     files = [f"{of}/{name}" for of in networks for name in ("model.pt", "training.json", "predictions.tsv")]
     files += [f"comparison.{kind}" for kind in ("tsv", "md", "html", "png")]
     files += ["slides.tsv", "slides.png", "report.html", "8um/maps/maps.tsv", "32um/maps/maps.tsv", "figures/a.svg"]
+    files += ["ro-crate-metadata.json", "provenance/workflow/Snakefile"]
     for name in files:
         (project / "kept" / name).parent.mkdir(parents=True, exist_ok=True)
         (project / "kept" / name).write_text(name)

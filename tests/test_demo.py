@@ -1,5 +1,6 @@
 """The embedded default, narrower, in a fresh copy of the project; killed half-way; its known answer, its report."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from projects import fresh_copy, make_results, plan, processes_of, shown_commands, snakemake, start, watched
+from rocrate.rocrate import ROCrate
 
 from gigapipe.pyramids.maps import read_map
 from gigapipe.slides.phantom import cohort
@@ -81,7 +83,7 @@ def test_another_slide_remakes_what_follows_from_it_and_a_touched_one_nothing(de
     try:
         assert plan(project) == {}
         slide.write_bytes(text[:-1] + bytes([text[-1] ^ 1]))
-        jobs = {"train": 6, "predict": 6, "evaluate": 1, "map": 2, "page": 1, "all": 1}
+        jobs = {"train": 6, "predict": 6, "evaluate": 1, "map": 2, "page": 1, "crate": 1, "all": 1}
         assert plan(project) == {"pyramid": 1, "survey": 1, **jobs}
     finally:
         slide.write_bytes(text)
@@ -110,10 +112,23 @@ def test_the_page_holds_the_table_and_the_maps_of_what_was_scored(demo):
     assert len(list((results / "figures").glob("*.svg"))) == 6
 
 
+def test_the_record_of_provenance_names_every_slide_and_network(demo):
+    results = demo["project"] / "results"
+    crate = ROCrate(results)
+    slides = {one["name"]: one["md5"] for one in crate.get("#run")["object"] if one.id.startswith("#slide-")}
+    files = {slide: results / f"phantom/{slide}.svs" for slide in slides}
+    assert sorted(slides) == sorted(slide.slide for slide in cohort(patients=40))
+    assert slides == {slide: hashlib.md5(file.read_bytes()).hexdigest() for slide, file in files.items()}
+    networks = sorted(path.relative_to(results).as_posix() for path in results.glob("*um/fold-*/model.pt"))
+    assert sorted(one.id for one in crate.data_entities if one.id.endswith("model.pt")) == networks
+    table = pd.read_csv(results / "comparison.tsv", sep="\t")
+    assert {crate.get(path)["identifier"] for path in networks} == set(" ".join(table["networks"]).split())
+
+
 def test_the_commands_of_the_reports_page_run(demo):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = shown_commands("docs/report.md")
-    assert [command.split()[1] for command in commands] == ["report", "map"]
+    assert [command.split()[1] for command in commands] == ["report", "map", "crate"]
     for command in commands:
         subprocess.run(["bash", "-c", command], cwd=demo["project"], env=environment, check=True)
     assert (demo["project"] / "maps/PH-000-A/image.zarr").is_dir()

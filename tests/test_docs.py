@@ -21,6 +21,7 @@ ELSEWHERE = {
     "gigapipe gdc sheet": "test_gdc.py",
     "gigapipe report": "test_workflow.py, with the demo's results",
     "gigapipe map": "test_workflow.py, with the demo's results",
+    "gigapipe crate": "test_demo.py, with the demo's results",
 }
 
 pytestmark = pytest.mark.slow

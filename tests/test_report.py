@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,13 +19,13 @@ from sklearn.metrics import roc_auc_score
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.mistakes import mistakes
 from gigapipe.evaluation.predictions import read_predictions
-from gigapipe.evaluation.report import all_figures, memory_table, report, revision
+from gigapipe.evaluation.report import all_figures, memory_table, report
 from gigapipe.evaluation.report_pictures import WRONG, Place
 from gigapipe.evaluation.report_tables import blocks, runtimes
+from gigapipe.evaluation.software import revision
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.slides.phantom import cohort, render, write_slide
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NASTY = "<script>fail('x')</script>&amp;"
 
 
@@ -340,18 +339,8 @@ def test_the_revision_is_that_of_the_source():
 
 
 @pytest.fixture
-def browse(tmp_path):
+def browse(tmp_path, browser):
     """A function that opens a page in a headless browser: its text as it stands there, and what the console says."""
-
-    def installed() -> str | None:
-        return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-    if not installed() and os.geteuid() == 0 and shutil.which("apt-get"):
-        for step in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            subprocess.run(["apt-get", *step], env=environment, capture_output=True)
-    if not (browser := installed()):
-        missing(f"no browser: none of {', '.join(BROWSERS)} is installed, so the page is not opened")
 
     def opened(page, *options) -> tuple[str, list[str]]:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -27,7 +27,7 @@ def test_a_dry_run_shows_the_whole_plan(project):
     slides = len(cohort(patients=40))
     models = 3 * 4  # resolutions, folds
     expected = {"phantom": slides + 1, "pyramid": slides, "folds": 1, "train": models, "predict": models}
-    assert jobs == {**expected, "survey": 1, "evaluate": 1, "map": 3, "settings": 1, "page": 1, "all": 1}
+    assert jobs == {**expected, "survey": 1, "evaluate": 1, "map": 3, "settings": 1, "page": 1, "crate": 1, "all": 1}
     # Stages by name.
     assert plan(project, "slides") == {"phantom": slides, "slides": 1}
     assert plan(project, "pyramids") == {"phantom": slides, "pyramid": slides, "survey": 1, "pyramids": 1}

@@ -96,7 +96,7 @@ def apply(args: argparse.Namespace) -> None:
         table = table_of(answers, settings.outputs)
         pictures = _draw(args.output / "maps", maps, pyramids, table) if not args.no_maps else {}
         notes = [
-            f"{len(args.models)} networks at {settings.mpp:g} µm per pixel. Lowest and highest are what single networks say."
+            f"{len(args.models)} networks at {settings.mpp:g} µm per pixel; lowest and highest are of single networks."
         ]
         if isinstance(settings, ClassifierSettings):
             notes.append(CALIBRATED if all(temperatures) else UNCALIBRATED)

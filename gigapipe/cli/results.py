@@ -1,6 +1,7 @@
-"""Verbs that show results: what networks saw in slides, and the report of a whole run."""
+"""Verbs that show results: what networks saw in slides, the report of a whole run, and the record of its provenance."""
 
 import argparse
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from gigapipe.errors import InputError
 def add_verbs(verbs: Verbs) -> None:
     add_map(verbs)
     add_report(verbs)
+    add_crate(verbs)
+    add_serve(verbs)
     add_leftovers(verbs)
 
 
@@ -141,6 +144,47 @@ def report(args: argparse.Namespace) -> None:
     page = report(args.results, args.config, benchmarks, args.figures, args.output.parent)
     with atomic_file(args.output) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def add_crate(verbs: Verbs) -> None:
+    sub = verb(
+        verbs,
+        crate,
+        "Record what results were computed from and by which software, as a Workflow Run RO-Crate in their folder.",
+    )
+    sub.add_argument("results", type=Path, help="the results folder of one run of the workflow")
+    attempts_argument(sub)
+
+
+def crate(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.provenance import write_crate
+    from gigapipe.workflow_folder import FILES
+
+    write_crate(args.results, FILES / "workflow")
+
+
+def add_serve(verbs: Verbs) -> None:
+    sub = verb(
+        verbs,
+        serve,
+        "Show results in a web browser of this machine: the report, and slides with their maps in a viewer. Ends with "
+        "Ctrl-C.",
+    )
+    sub.add_argument("results", type=Path, help="the results folder of one run of the workflow")
+    sub.add_argument("--port", type=int, default=0, help="port on the loopback interface; 0: any that is free")
+
+
+def serve(args: argparse.Namespace) -> None:
+    from gigapipe.evaluation.viewer import page_folder
+
+    page = page_folder()  # or what comes with it, tornado, would be missing first
+    from gigapipe.evaluation.serving import serve
+
+    def ready(address: str) -> None:
+        print(f"open in a web browser: {address}", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(args.results, page, args.port, ready)
 
 
 def add_leftovers(verbs: Verbs) -> None:

@@ -350,6 +350,7 @@ class Configuration(Options):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
+        """Itself; ValueError, with the first contradiction, if options contradict each other."""
         for found in self._contradictions():
             raise ValueError(found)
         return self

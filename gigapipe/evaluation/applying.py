@@ -20,8 +20,8 @@ CALIBRATED = (
     "trained on, and averaged."
 )
 UNCALIBRATED = (
-    "Probabilities are averaged and not calibrated: beside a model there are no predictions (predictions.tsv), or of too "
-    "few slides."
+    "Probabilities are averaged and not calibrated: beside a model there are no predictions (predictions.tsv), or of "
+    "too few slides."
 )
 LEAST = 10
 """Labelled slides that a temperature is fitted on, at least."""

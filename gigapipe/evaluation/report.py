@@ -1,12 +1,10 @@
 """The report: one page of a whole run, made of the files in its folder of results, that needs nothing beside it."""
 
 import datetime
-import importlib.metadata
 import json
 import logging
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +42,13 @@ from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.recommendation import recommend
 from gigapipe.evaluation.report_pictures import Place, found, inline_figure, inline_picture, maps, wrong_slides
 from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
+from gigapipe.evaluation.software import revision, versions
 from gigapipe.evaluation.targets import SCORE
 from gigapipe.pyramids.survey import same_files, summary
 from gigapipe.slides.written_tables import read_written
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = ["torch", "numpy", "scikit-learn", "scipy", "pandas", "zarr", "openslide-bin", "mpi4py", "snakemake"]
 SAVED_BYTES = {"resnet18": 442, "resnet34": 643, "resnet50": 1714}
 """What autograd keeps of a training step for each pixel of the image, float32: counted with saved_tensors_hooks."""
 FULL_WIDTH = 64
@@ -253,27 +251,7 @@ def memory_table(table: pd.DataFrame, trainings: list[dict]) -> pd.DataFrame:
 
 def made() -> dict[str, str]:
     """By what, and where, this page is made."""
-    versions = {"gigapipe": f"{gigapipe.__version__}, revision {revision()}", "Python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = "not installed"
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return versions | {"report written on": f"{machine}, {now}"}
-
-
-def revision() -> str:
-    """The git revision of gigapipe's source, and whether it has been changed since; `unknown` if it is installed."""
-    folder = Path(gigapipe.__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # or the repository around it is another
-        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    own = {"gigapipe": f"{gigapipe.__version__}, revision {revision()}"}
+    return own | versions() | {"report written on": f"{machine}, {now}"}

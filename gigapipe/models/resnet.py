@@ -190,4 +190,9 @@ RESNETS: dict[str, Callable[..., ResNet]] = {
 }
 """From `ResNet`'s other arguments to a network; `resnet10`, half of the 18, is none of torchvision's."""
 
-resnet18, resnet34, resnet50 = (RESNETS[name] for name in ("resnet18", "resnet34", "resnet50"))
+resnet18 = RESNETS["resnet18"]
+"""The ResNet of 18 layers, with the names of torchvision's weights; arguments: classes, norm, pool, width."""
+resnet34 = RESNETS["resnet34"]
+"""The ResNet of 34 layers; arguments as for `resnet18`."""
+resnet50 = RESNETS["resnet50"]
+"""The ResNet of 50 layers; arguments as for `resnet18`."""

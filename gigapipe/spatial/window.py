@@ -124,6 +124,7 @@ class Window(_InImage):
         return self.dilation * (self.kernel - 1) + 1
 
     def output_size(self, size: int) -> int:
+        """Output length for an input of `size`; ValueError if the kernel does not fit."""
         room = size + sum(self.padding) - self.extent
         if room + (self.stride - 1 if self.ceil else 0) < 0:
             raise ValueError(
@@ -136,6 +137,7 @@ class Window(_InImage):
         return out - ((out - 1) * self.stride >= size + self.padding[0])
 
     def needs(self, out: Interval) -> Interval:
+        """The input that the outputs `out` need; it reaches past the image's ends where there is padding."""
         start = out.start * self.stride - self.padding[0]
         return Interval(start, start + (out.size - 1) * self.stride + self.extent)
 

@@ -40,6 +40,7 @@ JOB_BY_JOB = {
     LogEvent.RESOURCES_INFO,
 }
 WORDS = ("Select jobs to execute", "Reasons:", "Using shell:", "Conda environments:")
+FOLLOWS = "follows from"
 SAMPLED = 3  # slides by which the room of pyramids is judged: a dry run waits for it
 
 
@@ -142,7 +143,7 @@ def why(job, planned):
     if changed := reason.updated_input - reason.updated_input_run:
         return f"changed: {some(Path(path).name for path in changed)}"
     if reason.updated_input_run:
-        return f"follows from {', '.join(after)}"
+        return f"{FOLLOWS} {', '.join(after)}"
     return "; ".join(reason.get_names())
 
 
@@ -239,12 +240,18 @@ def say_plan():
     lines = [
         f"To compute: {', '.join(told) or 'tables and pages'}; {time_of}{where}{room_of(planned)}"
     ]
+    following = []  # tables and pages: of these one line is enough
     for name, of in counted.items():
         reasons = {}
         for job in of:
             reasons.setdefault(why(job, planned), []).append(job)
+        if name not in NOUNS and all(reason.startswith(FOLLOWS) for reason in reasons):
+            following.append(name)
+            continue
         for reason, jobs_of in sorted(reasons.items(), key=lambda each: -len(each[1])):
             lines.append(f"  {len(jobs_of):5} {name:12} {reason}")
+    if following:
+        lines.append(f"        and what follows from these: {', '.join(following)}")
     print("\n".join(lines), file=sys.stderr, flush=True)
     return Progress(jobs, NOUNS, measured, side_by_side()), time_of
 

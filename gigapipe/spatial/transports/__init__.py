@@ -9,7 +9,10 @@ from typing import Protocol
 
 import torch
 
-Message = tuple[int, torch.Tensor]  # the other rank, and what is sent to it or where to put what it sends
+__all__ = ["Alone", "Message", "Transport", "reduced_bytes"]
+
+Message = tuple[int, torch.Tensor]
+"""The other rank, and what is sent to it or where to put what it sends."""
 
 
 class Transport(Protocol):
@@ -44,10 +47,13 @@ class Alone:
     rank, size, sent_bytes = 0, 1, 0
 
     def subset(self, ranks: Sequence[int]) -> "Alone":
+        """This rank: there is no other."""
         return self
 
     def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
+        """Nothing is sent, and nothing has to be waited for."""
         return lambda: None
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`, which is its own sum."""
         return x
