@@ -1,4 +1,7 @@
-"""Fixtures that many tests share: real material, ranks, and what is dear to make and made once a run."""
+"""Fixtures that many tests share: real material, ranks, and what is dear to make and made once a run.
+
+Fixtures import what they need: the process that hands out tests imports this file, too, and no torch.
+"""
 
 import gc
 import os
@@ -8,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cohorts import made_once, make_regions, make_small_cohort
 from launching import ROOT, Ranks
-from projects import fresh_copy
 from requirements import missing
 from xdist.scheduler import LoadScopeScheduling
 
@@ -90,18 +91,24 @@ def ranks():
 @pytest.fixture(scope="session")
 def small_cohort(tmp_path_factory) -> Path:
     """Twelve patients' pyramids at 8 µm/px, and their folds."""
+    from cohorts import made_once, make_small_cohort
+
     return made_once(tmp_path_factory, "small-cohort", make_small_cohort)
 
 
 @pytest.fixture(scope="session")
 def regions(tmp_path_factory) -> Path:
     """Twelve patients' phantoms with regions, their pyramids, label images and folds."""
+    from cohorts import made_once, make_regions
+
     return made_once(tmp_path_factory, "regions", make_regions)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A fresh copy of the project, for dry runs."""
+    from projects import fresh_copy
+
     return fresh_copy(tmp_path_factory.mktemp("project"))
 
 
