@@ -33,6 +33,7 @@ TOGETHER = {
     "test_docs.py": "docs",
     "test_phantom.py": "phantom",
     "test_recommendation.py": "recommendation",
+    "test_adding.py": "adding",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
 SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "regions", "slurm", "small_cohort", "trained"}
@@ -67,10 +68,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_sessionstart() -> None:
+    """What is imported and collected is no garbage, and need not be searched again and again for some."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What was imported is no garbage, and need not be searched again and again for some."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
