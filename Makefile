@@ -22,6 +22,8 @@ demo: $(READY)
 	@if [ -e results/workflow/time.txt ]; then echo; cat results/workflow/time.txt; fi
 	@echo; echo "Table: results/comparison.tsv   Figures: results/figures   Report: results/report.html"
 
+# These do not wait, and each process imports for five seconds before the first test.
+check: SIDE_BY_SIDE = -n $$(($(CORES) < 8 ? $(CORES) : 8))
 check: lint
 	$(PYTEST_HERE) -m "not slow" --quiet $(PYTEST)
 

@@ -27,6 +27,19 @@ TORCH = Path(importlib.util.find_spec("torch").origin).parent
 GIGAPIPE = Path(importlib.util.find_spec("gigapipe").origin).parent
 
 
+BUILT = "FAKE_CUDA"
+"""The variable that names the library, where somebody has built it before: `python benchmarks/fake_cuda.py LIBRARY`."""
+
+
+def build(library: Path) -> Path:
+    torchs = f"{TORCH}/lib"
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or "clang++"
+    command = [compiler, "-std=c++20", "-shared", "-fPIC", Path(__file__).with_suffix(".cpp"), "-o", library]
+    command += [f"-I{TORCH}/include", f"-L{torchs}", f"-Wl,-rpath,{torchs}", "-lc10", "-ltorch_cpu", "-ltorch"]
+    subprocess.run(command, check=True)
+    return library
+
+
 def _load() -> None:
     """Build the CUDA that is not there, and load it."""
     if "torch" in sys.modules:
@@ -34,14 +47,13 @@ def _load() -> None:
     if (TORCH / "lib" / "libtorch_cuda.so").exists():
         raise RuntimeError("this torch knows CUDA; the watch needs a CPU build")
     with tempfile.TemporaryDirectory() as folder:
-        library, torchs = Path(folder) / "fake_cuda.so", f"{TORCH}/lib"
-        compiler = shutil.which(os.environ.get("CXX", "g++")) or "clang++"
-        command = [compiler, "-std=c++20", "-shared", "-fPIC", Path(__file__).with_suffix(".cpp"), "-o", library]
-        command += [f"-I{TORCH}/include", f"-L{torchs}", f"-Wl,-rpath,{torchs}", "-lc10", "-ltorch_cpu", "-ltorch"]
-        subprocess.run(command, check=True)
+        library = os.environ.get(BUILT) or build(Path(folder) / "fake_cuda.so")
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))
+    sys.exit()
 _load()
 
 import numpy as np

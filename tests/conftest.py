@@ -1,4 +1,7 @@
-"""Fixtures that many tests share: real material, ranks, and what is dear to make and made once a run."""
+"""Fixtures that many tests share: real material, ranks, and what is dear to make and made once a run.
+
+Fixtures import what they need: the process that hands out tests imports this file, too, and no torch.
+"""
 
 import gc
 import os
@@ -9,9 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cohorts import made_once, make_regions, make_small_cohort
 from launching import ROOT, Ranks
-from projects import fresh_copy
 from requirements import missing
 from xdist.scheduler import LoadScopeScheduling
 
@@ -35,6 +36,7 @@ TOGETHER = {
     "test_docs.py": "docs",
     "test_phantom.py": "phantom",
     "test_recommendation.py": "recommendation",
+    "test_adding.py": "adding",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
 SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "regions", "slurm", "small_cohort", "trained"}
@@ -69,10 +71,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_sessionstart() -> None:
+    """What is imported and collected is no garbage, and need not be searched again and again for some."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What was imported is no garbage, and need not be searched again and again for some."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -93,18 +99,24 @@ def ranks():
 @pytest.fixture(scope="session")
 def small_cohort(tmp_path_factory) -> Path:
     """Twelve patients' pyramids at 8 µm/px, and their folds."""
+    from cohorts import made_once, make_small_cohort
+
     return made_once(tmp_path_factory, "small-cohort", make_small_cohort)
 
 
 @pytest.fixture(scope="session")
 def regions(tmp_path_factory) -> Path:
     """Twelve patients' phantoms with regions, their pyramids, label images and folds."""
+    from cohorts import made_once, make_regions
+
     return made_once(tmp_path_factory, "regions", make_regions)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A fresh copy of the project, for dry runs."""
+    from projects import fresh_copy
+
     return fresh_copy(tmp_path_factory.mktemp("project"))
 
 

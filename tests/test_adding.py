@@ -31,7 +31,7 @@ def slide(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=list(SETTINGS))
+@pytest.fixture(scope="module", params=["0.5", pytest.param("0.4", marks=pytest.mark.slow)])
 def whole(request, slide, tmp_path_factory):
     """A pyramid of all resolutions, and one of two of them, made with the same settings."""
     folder = tmp_path_factory.mktemp(f"whole-{request.param}")

@@ -209,7 +209,7 @@ def test_what_is_added_is_made_and_nothing_else_and_then_all_is_done(made, tmp_p
     gone = next((project / "my").glob("*.svs"))
     gone.unlink()
     configure(project, resolutions=[MIDDLE, COARSE, {"mpp": 64, "canvas": 7, "mesh": [1, 1, 1]}])
-    snakemake(project, *wanted, "results/slides.tsv")
+    snakemake(project, *wanted, f"results/pyramids/.added/{gone.stem}/64um.json")
     assert Pyramid(project / "results/pyramids" / gone.stem).made_from[64.0]["level"] == 32.0
 
 

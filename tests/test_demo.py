@@ -29,7 +29,7 @@ def demo(tmp_path_factory) -> dict:
     config = yaml.safe_load((project / "config/config.yaml").read_text())
     config["resolutions"] = [config["resolutions"][0], config["resolutions"][-1]]
     config["training"] |= {"width": 32, "learning_rate": 0.001, "epochs": 4}
-    config["folds"]["number"] = 3
+    config["folds"]["number"], config["maps"] = 3, 1
     (project / "config/config.yaml").write_text(yaml.safe_dump(config))
     make_results(project, [2.0, 48.0], **config["phantom"])
     killed = []

@@ -32,7 +32,7 @@ def test_six_phantoms_reach_a_table(tmp_path, monkeypatch):
     project, folder = fresh_copy(tmp_path / "it's é"), tmp_path / FOLDER
     folder.mkdir()
     monkeypatch.setenv("LC_ALL", "POSIX")
-    phantoms, rows = cohort(patients=6), []
+    phantoms, rows = list({phantom.patient: phantom for phantom in cohort(patients=6)}.values()), []
     for phantom in phantoms:
         source = folder / NAME.format(phantom.slide)
         write_slide(source, render(phantom))

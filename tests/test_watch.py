@@ -65,7 +65,7 @@ KNOWN = {
 
 
 @pytest.fixture(scope="module")
-def traces() -> dict[tuple[str, str], dict]:
+def traces(tmp_path_factory) -> dict[tuple[str, str], dict]:
     """What was found, by trace and phase; two traces at a time."""
     if torch.backends.cuda.is_built():
         pytest.skip("this torch knows CUDA: a CUDA that is not there needs one that does not")
@@ -74,11 +74,13 @@ def traces() -> dict[tuple[str, str], dict]:
 
     def trace(name: str) -> list[dict]:
         command = [sys.executable, str(ROOT / "benchmarks/watch.py"), "--json", name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAKE_CUDA": str(library)}
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
+    library = tmp_path_factory.mktemp("watch") / "fake_cuda.so"
+    subprocess.run([sys.executable, ROOT / "benchmarks/fake_cuda.py", library], check=True)
     names = ["trainer", "streamed", "held", "data", "unet"]
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(names, pool.map(trace, names), strict=True))

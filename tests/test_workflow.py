@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 import yaml
+from cohorts import made_once
 from launching import ROOT
 from projects import fresh_copy, plan, snakemake, start
 
@@ -148,15 +150,27 @@ def test_a_wrong_config_is_said_in_one_line(project, setting, message):
     assert message in output.splitlines()[-1] and "Error" not in output.partition(message)[0], output
 
 
+EIGHT = list({p.patient: p for p in cohort(seed=9, patients=8, folder="my")}.values())
+"""Phantoms, one of each patient."""
+
+
 @pytest.fixture
-def own_slides(tmp_path):
+def eight(tmp_path_factory):
+    """A folder with the slides of `EIGHT`."""
+
+    def make(folder) -> None:
+        for phantom in EIGHT:
+            write_slide(folder / f"{phantom.slide}.svs", render(phantom))
+
+    return made_once(tmp_path_factory, "eight", make)
+
+
+@pytest.fixture
+def own_slides(eight, tmp_path):
     """A project with a sheet of its own: phantoms on disk, one of them torn, and one behind an address."""
     folder = fresh_copy(tmp_path / "project")
-    (folder / "my").mkdir()
-    phantoms = list({p.patient: p for p in cohort(seed=9, patients=8, folder="my")}.values())  # a slide of each
-    for phantom in phantoms:
-        write_slide(folder / phantom.source, render(phantom))
-    sheet = pd.DataFrame(map(sheet_row, phantoms))
+    shutil.copytree(eight, folder / "my")
+    sheet = pd.DataFrame(map(sheet_row, EIGHT))
     torn = folder / sheet.loc[1, "source"]
     torn.write_bytes(torn.read_bytes()[:5000])
     (folder / "archive").mkdir()
@@ -198,8 +212,10 @@ def test_a_sheet_without_source_takes_the_config_s_pattern(own_slides):
     assert len(pd.read_csv(folder / "results/folds.tsv", sep="\t")) == len(here)
 
 
-def test_a_bad_slide_is_named_and_not_tried_in_vain_and_the_others_go_on(own_slides):
+def test_a_bad_slide_is_named_and_not_tried_in_vain_and_the_others_go_on(own_slides, eight):
     folder, sheet = own_slides
+    sheet = sheet.head(4)
+    sheet.to_csv(folder / "my/slides.tsv", sep="\t", index=False)
     arguments = ["--cores", 2, "--config", "slides=my/slides.tsv", "--"]
     patient = ["--retries", 20, "--set-threads", "pyramid=2", "--printshellcmds"]
     code, output = snakemake(folder, *patient, *arguments, "pyramids", check=False)
@@ -219,15 +235,14 @@ def test_a_bad_slide_is_named_and_not_tried_in_vain_and_the_others_go_on(own_sli
     assert Pyramid(folder / "results/pyramids" / remote).source["name"] == f"{remote}.svs"
     assert (folder / "resources/slides" / f"{remote}.svs").exists()
     # One that is put right is tried, and be it older.
-    whole = folder / "my" / f"{torn}.svs"
-    write_slide(whole, render(next(p for p in cohort(seed=9, patients=8, folder="my") if p.slide == torn)))
+    whole = shutil.copy(eight / f"{torn}.svs", folder / "my")
     os.utime(whole, (0, 0))
     snakemake(folder, *arguments, f"results/pyramids/{torn}")
 
 
 def test_an_interrupted_run_leaves_nothing_that_is_taken_for_whole(own_slides):
     folder, sheet = own_slides
-    sheet = sheet.drop(index=[1, 2])
+    sheet = sheet.drop(index=[1, 2]).head(3)
     sheet.to_csv(folder / "my/slides.tsv", sep="\t", index=False)
     arguments = ["--cores", 2, "--config", "slides=my/slides.tsv", "--", "pyramids"]
     process = start(folder, *arguments)

@@ -74,12 +74,10 @@ def auc_and_influence(
     sides = positive, ~positive
     if not (positive.any() and (~positive).any()):
         return np.full(score.shape[:-1], np.nan), np.full(score.shape, np.nan)
-    from scipy.stats import rankdata  # slow to import
-
     above = np.empty(score.shape)  # share of the other class that a slide is on the right side of
-    ranks = rankdata(score, axis=-1)
+    ranks = _ranks(score)
     for side, other in (sides, sides[::-1]):
-        above[..., side] = (ranks[..., side] - rankdata(score[..., side], axis=-1)) / other.sum()
+        above[..., side] = (ranks[..., side] - _ranks(score[..., side])) / other.sum()
     above[..., ~positive] = 1 - above[..., ~positive]
     auc = above[..., positive].mean(axis=-1)
     around, patients = pooled or (auc, [len(set(patient[side])) for side in sides])
@@ -88,6 +86,11 @@ def auc_and_influence(
         correction = np.sqrt(count / (count - 1)) if count > 1 else np.nan
         influence[..., side] = correction * (above[..., side] - around[..., None]) / side.sum()
     return auc, influence
+
+
+def _ranks(score: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, equal scores having their mean rank: by pandas, for scipy.stats is slow to import."""
+    return pd.DataFrame(score.reshape(-1, score.shape[-1])).rank(axis=1).to_numpy().reshape(score.shape)
 
 
 def mean_of_folds(folds: list[Held]) -> tuple[np.ndarray, list[np.ndarray], str]:

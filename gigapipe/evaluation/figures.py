@@ -1,5 +1,6 @@
-"""The figures of a comparison, each a function from a table to a figure; `save` writes them."""
+"""The figures of a comparison, each a function from a table to a figure; `write` writes them."""
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -69,11 +70,18 @@ styled = matplotlib.rc_context(STYLE)
 """Of what draws: the style, while it does."""
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `path` with the endings .png and .svg."""
-    for kind in ("png", "svg"):
-        with atomic_file(path.with_suffix(f".{kind}")) as partial:
-            write(figure, partial, kind)
+def as_svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    write(figure, file, "svg")
+    return file.getvalue()
+
+
+def save(figure: Figure, svg: bytes, path: Path) -> None:
+    """Write a figure, and what `as_svg` made of it, as `path` with the endings .png and .svg."""
+    with atomic_file(path.with_suffix(".png")) as partial:
+        write(figure, partial, "png")
+    with atomic_file(path.with_suffix(".svg")) as partial:
+        partial.write_bytes(svg)
 
 
 @styled

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
-from scipy.optimize import isotonic_regression
 
 SMALL, SMALLER = 8, 7.5  # of letters, in points
 GREY = "#555"
@@ -54,6 +53,8 @@ def above(axes: Axes, places: Iterable[float], texts: Iterable[str], share: Call
 
 def beside(axes: Axes, shares: Sequence[float], texts: Sequence[str]) -> None:
     """Write texts right of the axes, each at its share of the height or as near as they have room, led to it."""
+    from scipy.optimize import isotonic_regression  # slow to import
+
     _, high = points(axes)
     order = np.argsort(shares, kind="stable")
     apart = (SMALLER + 2.5) / high * np.arange(len(shares))

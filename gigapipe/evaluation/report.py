@@ -40,7 +40,7 @@ from gigapipe.evaluation.identity import of_networks
 from gigapipe.evaluation.learning import flags_of
 from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.recommendation import recommend
-from gigapipe.evaluation.report_pictures import Place, found, inline_figure, inline_picture, maps, wrong_slides
+from gigapipe.evaluation.report_pictures import Place, found, inline_picture, inline_svg, maps, wrong_slides
 from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
 from gigapipe.evaluation.software import revision, versions
 from gigapipe.evaluation.targets import SCORE
@@ -91,9 +91,10 @@ def report(
     trainings = [record for record in records.values() if record["settings"]["mpp"] in set(table[MPP])]
     drawn = {}
     for name, (figure, caption) in all_figures(table, predictions, trainings, results).items():
+        svg = figures.as_svg(figure)
         if figures_to:
-            figures.save(figure, figures_to / name)
-        drawn[name] = {"source": inline_figure(figure), "caption": caption}
+            figures.save(figure, svg, figures_to / name)
+        drawn[name] = {"source": inline_svg(svg), "caption": caption}
     recommended = recommend(table)
     place = Place(results, page or results)
     environment = Environment(

@@ -10,11 +10,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation import figures
 from gigapipe.evaluation.columns import (
     IDENTITY,
     LABEL,
@@ -124,10 +122,8 @@ def found(results: Path, name: str) -> list[Path]:
     return sorted(results.glob(f"*um/**/{name}"))
 
 
-def inline_figure(figure: Figure) -> str:
-    file = io.BytesIO()
-    figures.write(figure, file, "svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+def inline_svg(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def inline_picture(path: Path) -> str:
