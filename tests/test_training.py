@@ -1,6 +1,7 @@
 """The training verbs, on real ranks: what decomposition, a kill and a missing rank do to them."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -121,7 +122,10 @@ def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, 
     print(whole["peak_memory_per_rank_mb"], streamed["peak_memory_per_rank_mb"], least[1])
     assert streamed["peak_memory_per_rank_mb"] < 0.9 * whole["peak_memory_per_rank_mb"]
     for figure in ("training_loss", "validation_loss"):
-        assert streamed["history"][0][figure] == pytest.approx(whole["history"][0][figure], rel=1e-3)
+        # A thousandth of the canvas is tissue, and moves the loss by so much from that of an even guess.
+        moved, expected = (run["history"][0][figure] - math.log(2) for run in (streamed, whole))
+        print(figure, moved, expected)
+        assert abs(expected) > 1e-5 and moved == pytest.approx(expected, rel=1e-3)
 
 
 class Interrupted(Classification):
