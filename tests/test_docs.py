@@ -22,6 +22,7 @@ ELSEWHERE = {
     "gigapipe report": "test_workflow.py, with the demo's results",
     "gigapipe map": "test_workflow.py, with the demo's results",
     "gigapipe crate": "test_demo.py, with the demo's results",
+    "gigapipe apply": "test_applying.py",
 }
 
 pytestmark = pytest.mark.slow
