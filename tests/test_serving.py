@@ -65,14 +65,23 @@ def results(tmp_path_factory) -> Path:
 def served(results: Path) -> Iterator[tuple[str, psutil.Process]]:
     """The address that `gigapipe serve` tells, and its process."""
     command = [GIGAPIPE, "serve", str(results)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  a shell's `&` ignores it
+    ) as process:
         try:
             said, _, address = process.stdout.readline().strip().partition(": ")
             assert said == "open in a web browser", said + address
             yield address, psutil.Process(process.pid)
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=20) == 0
+            try:
+                assert process.wait(timeout=20) == 0
+            finally:
+                process.kill()
             assert process.stdout.read() == ""  # above all no line with the token
 
 
