@@ -7,10 +7,10 @@ CORES ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
 
-# Tests run side by side, three more of them than cores, for some wait; each has one thread, or threads would wait for one
+# Tests run side by side, two more of them than cores, for some wait; each has one thread, or threads would wait for one
 # another. What they compare are the digits of CPUs: whatever GPUs there are, they do not see them. Some thousand
 # processes of gigapipe are started: its modules are compiled once, whatever the environment says.
-SIDE_BY_SIDE = -n $$(($(CORES) < 6 ? $(CORES) + 3 : 8))
+SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 2 : 8))
 PYTEST_HERE = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHONDONTWRITEBYTECODE= PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: demo check test lint types docs
