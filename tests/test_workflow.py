@@ -16,8 +16,9 @@ import pytest
 import yaml
 from cohorts import made_once
 from launching import ROOT
-from projects import fresh_copy, plan, snakemake, start
+from projects import configured, fresh_copy, plan, snakemake, start
 
+from gigapipe.published_weights import OFFICIAL
 from gigapipe.pyramids import Pyramid
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 
@@ -148,6 +149,17 @@ def test_a_wrong_config_is_said_in_one_line(project, setting, message):
     code, output = snakemake(project, "-n", "--configfile", "mine.yaml", check=False)
     assert code == 1
     assert message in output.splitlines()[-1] and "Error" not in output.partition(message)[0], output
+
+
+def test_official_weights_are_fetched_once_before_networks_are_trained(project):
+    weights = {"network": "resnet18", "weights": "imagenet", "train": "last"}
+    arguments = configured(project, training=weights)
+    _, output = snakemake(project, "-n", "--printshellcmds", "--cores", 2, *arguments)
+    (fetch,) = re.findall(r"gigapipe weights (\S+) --output (\S+)", output)
+    assert fetch == ("resnet18", f"resources/weights/{OFFICIAL['resnet18'].file}")
+    trainings = re.findall(r"gigapipe train .*", output)
+    assert len(trainings) == 12 and all(f"--weights {fetch[1]} --train last" in line for line in trainings)
+    assert all("--norm frozen" in line for line in trainings)
 
 
 EIGHT = list({p.patient: p for p in cohort(seed=9, patients=8, folder="my")}.values())
