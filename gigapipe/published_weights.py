@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from gigapipe.errors import InputError
-
 
 class Published(NamedTuple):
     """The official weights of a network. The digits in their file's name are the first of its SHA-256."""
@@ -49,15 +47,6 @@ OFFICIAL = {
 """By the name of the network; resnet10 is none that was published."""
 
 
-def official(network: str) -> Published:
-    """InputError if there are no official weights of a network."""
-    if network not in OFFICIAL:
-        raise InputError(
-            f"weights: imagenet: {network} has no official weights; use one of {', '.join(OFFICIAL)}, or the path of "
-            "a file"
-        )
-    return OFFICIAL[network]
-
-
 def digits(file: str) -> str:
+    """Those of the SHA-256 in the name of a file."""
     return Path(file).stem.rpartition("-")[2]

@@ -83,6 +83,11 @@ def test_new_slides_are_scored_by_those_networks_that_were_not_trained_on_them(s
     )
     assert not (output / "maps/broken.png").exists() and Pyramid(output / "pyramids/new").resolutions == [8.0]
 
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/new.svs").symlink_to(old)  # of the same name
+    stale = gigapipe("apply", tmp_path / "other/new.svs", "--models", *models, "--output", output, check=False)
+    assert stale.returncode and "out/pyramids/new is the pyramid of another file" in stale.stdout
+
     again = ("apply", tmp_path / "new.svs", "--models", *models, "--pyramids", output / "pyramids", "--no-maps")
     gigapipe(*again, "--mesh", 1, 1, 2, "--output", tmp_path / "two", ranks=2)
     two = pd.read_csv(tmp_path / "two/applied.tsv", sep="\t").set_index("slide")

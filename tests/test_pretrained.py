@@ -124,7 +124,6 @@ def test_norms_are_frozen_where_weights_are_given(options, norm):
     [
         ({"network": "resnet10", "weights": "imagenet"}, "resnet10 has no official weights; resnet18, "),
         ({"train": "head"}, "the other layers would keep random weights"),
-        ({"train": "last", "weights": "w.pth", "norm": "batch"}, "use norm: frozen"),
         ({"network": "efficientnet_lite0", "norm": "group"}, "efficientnet_lite0 has batch or frozen; found group"),
         ({"network": "efficientnet_lite0", "width": 8}, "width: is an option of ResNets; remove it"),
     ],

@@ -62,7 +62,7 @@ def add_verbs(verbs: Verbs) -> None:
 def apply(args: argparse.Namespace) -> None:
     return_freed_tensors()
     from gigapipe.evaluation.applying import CALIBRATED, UNCALIBRATED, Answer, page, table_of, temperature, tempered
-    from gigapipe.evaluation.identity import TRAINING, identity_beside
+    from gigapipe.evaluation.identity import TRAINING, identity_beside, without_identity
     from gigapipe.slides.written_tables import write_table
     from gigapipe.training.classification import ClassifierSettings
     from gigapipe.training.ensemble import Ensemble
@@ -77,7 +77,10 @@ def apply(args: argparse.Namespace) -> None:
         reasons = _made(args.slides, folder, settings.mpp, args.slide_mpp, alone=mesh.size == 1)
         pyramids = _whole(folder, settings.mpp, reasons)
         # Of a slide that a network was trained on, it knows the answer.
-        learnt = [set((identity_beside(model) or {TRAINING: {}})[TRAINING].values()) for model in args.models]
+        identities = [identity_beside(model) for model in args.models]
+        if mesh.rank == 0:
+            without_identity(identities.count(None), len(identities), "models")
+        learnt = [set(identity[TRAINING].values()) if identity else set() for identity in identities]
         asked = [[name for name, one in pyramids.items() if one.source["md5"] not in known] for known in learnt]
         temperatures: list[float | None] = [None] * len(args.models)
         if isinstance(settings, ClassifierSettings):
@@ -118,14 +121,18 @@ def _made(slides: list[Path], folder: Path, mpp: float, slide_mpp: float | None,
     On several ranks they must be there: the others would wait for the one that makes them.
     """
     from gigapipe.pyramids.build import build_pyramid
+    from gigapipe.pyramids.made_of import attributes_of
     from gigapipe.pyramids.settings import Settings
+    from gigapipe.slides.checksum import md5_of_file
 
     reasons: dict[str, str] = {}
     for slide in slides:
         if slide.stem in reasons:
             raise InputError(f"slide {slide}: another one has the same name, {slide.stem}; rename one")
         reasons[slide.stem] = ""
-        if (folder / slide.stem).exists():
+        if (made := folder / slide.stem).exists():
+            if slide.is_file() and md5_of_file(slide) != (attributes_of(made) or {}).get("source", {}).get("md5"):
+                reasons[slide.stem] = f"slide {slide}: {made} is the pyramid of another file; remove it, or rename one"
             continue
         if not alone:
             raise InputError(
@@ -133,7 +140,7 @@ def _made(slides: list[Path], folder: Path, mpp: float, slide_mpp: float | None,
                 "without mpiexec, or make it with `gigapipe pyramid`"
             )
         try:
-            build_pyramid(slide, folder / slide.stem, [mpp], Settings.of({"mpp": slide_mpp}))
+            build_pyramid(slide, made, [mpp], Settings.of({"mpp": slide_mpp}))
         except InputError as error:
             reasons[slide.stem] = str(error)
     return reasons

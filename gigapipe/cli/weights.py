@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, attempts_argument, verb
-from gigapipe.published_weights import OFFICIAL, official
+from gigapipe.published_weights import OFFICIAL
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -27,4 +27,4 @@ def weights(args: argparse.Namespace) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(args.output) as partial:
             shutil.copyfile(found, partial)
-    print(f"{args.output or found}: official ImageNet weights of {args.network}, {official(args.network).licence}")
+    print(f"{args.output or found}: official ImageNet weights of {args.network}, {OFFICIAL[args.network].licence}")

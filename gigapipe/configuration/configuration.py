@@ -37,7 +37,7 @@ from gigapipe.published_weights import OFFICIAL
 
 Split = Literal["site", "patient"]
 RESNETS = Literal["resnet10", "resnet18", "resnet34", "resnet50"]
-NETWORKS = Literal["resnet10", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"]
+NETWORKS = Literal[RESNETS, "efficientnet_lite0"]
 POOLS = Literal["average", "max", "attention"]
 
 
@@ -179,8 +179,6 @@ class Network(OwnNetwork):
             )
         if self.train != "all" and not self.weights and not self.own:
             raise ValueError(f"train: {self.train}: the other layers would keep random weights; give weights")
-        if self.train != "all" and self.norm == "batch" and not self.own:
-            raise ValueError(f"train: {self.train}: norm: batch would learn with the whole network; use norm: frozen")
         return self
 
 

@@ -7,10 +7,11 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.columns import IDENTITY, LABEL, SLIDE
+from gigapipe.evaluation import pages
+from gigapipe.evaluation.columns import IDENTITY, LABEL, NETWORKS, PROBABILITY_OF, SLIDE
+from gigapipe.evaluation.decisions import DECIDED
 from gigapipe.evaluation.identity import NETWORK, identity_beside
 from gigapipe.evaluation.predictions import probabilities, read_predictions
 from gigapipe.pyramids import Pyramid
@@ -25,9 +26,9 @@ UNCALIBRATED = (
 )
 LEAST = 10
 """Labelled slides that a temperature is fitted on, at least."""
-DECIDED, LOWEST, HIGHEST, NETWORKS, TISSUE, REASON = "decided", "lowest", "highest", "networks", "tissue", "reason"
-"""Columns of the table: the class with the highest probability; the lowest and highest that a network gives it, or of a
-number; how many networks were asked; the verdict on the tissue; why there is no answer."""
+LOWEST, HIGHEST, TISSUE, REASON = "lowest", "highest", "tissue", "reason"
+"""Columns of the table: the lowest and highest probability that a network gives the class decided for, or number; the
+verdict on the tissue; why there is no answer."""
 
 
 class Answer(NamedTuple):
@@ -116,14 +117,10 @@ def table_of(answers: Sequence[Answer], outputs: list[str]) -> pd.DataFrame:
 
 def page(table: pd.DataFrame, notes: Sequence[str], pictures: Mapping[str, str]) -> str:
     """The table as a web page, with the picture of each slide that has one, by the place of its file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     rows = [[_shown(cell) for cell in row] for row in table.itertuples(index=False)]
     maps = [{"slide": slide, "source": quote(place)} for slide, place in pictures.items()]
-    return environment.get_template("applied.html.jinja").render(
-        title=f"{len(table)} new slides", notes=notes, headings=list(table.columns), rows=rows, maps=maps
-    )
+    title, headings = f"{len(table)} new slides", list(table.columns)
+    return pages.page("applied", title=title, notes=notes, headings=headings, rows=rows, maps=maps)
 
 
 def _shown(cell: object) -> str:
@@ -133,4 +130,4 @@ def _shown(cell: object) -> str:
 
 
 def _column(output: str, outputs: list[str]) -> str:
-    return f"probability of {output}" if len(outputs) > 1 else output
+    return f"{PROBABILITY_OF}{output}" if len(outputs) > 1 else output

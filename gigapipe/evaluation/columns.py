@@ -42,6 +42,8 @@ SPLITS = {"site": "folds by site", "given": "given folds", "patient": "folds by 
 """What folds do not share. The first that was run is what a row is about, the others stand beside it."""
 
 NETWORKS = "networks"
+PROBABILITY_OF = "probability of "
+"""How the columns begin, in what is told of single slides, that have the probabilities of classes."""
 """The digests of a row's networks, with spaces between; `UNKNOWN` stands for those that have none."""
 
 PIXELS, RANKS = "pixels", "ranks"

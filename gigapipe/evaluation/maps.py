@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation.columns import NUMBER, PART, PREDICTED, TEST
+from gigapipe.evaluation.columns import NUMBER, PART, PREDICTED, PROBABILITY_OF, TEST
 from gigapipe.evaluation.labels import literal
 from gigapipe.evaluation.predictions import classes_of, probabilities, read_predictions
 from gigapipe.pyramids.folders import OVERVIEW
@@ -21,8 +21,6 @@ from gigapipe.pyramids.store import Pyramid
 HEIGHT, WIDEST = 6.0, 10.6  # of a picture, in inches, of 150 pixels each
 CHOSEN = HIGHEST, LOWEST, MOST_WRONG, ASKED_FOR = "highest", "lowest", "most wrong", "asked for"
 """Why a slide was mapped."""
-PROBABILITY_OF = "probability of "
-"""How the columns begin, in what is told of a mapped slide, that have the probabilities of classes."""
 OPACITY = 0.6  # of colours over a slide
 
 

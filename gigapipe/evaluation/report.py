@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 import gigapipe
 from gigapipe.errors import InputError
-from gigapipe.evaluation import figures
+from gigapipe.evaluation import figures, pages
 from gigapipe.evaluation.columns import (
     CANVAS,
     FILE,
@@ -97,10 +96,8 @@ def report(
         drawn[name] = {"source": inline_svg(svg), "caption": caption}
     recommended = recommend(table)
     place = Place(results, page or results)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(
+    return pages.page(
+        "report",
         recommendation=recommended,
         table=table,
         main=main_figure(table).heading,

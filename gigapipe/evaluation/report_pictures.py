@@ -20,10 +20,11 @@ from gigapipe.evaluation.columns import (
     NETWORKS,
     NUMBER,
     PREDICTED,
+    PROBABILITY_OF,
     SLIDE,
     TARGET,
 )
-from gigapipe.evaluation.maps import CHOSEN, PROBABILITY_OF
+from gigapipe.evaluation.maps import CHOSEN
 from gigapipe.evaluation.mistakes import mistakes
 from gigapipe.pyramids.folders import NAME
 from gigapipe.pyramids.store import Pyramid

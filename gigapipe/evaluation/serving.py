@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
 from gigapipe.errors import InputError
-from gigapipe.evaluation import viewer
+from gigapipe.evaluation import pages, viewer
 from gigapipe.pyramids.folders import NAME, OVERVIEW, left_out
 
 logger = logging.getLogger(__name__)
@@ -85,12 +84,8 @@ class _Start(_Guarded):
             }
             for path in pyramids
         ]
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
-        page = environment.get_template("serving.html.jinja")
         report = (self.results / "report.html").exists()
-        self.finish(page.render(results=self.results.name, report=report, slides=slides))
+        self.finish(pages.page("serving", results=self.results.name, report=report, slides=slides))
 
 
 class _Slide(_Guarded):

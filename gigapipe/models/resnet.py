@@ -173,12 +173,14 @@ class ResNet(nn.Module):
         return self.fc(self.pooled(x))
 
     def pooled(self, x):
+        """Images (batch, 3, rows, columns) to what the last layer sees of them (batch, channels)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(self.avgpool(x), 1)
 
     @property
     def last_stage(self) -> list[nn.Module]:
+        """The modules that are trained where only the last stage is."""
         return [self.layer4]
 
 

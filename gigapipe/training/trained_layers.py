@@ -3,6 +3,7 @@
 from torch import nn
 
 from gigapipe.errors import InputError
+from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.models.networks import Headed
 from gigapipe.models.resnet import ResNet
 
@@ -11,7 +12,7 @@ def freeze(model: nn.Module, train: str, network: str) -> None:
     """Let no gradient be computed of what is not trained: `head`, pooling and last layer alone are; `last`, the last
     stage, too; `all`.
 
-    InputError if a `network` of the user's has its own head, or normalisation that would still learn.
+    InputError if a `network` of the user's has its own head.
     """
     if train == "all":
         return
@@ -28,8 +29,8 @@ def freeze(model: nn.Module, train: str, network: str) -> None:
 
 def _last_stage(model: Headed | ResNet) -> list[nn.Module]:
     features = model.features if isinstance(model, Headed) else model
-    if (stage := getattr(features, "last_stage", None)) is not None:
-        return stage
+    if isinstance(features, ResNet | EfficientNetLite0):
+        return features.last_stage
     return [child for child in features.children() if any(True for _ in child.parameters())][-1:]
 
 
