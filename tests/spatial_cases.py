@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gigapipe.models import resnet18
-from gigapipe.models.resnet import AttentionPool2d, Gain
+from gigapipe.models.resnet import AttentionPool2d, Gain, GatedAttentionPool2d
 from gigapipe.spatial.tensor import DECOMPOSED
 
 
@@ -162,6 +162,7 @@ CASES = {
     "global average": (lambda: after(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
     "global maximum": (lambda: after(nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
     "attention pooling": (lambda: after(AttentionPool2d(8), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
+    "gated attention pooling": (lambda: after(GatedAttentionPool2d(8), nn.Flatten(), nn.Linear(8, 3)), (35, 33)),
     "adaptive average 7x5, flattened": (
         lambda: after(nn.AdaptiveAvgPool2d((7, 5)), nn.Flatten(), nn.Linear(280, 3)),
         (35, 33),

@@ -53,7 +53,7 @@ def networks(
         values = expit(noise + signal) if shape[1] == 1 else softmax(noise + signal, axis=1)
         targets = targets_of(list("abc")[: len(patients)])
         found |= {name: column.round(rounded) for name, column in zip(targets.values(), values.T, strict=True)}
-        alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random"], strict=True))
+        alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random", ""], strict=True))
         parts.append(pd.DataFrame(found | alike))
         cost = dict.fromkeys(COSTS, np.nan) | {"seconds_per_step": 16 / mpp, "seconds_per_slide": 4 / mpp, "ranks": 1}
         costs += [alike | cost | {"split": "site", "seed": 0, "fold": number} for number in range(folds)]
@@ -392,7 +392,7 @@ def numbers(spread: dict[float, float], patients=80, seed=0) -> Networks:
     names = [f"{i:03d}" for i in range(patients)]
     parts, costs = [], []
     for mpp, deviation in spread.items():
-        alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random"], strict=True))
+        alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random", ""], strict=True))
         of = {"split": "site", "seed": 0, "fold": np.arange(patients) % 2}
         said = true + deviation * (shared + 0.3 * rng.normal(size=patients))
         found = {"slide": names, "patient": names, "part": "test", "number": true, "predicted": said, "target": "age"}

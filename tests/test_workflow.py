@@ -162,6 +162,25 @@ def test_official_weights_are_fetched_once_before_networks_are_trained(project):
     assert all("--norm frozen" in line for line in trainings)
 
 
+def test_methods_are_trained_on_the_same_folds_in_folders_of_their_own(project):
+    probe = {"name": "probe", "network": "efficientnet_lite0", "weights": "imagenet", "train": "probe"}
+    arguments = configured(project, methods=[probe, {"name": "whole", "epochs": 3}], training={"coarse_to_fine": False})
+    _, output = snakemake(project, "-n", "--printshellcmds", "--cores", 2, *arguments)
+    trainings = [line.strip() for line in output.splitlines() if " gigapipe train " in f" {line.strip()}"]
+    assert len(trainings) == 2 * 3 * 4 and all("--folds results/folds.tsv" in line for line in trainings)
+    of_probe = [line for line in trainings if "--method probe" in line]
+    assert len(of_probe) == 12 and all("--train probe" in line and "--epochs 6 " in line for line in of_probe)
+    assert any("--output results/2um/probe/fold-3/model.pt" in line for line in of_probe)
+    whole = [line for line in trainings if "--method whole" in line]
+    assert len(whole) == 12 and all("--network resnet18" in line and "--epochs 3 " in line for line in whole)
+    assert not any("--weights" in line for line in whole) and len(re.findall("gigapipe weights ", output)) == 1
+    for name in ("probe", "whole"):
+        models = " ".join(f"results/8um/{name}/fold-{fold}/model.pt" for fold in range(4))
+        assert f"gigapipe map --models {models} " in output and f"--output results/8um/{name}/maps" in output
+    (evaluate,) = re.findall(r"gigapipe evaluate --predictions (.*) --trainings", output)
+    assert len(evaluate.split()) == 24
+
+
 EIGHT = list({p.patient: p for p in cohort(seed=9, patients=8, folder="my")}.values())
 """Phantoms, one of each patient."""
 

@@ -22,9 +22,10 @@ from gigapipe.cli.distributed import (
     task_to_train,
     training_settings,
 )
-from gigapipe.configuration.command_line import add_options, values
+from gigapipe.configuration.command_line import add_options, converter, values
 from gigapipe.configuration.configuration import Comparison, Network
 from gigapipe.configuration.tasks import learning_of
+from gigapipe.configuration.values import MethodName
 from gigapipe.training.stopping import Stop
 
 
@@ -50,6 +51,12 @@ def add_train(verbs: Verbs) -> None:
     )
     add_options(sub, Network)
     sub.add_argument(
+        "--method",
+        type=converter(MethodName),
+        metavar="NAME",
+        help="name of the method that this training belongs to in a comparison",
+    )
+    sub.add_argument(
         "--start", metavar="FILE", help="start from this model: the same network and fold at a coarser resolution"
     )
 
@@ -60,6 +67,7 @@ def train(args: argparse.Namespace) -> None:
     from gigapipe.evaluation.folds import roles
     from gigapipe.pyramids.canvas import lost_tissue
     from gigapipe.training.loop import train
+    from gigapipe.training.probe import solve
     from gigapipe.training.ranks import started
 
     network = Network.of(values(Network, args))
@@ -68,7 +76,7 @@ def train(args: argparse.Namespace) -> None:
         table = slides_of(args)
         parts = roles(table, args.fold)
         common = values(Network, args) | training_settings(args) | {"canvas": args.canvas, "start": args.start}
-        common |= {"network_code": network.code(), **settings_of_task(task)}
+        common |= {"method": args.method or "", "network_code": network.code(), **settings_of_task(task)}
         learning = learning_of(task)
         settings = learning.kind.of(common | learning.kind.of_slides(table, parts["training"], args.target, args.fold))
         training, validation = (
@@ -84,7 +92,10 @@ def train(args: argparse.Namespace) -> None:
                         file=sys.stderr,
                     )
         to_learn = learning(settings, training, validation, mesh, args.memory)
-        train(to_learn, args.output, stop, args.keep_checkpoints, args.tensorboard)
+        if settings.train == "probe":
+            solve(to_learn, args.output, stop)
+        else:
+            train(to_learn, args.output, stop, args.keep_checkpoints, args.tensorboard)
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -103,6 +114,7 @@ def predict(args: argparse.Namespace) -> None:
         FOLD,
         IDENTITY,
         MD5,
+        METHOD_NAME,
         MPP,
         NAMES,
         NUMBER,
@@ -146,6 +158,8 @@ def predict(args: argparse.Namespace) -> None:
         said = predict(model, settings, canvases, Streaming(args.memory, mesh))
         if mesh.rank == 0:
             table = table[NAMES].assign(**{SEED: settings.seed, FOLD: settings.fold, MPP: settings.mpp})
+            if settings.method:
+                table[METHOD_NAME] = settings.method
             if identity:
                 table = table.assign(**{IDENTITY: identity[NETWORK], MD5: table[SLIDE].map(files)})
             if isinstance(settings, ClassifierSettings):
@@ -167,12 +181,17 @@ def add_evaluate(verbs: Verbs) -> None:
         "--trainings", type=Path, nargs="+", required=True, help="training.json of the same models, in the same order"
     )
     add_options(sub, Comparison)
-    sub.add_argument("--output", type=Path, required=True, help="folder for comparison.tsv, .md, .html and .png")
+    sub.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for comparison.tsv, .md, .html and .png, and methods.tsv, if there are several methods",
+    )
     attempts_argument(sub)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from gigapipe.evaluation import figures
+    from gigapipe.evaluation import between_methods, figures
     from gigapipe.evaluation.columns import PATIENTS_OF_SEVERAL_LABELS, PREDICTED
     from gigapipe.evaluation.comparison import compare
     from gigapipe.evaluation.comparison_text import as_html, as_markdown
@@ -188,7 +207,11 @@ def evaluate(args: argparse.Namespace) -> None:
         )
     with atomic_file(args.output / "comparison.tsv") as partial:
         write_table(table, partial, float_format="%.6g")
-    for name, text in (("comparison.md", as_markdown(table)), ("comparison.html", as_html(table))):
+    between = between_methods.between_methods(scores)
+    if between is not None:
+        with atomic_file(args.output / between_methods.FILE) as partial:
+            write_table(between, partial, float_format="%.6g")
+    for name, text in (("comparison.md", as_markdown(table, between)), ("comparison.html", as_html(table, between))):
         with atomic_file(args.output / name) as partial:
             partial.write_text(text, encoding="utf-8")
     with atomic_file(args.output / "comparison.png") as partial:

@@ -6,7 +6,8 @@ from pathlib import Path
 from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.configuration.command_line import add_options
-from gigapipe.configuration.configuration import Configuration, Folds
+from gigapipe.configuration.configuration import Configuration
+from gigapipe.configuration.folds import Folds
 
 
 def add_verbs(verbs: Verbs) -> None:

@@ -5,11 +5,12 @@ what `Computing` says changes no weight.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from gigapipe import named
+from gigapipe.configuration.folds import Folds
 from gigapipe.configuration.messages import either
 from gigapipe.configuration.options import Options
 from gigapipe.configuration.pyramids import Pyramids
@@ -25,9 +26,11 @@ from gigapipe.configuration.values import (
     Folder,
     Function,
     Keywords,
+    MethodName,
     Micrometres,
     Number,
     Pixels,
+    Said,
     Seed,
     Share,
     Since,
@@ -35,10 +38,10 @@ from gigapipe.configuration.values import (
 )
 from gigapipe.published_weights import OFFICIAL
 
-Split = Literal["site", "patient"]
 RESNETS = Literal["resnet10", "resnet18", "resnet34", "resnet50"]
 NETWORKS = Literal[RESNETS, "efficientnet_lite0"]
-POOLS = Literal["average", "max", "attention"]
+LEARNED_POOLS = Literal["attention", "gated"]
+POOLS = Literal["average", "max", LEARNED_POOLS]
 
 
 class Places(Options):
@@ -68,30 +71,6 @@ class Resolution(Options):
         return f"{self.mpp:g} µm/px"
 
 
-class Folds(Options):
-    """How patients are divided."""
-
-    number: Annotated[int, Field(ge=3), Number, Flag("--folds")] = Field(
-        default=4,
-        description="number of folds: one is the test set, the next the validation set, the others are trained on",
-    )
-    by: Split | Annotated[list[Split], Field(min_length=1), Distinct] = Field(
-        default="site",
-        description="what no two folds share: site: hospitals, where the sheet names them; patient: only patients; or "
-        "both kinds of folds, as [site, patient]",
-    )
-    given: File | None = Field(
-        default=None, description="published folds to use instead: a table with the columns fold, and slide or patient"
-    )
-
-    @property
-    def splits(self) -> list[str]:
-        """The kinds of folds that are made."""
-        if self.given:
-            return ["given"]
-        return [self.by] if isinstance(self.by, str) else list(self.by)
-
-
 class OwnNetwork(Options):
     """A network of the user's own."""
 
@@ -110,8 +89,8 @@ class OwnNetwork(Options):
         return named.code_of(self.network) if self.network and self.own else None
 
 
-class Network(OwnNetwork):
-    """The network that learns a slide's class, and what it sees."""
+class Architecture(OwnNetwork):
+    """The network, the weights that it begins with, and which of them are trained."""
 
     network: NETWORKS | Function = Field(
         default="resnet18",
@@ -130,8 +109,8 @@ class Network(OwnNetwork):
     )
     pool: POOLS = Field(
         default="average",
-        description="global pooling of the last feature map: average, maximum, or attention, an average with learned "
-        "weights (arXiv:1802.04712); your own network may have its own",
+        description="global pooling of the last feature map: average, maximum, or an average with learned weights: "
+        "attention, or gated attention (arXiv:1802.04712); your own network may have its own",
     )
     weights: Literal["imagenet"] | File | None = Field(
         default=None,
@@ -139,21 +118,11 @@ class Network(OwnNetwork):
         "network of the same name; for your own network a file from which all weights with matching name and shape are "
         "loaded",
     )
-    train: Annotated[Literal["all", "last", "head"], Since("0.2")] = Field(
+    train: Annotated[Literal["all", "last", "head", "probe"], Since("0.2")] = Field(
         default="all",
         description="layers that are trained: all; last: the last stage, pooling and the last layer; head: only "
-        "pooling and the last layer. The others keep the weights that were given",
-    )
-    class_weights: Literal["none", "balanced"] = Field(
-        default="none",
-        description="balanced: all classes have the same weight in the loss, however many slides each has",
-    )
-    shift: Share = Field(
-        default=0.05,
-        description="augmentation: maximum shift of the canvas along each axis, as a share of its side length",
-    )
-    background: Literal["keep", "white"] = Field(
-        default="keep", description="white: glass is replaced by pure white, which is faster when slides are streamed"
+        "pooling and the last layer; probe: the last layer, as logistic regression (a number: ridge regression) on the "
+        "pooled features. The others keep the weights that were given",
     )
 
     @model_validator(mode="after")
@@ -179,7 +148,25 @@ class Network(OwnNetwork):
             )
         if self.train != "all" and not self.weights and not self.own:
             raise ValueError(f"train: {self.train}: the other layers would keep random weights; give weights")
+        if self.train == "probe" and self.pool in get_args(LEARNED_POOLS):
+            raise ValueError(f"train: probe: pool {self.pool} is trained, too; use average or max, or train: head")
         return self
+
+
+class Network(Architecture):
+    """The network that learns a slide's class, and what it sees."""
+
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none",
+        description="balanced: all classes have the same weight in the loss, however many slides each has",
+    )
+    shift: Share = Field(
+        default=0.05,
+        description="augmentation: maximum shift of the canvas along each axis, as a share of its side length",
+    )
+    background: Literal["keep", "white"] = Field(
+        default="keep", description="white: glass is replaced by pure white, which is faster when slides are streamed"
+    )
 
 
 class Learning(Options):
@@ -272,6 +259,30 @@ class Training(Computing, Network, Learning):
         return self
 
 
+class Method(Training):
+    """A way to train that is compared with others: its name, and the options in which it differs from `training`."""
+
+    name: MethodName = Field(
+        description="the name of the method in tables and figures, and of its folder within that of each resolution"
+    )
+
+    @property
+    def folder(self) -> str:
+        """Of its networks, behind that of each resolution."""
+        return f"/{self.name}"
+
+    @staticmethod
+    def completed(method: Any, training: Any) -> Any:
+        """What a config says of a method, with what it leaves to `training`; what is no mapping is left as it is.
+
+        A method that names its network takes nothing that `training` says of another one.
+        """
+        if not isinstance(method, dict) or not isinstance(training, dict):
+            return method
+        of_another = Architecture.model_fields if "network" in method else ()
+        return {name: value for name, value in training.items() if name not in of_another} | method
+
+
 class Comparison(Options):
     """How resolutions are compared."""
 
@@ -339,6 +350,11 @@ class Configuration(Options):
     )
     folds: Folds = Field(default=Folds(), description="how patients are divided")
     training: Training = Field(default=Training(), description="how networks are trained")
+    methods: Annotated[list[Method], Said("a list, each with a name, and keys of training")] = Field(
+        default=[],
+        description="methods to compare on the same folds, slides and resolutions: each has a name, and the options in "
+        "which it differs from training; empty: training alone",
+    )
     comparison: Comparison = Field(default=Comparison(), description="how resolutions are compared")
     maps: Annotated[int, Field(ge=0), Number, Flag("--number")] = Field(
         default=2,
@@ -346,10 +362,23 @@ class Configuration(Options):
         "score and the largest error; 0: none",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def methods_differ_from_training(cls, values: Any) -> Any:
+        methods = values.get("methods") if isinstance(values, dict) else None
+        if not isinstance(methods, list):
+            return values
+        return values | {"methods": [Method.completed(one, values.get("training")) for one in methods]}
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """By its key in the config how each method trains, and `training` where there are none."""
+        return {f"methods[{i}]": one for i, one in enumerate(self.methods)} or {"training": self.training}
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
         """Itself; ValueError, with the first contradiction, if options contradict each other."""
-        for found in self._contradictions():
+        if found := next(self._contradictions(), None):
             raise ValueError(found)
         return self
 
@@ -358,17 +387,20 @@ class Configuration(Options):
             yield "cohort: needs `slides`, the path of the sample sheet to write"
         if len({r.mpp for r in self.resolutions}) < len(self.resolutions):
             yield "resolutions: an mpp is given twice; remove one"
+        if len({method.name for method in self.methods}) < len(self.methods):
+            yield "methods: a name is given twice; rename one"
         if self.task in TASKS:
             yield from self.contradictions(TASKS[self.task])
         for number, resolution in enumerate(self.resolutions):
             if resolution.mesh == "auto":
                 continue
             key, (data, rows, columns) = f"resolutions[{number}]", resolution.mesh
-            if self.training.batch % data:
-                yield (
-                    f"training.batch: {self.training.batch} slides cannot be divided evenly among the {data} data "
-                    f"ranks at {resolution}; give a multiple"
-                )
+            for where, training in self.trainings.items():
+                if training.batch % data:
+                    yield (
+                        f"{where}.batch: {training.batch} slides cannot be divided evenly among the {data} data ranks "
+                        f"at {resolution}; give a multiple"
+                    )
             if resolution.canvas != "auto" and max(rows, columns) > resolution.canvas:
                 yield (
                     f"{key}.mesh: {rows} × {columns} ranks: a canvas of {resolution.canvas} px has fewer rows "
@@ -379,6 +411,8 @@ class Configuration(Options):
         """What does not suit the task; of one of the user's it is to be asked when its code is run."""
         if not task.divisions and len(self.folds.splits) * len(self.seeds) > 1:
             yield f"task: {self.task} allows one seed and one kind of folds only; give one of each"
+        if self.methods and not task.canvas:
+            yield f"methods: task {self.task} has one method only; set its options in training"
         if task.needs == "mask" and not self.mask_classes:
             yield f"mask_classes: task {self.task} needs the names of the classes, in the order of their label values"
         if task.needs == "target" and not self.target:

@@ -56,6 +56,13 @@ def _bytes(value: Any) -> Any:
     return value
 
 
+def _not_taken(name: str) -> str:
+    """A method's name, whose folder lies beside folders of these names."""
+    if re.fullmatch(r"maps|(fold|site|patient|given)-[0-9]+", name):
+        raise ValueError
+    return name
+
+
 Number = BeforeValidator(_no_truth)
 Count = Annotated[int, Field(ge=1), Number]
 Seed = Annotated[int, Field(ge=0), Number]
@@ -78,6 +85,12 @@ Folder = Annotated[
     Said("a folder, of letters, digits and the characters _ . / -, not beginning with -"),
 ]
 Name = Annotated[str, StringConstraints(pattern=r"^[^=]+$"), Said("a name without =")]
+MethodName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$"),
+    AfterValidator(_not_taken),
+    Said("a name of letters, digits and the characters _ and -, beginning with a letter; not maps, fold-0 or site-0"),
+]
 Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$"), Said("an address, http:// or https://")]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$"), Said("a host name, as localhost")]
 Project = Annotated[

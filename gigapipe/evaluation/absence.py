@@ -16,6 +16,7 @@ from gigapipe.evaluation.columns import (
     PATIENTS_NEEDED,
     PATIENTS_OF_SEVERAL_LABELS,
     RIVAL,
+    RIVAL_METHOD,
     SEEDS,
     SENSITIVITY,
     SPECIFICITY,
@@ -41,7 +42,7 @@ def reasons(row: dict[Any, Any], classes: int, alone: bool, not_needed: str) -> 
     """
     known = {PATIENTS_NEEDED: not_needed}
     if alone:
-        known |= dict.fromkeys([TO_BEST, *bounds(TO_BEST), RIVAL], "no other resolution")
+        known |= dict.fromkeys([TO_BEST, *bounds(TO_BEST), RIVAL, RIVAL_METHOD], "no other resolution")
     empty = [str(name) for name, value in row.items() if pd.isna(value)]
     return {name: known.get(name) or _reason(name, row, classes) for name in empty}
 
@@ -75,6 +76,6 @@ def _reason(name: str, row: dict[Any, Any], classes: int) -> str:
         return "all bootstrap samples have the same AUC"
     if name in (*bounds(AUC), *bounds(PATIENT_AUC), low_of_all(AUC)):
         return ONE_PATIENT
-    if name in (TO_BEST, *bounds(TO_BEST), RIVAL):
+    if name in (TO_BEST, *bounds(TO_BEST), RIVAL, RIVAL_METHOD):
         return NOT_PAIRED if pd.isna(row[TO_BEST]) else ONE_PATIENT
     return NO_AUC if name == AVERAGE_PRECISION else "not computed"

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -29,13 +29,13 @@ NUMBER, PREDICTED, TARGET = "number", "predicted", "target"
 FILE = "network"
 """Of predictions that were read together, the number of each one's file; `NETWORK` is an architecture."""
 
-ALIKE = ["mpp", "method", "canvas", "mesh", "memory", "network", "start"]
+ALIKE = ["mpp", "method", "canvas", "mesh", "memory", "network", "start", "method_name"]
 """What networks that differ in seed and fold only have in common: µm per pixel, how it was computed, the side of the
 canvas in px, ranks as data × rows × columns, bytes that a rank was told to take (0: no limit), architecture, weights to
-begin with."""
-MPP, METHOD, CANVAS, MESH, MEMORY, NETWORK, START = ALIKE
+begin with, and the name of the config's method, which tables have only where there are any."""
+MPP, METHOD, CANVAS, MESH, MEMORY, NETWORK, START, METHOD_NAME = ALIKE
 
-ONE_CANDIDATE = [MPP, CANVAS, NETWORK, START]
+ONE_CANDIDATE = [MPP, CANVAS, NETWORK, START, METHOD_NAME]
 """What rows of one network have in common, however it was computed: the same weights, up to rounding."""
 
 SPLITS = {"site": "folds by site", "given": "given folds", "patient": "folds by patient"}
@@ -70,9 +70,9 @@ BY_FOLD, POOLED = "DeLong", "DeLong, deviations pooled over folds"
 COARSER, DELTA, P = "coarser", "delta", "p"
 """The next coarser µm per pixel, the AUC, or R², above that of it and p of that."""
 
-TO_BEST, RIVAL = "to_best", "rival"
-"""The AUC, or R², above the best of the other resolutions, and the µm per pixel of the one that it may be furthest
-below."""
+TO_BEST, RIVAL, RIVAL_METHOD = "to_best", "rival", "rival_method"
+"""The AUC, or R², above the best of the other resolutions, and the µm per pixel, and method, of the one that it may be
+furthest below."""
 MARGIN, PATIENTS_NEEDED = "margin", "patients_needed"
 
 MISSING = "missing"
@@ -159,6 +159,24 @@ class Column(NamedTuple):
     heading: str
     needs: Sequence[str]
     text: Callable[[dict], str]
+
+
+def names_of(table: pd.DataFrame) -> list[str]:
+    """The columns that name what is compared: resolutions and, where there are several methods, these, too."""
+    return [MPP, METHOD_NAME] if METHOD_NAME in table else [MPP]
+
+
+def named(row: Any) -> str:
+    """Of a row, or of what has the values of `names_of`, what is compared: `8 µm/px`, or `probe, 8 µm/px`."""
+    mpp, *method = row
+    return ", ".join([*method, f"{mpp:g} µm/px"])
+
+
+def without_unnamed(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns of methods' names, where the config has none."""
+    if (table[METHOD_NAME] == "").all():
+        return table.drop(columns=[METHOD_NAME, RIVAL_METHOD], errors="ignore")
+    return table
 
 
 def as_missing(reasons: dict[str, str]) -> str:
@@ -270,6 +288,7 @@ def _name(name: str, heading: str) -> Column:
 
 _READ = {
     MPP: _number(MPP, "µm/px", "g"),
+    METHOD_NAME: _name(METHOD_NAME, "method"),
     METHOD: _name(METHOD, "computed as"),
     START: _name(START, "initial weights"),
     SLIDES: Column("slides (patients)", [SLIDES, PATIENTS], lambda row: f"{row[SLIDES]} ({row[PATIENTS]})"),

@@ -19,6 +19,7 @@ from gigapipe.evaluation.columns import (
     FOLD,
     LABEL,
     MARGIN,
+    METHOD_NAME,
     MISSING,
     MPP,
     NETWORKS,
@@ -30,6 +31,7 @@ from gigapipe.evaluation.columns import (
     PIXELS,
     RANKS,
     RIVAL,
+    RIVAL_METHOD,
     SEED,
     SLIDE,
     SPLIT,
@@ -42,6 +44,7 @@ from gigapipe.evaluation.columns import (
     low_of_all,
     networks_of,
     of_split,
+    without_unnamed,
 )
 from gigapipe.evaluation.intervals import difference_limits
 from gigapipe.evaluation.learning import flagged
@@ -49,11 +52,11 @@ from gigapipe.evaluation.metrics import summary
 from gigapipe.evaluation.targets import targets_of
 
 GAIN = [DELTA, *bounds(DELTA), P]
-NEAREST = [low_of_all(AUC), TO_BEST, *bounds(TO_BEST), RIVAL]
+NEAREST = [low_of_all(AUC), TO_BEST, *bounds(TO_BEST), RIVAL, RIVAL_METHOD]
 
 
 def compare(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """One row a resolution and way to compute it, coarsest first, from the tables of `read_networks`.
+    """One row a resolution, method and way to compute it, coarsest first, from the tables of `read_networks`.
 
     Columns: `ALIKE` (`memory` is the limit of a rank in bytes, 0 without), `pixels` and `ranks`; `split`; the figures
     of `summary`; `coarser`, `delta`, `delta_low`, `delta_high` and `p`: the next coarser resolution, in µm per pixel,
@@ -82,11 +85,20 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) -> pd.Data
     table = pd.DataFrame(rows)
     near, not_needed = nearest(table, scores, classes, margin)
     table = pd.concat([table, near], axis=1).assign(**{MARGIN: margin})
-    table = table.sort_values([MPP, RANKS], ascending=[False, True], ignore_index=True)
+    table = in_order(table, costs)
     alone = len(table.groupby(ONE_CANDIDATE)) == 1
+    table = without_unnamed(table)
     said = [reasons(row, len(classes), alone, not_needed) for row in table.to_dict("records")]
     table[MISSING] = [as_missing(of_row) for of_row in said]
     return table[[name for name in table if name not in (*COSTS, MISSING)] + [*COSTS, MISSING]]
+
+
+def in_order(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """The rows from coarse to fine, of a resolution by method as `costs` have them, and by ranks."""
+    order = {name: number for number, name in enumerate(costs[METHOD_NAME].unique())}
+    table = table.assign(order=table[METHOD_NAME].map(order))
+    table = table.sort_values([MPP, "order", RANKS], ascending=[False, True, True], ignore_index=True)
+    return table.drop(columns="order")
 
 
 def nearest(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str], margin: float) -> tuple[pd.DataFrame, str]:
@@ -94,7 +106,7 @@ def nearest(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str], margi
     holds together, with 95 % (see best.py).
 
     Columns: `auc_low_of_all`, the AUC's own lower limit; `to_best`, the AUC above the best of the others, with its
-    limits `to_best_low` and `_high`; `rival`, the µm per pixel of the one that it may be furthest below; and
+    limits `to_best_low` and `_high`; `rival` and `rival_method`, the one that it may be furthest below; and
     `patients_needed`, and why if that is not known. NaN where networks were not tested on the same slides. Rows of one
     network that was computed in several ways are not each other's others.
     """
@@ -122,7 +134,8 @@ def nearest(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str], margi
                 zip([TO_BEST, *bounds(TO_BEST)], (f[i, others].min() for f in (difference, low, high)), strict=True)
             )
         if others and not np.isnan(low[i, others]).any():
-            row[RIVAL] = table[MPP].iloc[first[others[int(low[i, others].argmin())]]]
+            rival = table.iloc[first[others[int(low[i, others].argmin())]]]
+            row |= {RIVAL: rival[MPP], RIVAL_METHOD: rival[METHOD_NAME]}
         rows.append(row)
     found = pd.DataFrame(rows)
     near = (found[bounds(TO_BEST)[0]] > -margin) if count > 1 else True
@@ -141,10 +154,10 @@ def nearest(table: pd.DataFrame, scores: pd.DataFrame, classes: list[str], margi
 def gain(networks: pd.DataFrame, scores: pd.DataFrame, classes: list[str]) -> dict[str, float]:
     """What these networks' AUC has above that of the next coarser resolution among `scores`, and DeLong's p.
 
-    Of several rows of that resolution, the one most alike.
+    It is that of the same method; of several rows of that resolution, the one most alike.
     """
     unknown = dict.fromkeys([COARSER, *GAIN], np.nan)
-    coarser = scores[scores[MPP] > networks[MPP].iloc[0]]
+    coarser = scores[(scores[MPP] > networks[MPP].iloc[0]) & (scores[METHOD_NAME] == networks[METHOD_NAME].iloc[0])]
     if coarser.empty:
         return unknown
     unknown[COARSER] = coarser[MPP].min()

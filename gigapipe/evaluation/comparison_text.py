@@ -4,6 +4,7 @@ from html import escape
 
 import pandas as pd
 
+from gigapipe.evaluation import between_methods
 from gigapipe.evaluation.columns import (
     AUC,
     CANVAS,
@@ -13,7 +14,6 @@ from gigapipe.evaluation.columns import (
     MEMORY,
     MESH,
     METHOD,
-    MPP,
     RANKS,
     SECONDS_PER_STEP,
     SEEDS,
@@ -25,7 +25,9 @@ from gigapipe.evaluation.columns import (
     Column,
     aucs,
     gains,
+    main_figure,
     more_figures,
+    names_of,
     read,
 )
 from gigapipe.evaluation.learning import flags_of
@@ -75,49 +77,56 @@ th {border-bottom: 2px solid #5b2a86}
 """
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Three tables, of worth, decisions and cost, with a row for each of `compare`, and what their columns mean."""
+def as_markdown(table: pd.DataFrame, between: pd.DataFrame | None = None) -> str:
+    """Three tables, of worth, decisions and cost, with a row for each of `compare`, and what their columns mean.
+
+    `between` has the differences between methods, which are a table more.
+    """
     lines = []
-    for title, columns in _tables(table).items():
+    for title, columns in _tables(table, between).items():
         lines += [f"**{title}**", "", _line(columns), "|" + "---:|" * len(columns)]
         lines += [_line(row) for row in zip(*columns.values(), strict=True)]
         lines.append("")
-    return "\n".join(lines) + "\n" + "\n\n".join(_notes(table)) + "\n"
+    return "\n".join(lines) + "\n" + "\n\n".join(_notes(table, between)) + "\n"
 
 
-def as_html(table: pd.DataFrame, title: str = "Comparison of resolutions") -> str:
+def as_html(table: pd.DataFrame, between: pd.DataFrame | None = None, title: str = "Comparison of resolutions") -> str:
     """The same as a whole page."""
     parts = [f"<h1>{escape(title)}</h1>"]
-    for name, columns in _tables(table).items():
+    for name, columns in _tables(table, between).items():
         rows = "".join(_row(row, "td") for row in zip(*columns.values(), strict=True))
         head = f"<thead>{_row(columns, 'th')}</thead>"
         parts.append(f"<h2>{escape(name)}</h2>\n<table>{head}<tbody>{rows}</tbody></table>")
-    parts += [f'<p class="notes">{escape(note)}</p>' for note in _notes(table)]
+    parts += [f'<p class="notes">{escape(note)}</p>' for note in _notes(table, between)]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _notes(table: pd.DataFrame) -> list[str]:
+def _notes(table: pd.DataFrame, between: pd.DataFrame | None) -> list[str]:
     flags = flags_of(table)
     of_flags = [f"{NOTE_OF_FLAGS} {'. '.join(flags) if flags else 'No network is flagged'}."]
-    return [*(NOTES if AUC in table else NOTES_OF_NUMBERS), *of_flags, NOTE_OF_COSTS]
+    of_methods = [between_methods.NOTE] if between is not None else []
+    return [*(NOTES if AUC in table else NOTES_OF_NUMBERS), *of_methods, *of_flags, NOTE_OF_COSTS]
 
 
 def _of_what(table: pd.DataFrame) -> str:
     return f": {table[TARGET].iloc[0]}" if TARGET in table else ""
 
 
-def _tables(table: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
+def _tables(table: pd.DataFrame, between: pd.DataFrame | None) -> dict[str, dict[str, list[str]]]:
     """Of each table's title its columns: of each heading its cells."""
-    row_names = read(MPP, METHOD, *([START] if table[START].nunique() > 1 else []))
+    row_names = read(*names_of(table), METHOD, *([START] if table[START].nunique() > 1 else []))
     worth = [*read(SLIDES, SEEDS, FLAGGED), *aucs(table, deviation=True), *more_figures(table), *gains(table)]
     costs = read(CANVAS, MESH, RANKS, MEMORY, *(cost for cost in COSTS if cost != SECONDS_PER_STEP))
     parts = {f"Performance by resolution{_of_what(table)}": worth}
     if AUC in table:
         parts[f"Decisions and probabilities, {SPLITS[table[SPLIT].iloc[0]]}"] = read(*DECISIONS_AND_PROBABILITIES)
     parts["Cost"] = costs
-    return {title: _cells(table, row_names + columns) for title, columns in parts.items()}
+    found = {title: _cells(table, row_names + columns) for title, columns in parts.items()}
+    if between is not None:
+        found["Methods at the same resolution"] = _cells(between, between_methods.columns(main_figure(table).heading))
+    return found
 
 
 def _cells(table: pd.DataFrame, columns: list[Column]) -> dict[str, list[str]]:

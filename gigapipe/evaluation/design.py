@@ -26,13 +26,13 @@ def check_design(sheet: pd.DataFrame, config: Configuration) -> None:
     # These import what takes a second, and whoever starts a job reads this file.
     from gigapipe.evaluation.weaknesses import weaknesses
 
-    folds, training, needs = config.folds, config.training, task_named(config.task).needs
+    folds, needs = config.folds, task_named(config.task).needs
     if config.target and needs == "target":  # labels as `gigapipe folds` takes them
         numbers = numbers_of(sheet, config.target, "sample sheet")
         sheet = sheet.assign(label=number_groups(sheet, numbers, folds.number))
     elif needs != "label":
         sheet = sheet.assign(label=UNKNOWN)
-    together = training.batch * training.accumulate
+    steps = {where: of.batch * of.accumulate for where, of in config.trainings.items() if of.train != "probe"}
     told: set[str] = set()
     for split in folds.splits:
         for seed in config.seeds:
@@ -50,11 +50,12 @@ def check_design(sheet: pd.DataFrame, config: Configuration) -> None:
                 raise InputError(f"config: folds.number: found {folds.number}, but {folds.given} has {count} folds")
             for fold in range(count):
                 slides = len(roles(table, fold)["training"])
-                if slides < together:
-                    raise InputError(
-                        f"config: training.batch: {slides} training slides of fold {fold} are fewer than a step of "
-                        f"{together} needs; give a smaller batch or accumulate, or fewer folds"
-                    )
+                for where, together in steps.items():
+                    if slides < together:
+                        raise InputError(
+                            f"config: {where}.batch: {slides} training slides of fold {fold} are fewer than a step of "
+                            f"{together} needs; give a smaller batch or accumulate, or fewer folds"
+                        )
 
 
 def _margin(table: pd.DataFrame, config: Configuration) -> list[str]:

@@ -18,6 +18,7 @@ from gigapipe.evaluation.columns import (
     FILE,
     LABEL,
     METHOD,
+    METHOD_NAME,
     MPP,
     NUMBER,
     PREDICTED,
@@ -27,6 +28,8 @@ from gigapipe.evaluation.columns import (
     TARGET,
     bounds,
     main_figure,
+    named,
+    names_of,
     of_split,
     other_splits,
     rank_seconds,
@@ -127,21 +130,21 @@ def roc(predictions: pd.DataFrame) -> Figure:
     each of more labels: a network's curve is then the mean of those of each label against the rest. Networks whose
     slides have one label have no curve.
     """
-    groups = sorted(predictions.groupby(MPP), reverse=True)
+    groups = _groups(predictions)
     figure, panels = _figure(len(groups), 2.5, 3.0, sharey=True)
     targets = score_columns(predictions)
-    for axes, (mpp, scores) in zip(panels, groups, strict=True):
+    for axes, (name, colour, scores) in zip(panels, groups, strict=True):
         curves = [
             np.mean(each, axis=0)
             for _, network in scores.groupby(FILE)
             if (each := [c for label, name in targets.items() if (c := _roc(network[LABEL] == label, network[name]))])
         ]
         for curve in curves:
-            axes.plot(*curve, color=INK, linewidth=0.7, alpha=0.35)
+            axes.plot(*curve, color=colour, linewidth=0.7, alpha=0.35)
         if curves:
-            axes.plot(*np.mean(curves, axis=0), color=INK, linewidth=2.2)
+            axes.plot(*np.mean(curves, axis=0), color=colour, linewidth=2.2)
         axes.plot([0, 1], [0, 1], linestyle=":", color=FAINT)
-        axes.set(title=f"{mpp:g} µm/px", aspect="equal", xlabel="false positive rate", xlim=(-0.02, 1), ylim=(0, 1.02))
+        axes.set(title=name, aspect="equal", xlabel="false positive rate", xlim=(-0.02, 1), ylim=(0, 1.02))
         axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     _name_rows(panels, "true positive rate")
     return figure
@@ -150,7 +153,7 @@ def roc(predictions: pd.DataFrame) -> Figure:
 @styled
 def confusion(decisions: pd.DataFrame) -> Figure:
     """How many slides of each label were taken for each. Columns: `mpp`, `label`, `decided`."""
-    groups = sorted(decisions.groupby(MPP), reverse=True)
+    groups = _groups(decisions)
     labels = sorted(set(decisions[LABEL]) | set(decisions[DECIDED]))
     side = max(2.3, 0.4 * len(labels))  # inches
     cell, longest = 72 * 0.7 * side / len(labels), max(width(label, 10) for label in labels)  # points
@@ -159,7 +162,7 @@ def confusion(decisions: pd.DataFrame) -> Figure:
     figure, panels = _figure(
         len(groups), side + more / min(len(groups), PANELS_IN_A_ROW), side + 0.2 + more, "compressed", sharey=True
     )
-    for axes, (mpp, rows) in zip(panels, groups, strict=True):
+    for axes, (name, _, rows) in zip(panels, groups, strict=True):
         counts = confusion_counts(rows, labels)
         size = min(11, 1.5 * cell / len(str(counts.to_numpy().max())))
         shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
@@ -167,7 +170,7 @@ def confusion(decisions: pd.DataFrame) -> Figure:
         for (i, j), share in np.ndenumerate(shares):
             colour = "white" if share > 0.6 else "#222"
             axes.text(j, i, str(counts.iloc[i, j]), ha="center", va="center", color=colour, fontsize=size)
-        axes.set(title=f"{mpp:g} µm/px", xlabel="taken for")
+        axes.set(title=name, xlabel="taken for")
         names = [literal(label) for label in labels]
         axes.set_xticks(range(len(labels)), names, rotation=0 if flat else 90)
         axes.set_yticks(range(len(labels)), names, rotation=90 if flat else 0, va="center")
@@ -180,14 +183,14 @@ def confusion(decisions: pd.DataFrame) -> Figure:
 @styled
 def predicted(predictions: pd.DataFrame) -> Figure:
     """What was predicted of each slide, against what it is. Columns: `mpp`, `target`, `number`, `predicted`."""
-    groups = sorted(predictions.groupby(MPP), reverse=True)
+    groups = _groups(predictions)
     figure, panels = _figure(len(groups), 2.5, 2.8, sharey=True)
     both = predictions[[NUMBER, PREDICTED]]
     ends = both.min().min(), both.max().max()
-    for axes, (mpp, rows) in zip(panels, groups, strict=True):
+    for axes, (name, colour, rows) in zip(panels, groups, strict=True):
         axes.plot(ends, ends, linestyle=":", color=FAINT)
-        axes.plot(rows[NUMBER], rows[PREDICTED], "o", color=INK, markersize=3, alpha=0.6, markeredgewidth=0)
-        axes.set(title=f"{mpp:g} µm/px", xlabel=literal(predictions[TARGET].iloc[0]))
+        axes.plot(rows[NUMBER], rows[PREDICTED], "o", color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
+        axes.set(title=name, xlabel=literal(predictions[TARGET].iloc[0]))
         axes.locator_params(axis="x", nbins=4)
     _name_rows(panels, "predicted")
     return figure
@@ -199,20 +202,20 @@ def training_curves(history: pd.DataFrame, loss: str = "cross-entropy") -> Figur
 
     Columns: `mpp`, `network`, `epoch`, `training_loss`, `validation_loss`, and `best_epoch` of the network.
     """
-    groups = sorted(history.groupby(MPP), reverse=True)
+    groups = _groups(history)
     figure, panels = _figure(len(groups), 2.5, 2.5, sharey=True)
-    for axes, (mpp, rows) in zip(panels, groups, strict=True):
+    for axes, (title, ink, rows) in zip(panels, groups, strict=True):
         for column, name, colour in (
             ("training_loss", "training", FAINT),
-            ("validation_loss", "validation", INK),
+            ("validation_loss", "validation", ink),
         ):
             for _, network in rows.groupby(FILE):
                 axes.plot(network["epoch"], network[column], color=colour, linewidth=0.7, alpha=0.35)
             mean = rows.groupby("epoch")[column].mean()
             axes.plot(mean.index, mean, color=colour, linewidth=2.2, label=name)
         best = rows[rows["epoch"] == rows["best_epoch"]]
-        axes.plot(best["epoch"], best["validation_loss"], "o", color=INK, markersize=3, label="weights taken")
-        axes.set(title=f"{mpp:g} µm/px", xlabel="epoch")
+        axes.plot(best["epoch"], best["validation_loss"], "o", color=ink, markersize=3, label="weights taken")
+        axes.set(title=title, xlabel="epoch")
         axes.locator_params(axis="x", integer=True)
     _name_rows(panels, f"loss ({loss})")
     legend(figure, panels[-1])
@@ -282,6 +285,16 @@ def scaling(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _groups(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """Of each resolution, coarsest first, and each method there, its name, colour and rows."""
+    colours: dict[str, str] = {}
+    if METHOD_NAME in table:
+        colours = dict(zip(table[METHOD_NAME].unique(), itertools.cycle(COLOURS), strict=False))
+    groups: list[tuple[Any, pd.DataFrame]] = list(table.groupby(names_of(table), sort=False))
+    groups.sort(key=lambda group: -group[0][0])
+    return [(named(of), colours[of[1]] if colours else INK, rows) for of, rows in groups]
+
+
 def _figure(panels: int, width: float, height: float, layout="constrained", **options) -> tuple[Figure, Sequence[Axes]]:
     """A figure of panels side by side, each so many inches, and in rows if they are more than a page is wide."""
     columns = min(panels, PANELS_IN_A_ROW)
@@ -306,7 +319,7 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, cost: bool = False)
     """The main figure and interval at these places on a logarithmic axis: resolutions, finer to the right, each with
     its canvas, or what each cost, with the resolution.
 
-    Where a resolution was computed by several methods (`method`, if the table has it) each has its colour; figures of
+    Each method has its colour (`method_name`, or `method` where a resolution was computed in several ways); figures of
     folds that were made otherwise (`…_split_auc`) stand beside it, dashed. What has no figure, interval or place is
     returned, in words.
     """
@@ -314,10 +327,11 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, cost: bool = False)
     low = bounds(main)[0]
     absent = [(row, main) for _, row in table[table[main].isna()].iterrows()]
     absent += [(row, low) for _, row in table[table[main].notna() & table[low].isna()].iterrows()]
+    of_names = names_of(table)
     lacking = [
-        f"{row[MPP]:g} µm/px: {'no interval, ' * (name != main)}{why_missing(row, name)}" for row, name in absent
+        f"{named(row[of_names])}: {'no interval, ' * (name != main)}{why_missing(row, name)}" for row, name in absent
     ]
-    lacking += [f"{mpp:g} µm/px: cost not measured" for mpp in table[MPP][places.isna()]]
+    lacking += [f"{named(of)}: cost not measured" for of in table.loc[places.isna(), of_names].itertuples(index=False)]
     table = table[table[main].notna() & places.notna()]
     places = places[table.index]
     if table.empty:
@@ -325,8 +339,9 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, cost: bool = False)
         axes.set(ylim=(0, 1.05), xticks=[])
         axes.minorticks_off()
         return lacking
-    several = METHOD in table and table[MPP].duplicated().any()
-    ways = table[METHOD] if several else pd.Series("", table.index)
+    way_of = next((name for name in (METHOD_NAME, METHOD) if name in table), "")
+    several = bool(way_of) and bool(table[MPP].duplicated().any())
+    ways = table[way_of] if several else pd.Series("", table.index)
     others = other_splits(table)
     for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
         kinds = [("o-", main, SPLITS[rows[SPLIT].iloc[0]] if others else "")]

@@ -9,7 +9,6 @@ from gigapipe.evaluation.columns import (
     FOLD,
     LABEL,
     METHOD,
-    MPP,
     NOT_KNOWN,
     NUMBER,
     PART,
@@ -17,6 +16,8 @@ from gigapipe.evaluation.columns import (
     SEED,
     SPLIT,
     VALIDATION,
+    named,
+    names_of,
 )
 from gigapipe.evaluation.targets import targets_of
 
@@ -33,7 +34,8 @@ def flag(record: dict, scores: pd.DataFrame, classes: list[str]) -> str:
     best, validation = record.get("best_epoch"), scores[scores[PART] == VALIDATION]
     balanced = record["settings"].get("class_weights") == "balanced"
     margin = better_than_a_guess(validation, classes, balanced)
-    found = [FIRST] * (best == 1) + [GUESS] * (margin is not None and margin <= 0)
+    solved = record["settings"].get("train") == "probe"  # in one step
+    found = [FIRST] * (best == 1 and not solved) + [GUESS] * (margin is not None and margin <= 0)
     return "; ".join(found + [NOT_KNOWN] * (best is None or margin is None))
 
 
@@ -75,9 +77,10 @@ def flags_of(table: pd.DataFrame) -> list[str]:
     """Of each row of a comparison whose networks are flagged, which are, and why; none of a table that does not say."""
     if FLAGS not in table:
         return []
-    several = METHOD in table and bool(table[MPP].duplicated().any())
+    names = names_of(table)
+    several = METHOD in table and bool(table[names].duplicated().any())
     return [
-        f"{row[MPP]:g} µm/px{f', {row[METHOD]}' * several}: {row[FLAGS]}"
+        f"{named(row[name] for name in names)}{f', {row[METHOD]}' * several}: {row[FLAGS]}"
         for row in table.to_dict("records")
         if row[FLAGS] != NONE
     ]

@@ -19,6 +19,7 @@ from gigapipe.evaluation.columns import (
     MEMORY,
     MESH,
     METHOD,
+    METHOD_NAME,
     MPP,
     NAMES,
     NETWORK,
@@ -37,6 +38,9 @@ from gigapipe.evaluation.identity import Network, refuse_strangers
 from gigapipe.evaluation.learning import FLAG, flag
 from gigapipe.evaluation.targets import targets_of
 from gigapipe.slides.written_tables import read_written
+
+UNNAMED = "training"
+"""What networks of no method are called beside others."""
 
 
 def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -68,7 +72,7 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
         records.append(cost | {SPLIT: scored[SPLIT].iloc[0]})
         said.append((Path(table), Path(training), record["settings"], record.get(IDENTITY)))
         trained.append(record)
-    costs = _computed_as_it_came(pd.DataFrame(records))
+    costs = _computed_as_it_came(_named(pd.DataFrame(records)))
     alike = [dict(zip(ALIKE, row, strict=True)) for row in costs[ALIKE].itertuples(index=False)]
     scores = [scored.assign(**of) for scored, of in zip(tables, alike, strict=True)]
     networks = [Network(*of, scored) for of, scored in zip(said, scores, strict=True)]
@@ -81,6 +85,12 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     classes = _classes(together)
     costs[FLAG] = [flag(record, one.scores, classes) for record, one in zip(trained, networks, strict=True)]
     return together, costs
+
+
+def _named(costs: pd.DataFrame) -> pd.DataFrame:
+    """With a name for networks of no method, beside those of methods."""
+    unnamed = costs[METHOD_NAME] == ""
+    return costs if unnamed.all() else costs.assign(**{METHOD_NAME: costs[METHOD_NAME].mask(unnamed, UNNAMED)})
 
 
 def _classes(scores: pd.DataFrame) -> list[str]:
@@ -166,6 +176,7 @@ def _cost(record: dict, path: Path) -> dict:
             RANKS: int(np.prod(mesh)),
             MEMORY: record["memory"] or 0,
             NETWORK: network(settings),
+            METHOD_NAME: settings.get("method", ""),
             START: start(settings, record["started_from"]),
             SECONDS_PER_SLIDE: record[SECONDS_PER_STEP] / record["slides_per_step"],
         }

@@ -7,7 +7,7 @@ import pandas as pd
 
 from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
-from gigapipe.evaluation.columns import BELONGS, FILE, FOLD, LABEL, MPP, NAMES, PART, SEED, TEST
+from gigapipe.evaluation.columns import BELONGS, FILE, FOLD, LABEL, METHOD_NAME, MPP, NAMES, PART, SEED, TEST
 from gigapipe.evaluation.targets import SCORE, Targets, several, targets_of
 from gigapipe.slides.written_tables import read_written
 
@@ -16,8 +16,9 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
     """What `gigapipe predict` wrote for several networks, in one table.
 
     Columns: `slide`, `patient`, `site`, `label`, `fold`, `mpp`; `network`, the number of its file; `seed` and `part`
-    (`test`, or `validation`), which are 0 and `test` where a file has none; and either `score`, the probability of the
-    label that comes second, or `score_…` for each. Raises InputError if a file cannot be read.
+    (`test`, or `validation`), which are 0 and `test` where a file has none; `method_name`, if any file has one; and
+    either `score`, the probability of the label that comes second, or `score_…` for each. Raises InputError if a file
+    cannot be read.
     """
     tables = []
     for network, path in enumerate(paths):
@@ -28,6 +29,8 @@ def read_predictions(paths: list[Path]) -> pd.DataFrame:
             raise_passing(error)
             raise InputError(f"predictions {path}: cannot be read ({error}); make it with `gigapipe predict`") from None
     together = pd.concat(tables, ignore_index=True)
+    if METHOD_NAME in together:
+        together = together.fillna({METHOD_NAME: ""})
     return together.assign(**{SEED: together.get(SEED, 0), PART: together.get(PART, TEST)})
 
 

@@ -66,6 +66,7 @@ SAYS = {
     "folds.tsv": "which slide is in which fold",
     "splits.tsv": "the role of each slide for each test fold",
     "comparison.tsv": "the comparison of resolutions",
+    "methods.tsv": "the differences between methods",
     "dice.tsv": "the overlap of true and predicted masks",
     "report.html": "the report",
     "model.pt": "weights of a trained network",
@@ -160,11 +161,11 @@ def _folders(results: Path) -> Iterator[tuple[str, str]]:
     for store in sorted(results.glob(f"pyramids/*/{NAME}")):
         name = store.parent.name
         yield f"pyramids/{name}/{NAME}/", f"slide {name} at all resolutions, with its tissue, as OME-Zarr"
-    for maps in sorted(results.glob("*um/maps")):
-        yield (
-            f"{maps.relative_to(results)}/",
-            f"class activation maps at {maps.parent.name.removesuffix('um')} µm per pixel",
-        )
+    for maps in sorted(results.glob("*um/**/maps")):
+        place = maps.relative_to(results)
+        resolution, *method = place.parts[:-1]
+        of = f", method {method[0]}" if method else ""
+        yield f"{place}/", f"class activation maps at {resolution.removesuffix('um')} µm per pixel{of}"
 
 
 def _file(crate: ROCrate, results: Path, path: Path) -> Entity:

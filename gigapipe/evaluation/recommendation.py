@@ -9,12 +9,14 @@ from gigapipe.evaluation.columns import (
     AUC,
     INTERVAL_METHOD,
     MARGIN,
+    METHOD_NAME,
     MPP,
     NETWORK,
     PATIENTS,
     PATIENTS_NEEDED,
     POOLED,
     RIVAL,
+    RIVAL_METHOD,
     SECONDS_PER_SLIDE,
     SECONDS_PER_STEP,
     SLIDES,
@@ -25,6 +27,7 @@ from gigapipe.evaluation.columns import (
     interval,
     low_of_all,
     main_figure,
+    names_of,
     rank_seconds,
     why_missing,
 )
@@ -36,15 +39,19 @@ BELOW = bounds(TO_BEST)[0]
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What `headline` says in a few words, and `reason` with its figures; `mpp` is None where nothing is shown."""
+    """What `headline` says in a few words, and `reason` with its figures; `mpp` is None where nothing is shown,
+    `method` is empty where there are none.
+    """
 
     mpp: float | None
     headline: str
     reason: str
+    method: str = ""
 
 
 def recommend(table: pd.DataFrame) -> Recommendation:
-    """The coarsest resolution whose AUC, or R², is shown to be above chance, and within the margin of any other.
+    """The coarsest resolution whose AUC, or R², is shown to be above chance, and within the margin of any other; of
+    several methods there, the one whose steps cost least.
 
     Shown is what the table's limits say (see best.py): `auc_low` and `auc_low_of_all` above 0.5, or those of R² above
     0, and `to_best_low` above −`margin`. Where they are missing, nothing is shown.
@@ -77,7 +84,7 @@ def _at_chance(rows: pd.DataFrame, main: Main) -> Recommendation:
     if known.empty:
         return cannot_be_told(f"there is no {main.heading} at any resolution: {why_missing(rows.iloc[0], main.name)}")
     highest = known.iloc[int(known[main.name].argmax())]
-    what = f"the highest {main.heading}, {interval(highest, main.name)} at {highest[NAME]},"
+    what = f"the highest {main.heading}, {interval(highest, main.name)} {_at(highest)},"
     if pd.isna(highest[bounds(main.name)[0]]):
         return cannot_be_told(f"{what} cannot be distinguished from chance ({main.chance:g}) without an interval")
     if highest[bounds(main.name)[1]] < main.chance:
@@ -99,9 +106,10 @@ def _at_chance(rows: pd.DataFrame, main: Main) -> Recommendation:
 def _alone(row: pd.Series, main: Main) -> Recommendation:
     return Recommendation(
         row[MPP],
-        f"{row[NAME]} is better than chance; no other resolution was tested.",
+        f"{row[NAME]} is better than chance; no other resolution{' or method' * (METHOD_NAME in row)} was tested.",
         f"Its {main.heading} of {interval(row, main.name)} is above chance ({main.chance:g}){_method(row)}. Only tests "
         "of other resolutions can show whether a coarser one would be sufficient, or a finer one better.",
+        row.get(METHOD_NAME, ""),
     )
 
 
@@ -112,10 +120,13 @@ def _not_near(above: pd.DataFrame, rows: pd.DataFrame, main: Main) -> Recommenda
         return cannot_be_told(f"{row[NAME]} cannot be compared with others: {why_missing(row, BELOW)}")
     nearest = known.iloc[int(known[BELOW].argmax())]
     best = rows.iloc[int(rows[main.name].argmax())]
-    rival = rows.loc[rows[MPP] == nearest[RIVAL], NAME].iloc[0]
+    is_rival = rows[MPP] == nearest[RIVAL]
+    if METHOD_NAME in rows:
+        is_rival &= rows[METHOD_NAME] == nearest[RIVAL_METHOD]
+    rival = rows.loc[is_rival, NAME].iloc[0]
     found = f"with an {main.heading} of {interval(nearest, main.name)}"
     if nearest[main.name] < best[main.name]:
-        found += f" (the highest is {interval(best, main.name)}, at {best[NAME]})"
+        found += f" (the highest is {interval(best, main.name)}, {_at(best)})"
     return cannot_be_told(
         f"no resolution is shown to be within {nearest[MARGIN]:g} of the best. {nearest[NAME]} comes closest, {found}, "
         f"but may be {-nearest[BELOW]:.3f} below {rival} ({_limits(nearest, rows)}){_needed(nearest)}"
@@ -134,12 +145,23 @@ def _chosen(chosen: pd.Series, rows: pd.DataFrame, main: Main) -> Recommendation
     )
     reason += f"it is shown to be {bound}, where {margin:g} is allowed ({_limits(chosen, rows)})."
     if chosen[main.name] < best[main.name]:
-        reason += f" The highest {main.heading} is {interval(best, main.name)}, at {best[NAME]}{_saving(chosen, best)}."
+        reason += f" The highest {main.heading} is {interval(best, main.name)}, {_at(best)}{_saving(chosen, best)}."
     coarser = rows[rows[MPP] > chosen[MPP]]
     if len(coarser):
         short = [_falls_short(row, main) for row in coarser.to_dict("records")]
         reason += f" This is not shown for coarser resolutions: {'; '.join(short)}."
-    return Recommendation(chosen[MPP], f"Use {chosen[NAME]}.", reason)
+    beside = rows[(rows[MPP] == chosen[MPP]) & (rows[NAME] != chosen[NAME])]
+    if METHOD_NAME in rows and len(beside):
+        words = [_beside(row, main) for row in beside.to_dict("records")]
+        reason += f" At the same resolution: {'; '.join(words)}."
+    return Recommendation(chosen[MPP], f"Use {chosen[NAME]}.", reason, chosen.get(METHOD_NAME, ""))
+
+
+def _beside(row: dict, main: Main) -> str:
+    """What is said of another method than the chosen one, at the same resolution."""
+    if row[BELOW] > -row[MARGIN] and min(row[bounds(main.name)[0]], row[low_of_all(main.name)]) > main.chance:
+        return f"{row[NAME]} with {interval(row, main.name)} is as near to the best, and its steps cost more"
+    return _falls_short(row, main)
 
 
 def _falls_short(row: dict, main: Main) -> str:
@@ -154,12 +176,18 @@ def _falls_short(row: dict, main: Main) -> str:
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """With a column for people: a resolution, and what else tells its networks from others at that resolution."""
+    """With a column for people: a resolution and its method, and what else tells its networks from others there."""
     names = rows[MPP].map("{:g} µm per pixel".format)
+    if METHOD_NAME in rows:
+        names = rows[METHOD_NAME] + " at " + names
     for column, words in ((NETWORK, "with {}"), (START, "starting from {}")):
-        if column in rows and (rows.groupby(MPP)[column].nunique() > 1).any():
+        if column in rows and (rows.groupby(names_of(rows))[column].nunique() > 1).any():
             names += rows[column].map(f", {words}".format)
     return rows.assign(**{NAME: names})
+
+
+def _at(row: pd.Series) -> str:
+    return f"{'of' if METHOD_NAME in row else 'at'} {row[NAME]}"
 
 
 def _limits(row: pd.Series, rows: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from gigapipe.evaluation.columns import (
     FOLD,
     FOLDS,
     MARGIN,
+    METHOD_NAME,
     MISSING,
     MPP,
     NETWORKS,
@@ -38,6 +39,7 @@ from gigapipe.evaluation.columns import (
     R2,
     RANKS,
     RIVAL,
+    RIVAL_METHOD,
     SEED,
     SEEDS,
     SLIDE,
@@ -54,7 +56,9 @@ from gigapipe.evaluation.columns import (
     networks_of,
     of_split,
     sd,
+    without_unnamed,
 )
+from gigapipe.evaluation.comparison import in_order
 from gigapipe.evaluation.learning import flagged
 
 RESAMPLES = 1000
@@ -77,7 +81,7 @@ class Figures(NamedTuple):
 
 
 def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """One row a resolution and way to compute it, coarsest first, from the tables of `read_networks`.
+    """One row a resolution, method and way to compute it, coarsest first, from the tables of `read_networks`.
 
     Columns are as in `comparison.compare`, with `target`, and `NUMBER_FIGURES` with 95 % intervals in place of figures
     of classes; differences are those of R², and `p` tells how many drawn cohorts have none, or the opposite; limits,
@@ -101,8 +105,9 @@ def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) ->
     table = pd.DataFrame(rows)
     near, not_needed = nearest_numbers(table, scores, margin)
     table = pd.concat([table, near], axis=1).assign(**{MARGIN: margin})
-    table = table.sort_values([MPP, RANKS], ascending=[False, True], ignore_index=True)
+    table = in_order(table, costs)
     alone = len(table.groupby(ONE_CANDIDATE)) == 1
+    table = without_unnamed(table)
     table[MISSING] = [as_missing(_reasons(row, alone, not_needed)) for row in table.to_dict("records")]
     return table[[name for name in table if name not in (*COSTS, MISSING)] + [*COSTS, MISSING]]
 
@@ -124,7 +129,7 @@ def nearest_numbers(table: pd.DataFrame, scores: pd.DataFrame, margin: float) ->
     count, rows, needed = len(set(group)), [], []
     for i, one in enumerate(of_row):
         low, _ = bca(one.found[0], one.drawn[0], one.left_out[0], 1 - 2 * ndtr(-of_chance(count)))
-        row = dict.fromkeys([TO_BEST, *bounds(TO_BEST), RIVAL], np.nan) | {low_of_all(R2): low}
+        row = dict.fromkeys([TO_BEST, *bounds(TO_BEST), RIVAL, RIVAL_METHOD], np.nan) | {low_of_all(R2): low}
         found = {}
         for j, other in enumerate(of_row):
             if group[i] != group[j] and one.tested == other.tested:
@@ -135,7 +140,8 @@ def nearest_numbers(table: pd.DataFrame, scores: pd.DataFrame, margin: float) ->
             differences, lows, highs, spreads = np.array(list(found.values())).T
             row |= dict(zip([TO_BEST, *bounds(TO_BEST)], (differences.min(), lows.min(), highs.min()), strict=True))
             if not np.isnan(lows).any():
-                row[RIVAL] = table[MPP].iloc[list(found)[int(lows.argmin())]]
+                rival = table.iloc[list(found)[int(lows.argmin())]]
+                row |= {RIVAL: rival[MPP], RIVAL_METHOD: rival[METHOD_NAME]}
             reach = (of_others(count - 1) + ndtri(POWER)) * spreads
             with np.errstate(divide="ignore", invalid="ignore"):
                 needed.append(np.where(differences > -margin, (reach / (margin + differences)) ** 2, np.inf).max())
@@ -162,7 +168,7 @@ def _reasons(row: dict[Any, Any], alone: bool, not_needed: str) -> dict[str, str
             found[name] = not_needed
         elif figure == sd(R2, SEEDS):
             found[name] = "one seed"
-        elif figure in (TO_BEST, *bounds(TO_BEST), RIVAL):
+        elif figure in (TO_BEST, *bounds(TO_BEST), RIVAL, RIVAL_METHOD):
             found[name] = "no other resolution" if alone else "not tested on the same slides"
         elif figure in (COARSER, DELTA, *bounds(DELTA), P):
             found[name] = "there is no coarser resolution" if pd.isna(row[COARSER]) else "not tested on the same slides"
@@ -190,19 +196,26 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
 
 def gain(mpp: float, scores: pd.DataFrame, alike: tuple) -> dict[str, float]:
     """The next coarser µm per pixel, and R² above its, where both were tested on the same slides; NaN is not known."""
-    coarser = scores.loc[scores[MPP] > mpp, MPP].min()
+    of_method = scores[scores[METHOD_NAME] == alike[ALIKE.index(METHOD_NAME)]]
+    coarser = of_method.loc[of_method[MPP] > mpp, MPP].min()
     found = dict.fromkeys([DELTA, *bounds(DELTA), P], np.nan)
-    for _, other in scores[scores[MPP] == coarser].groupby(ALIKE):
-        ours = figures(scores[(scores[ALIKE] == list(alike)).all(axis=1) & (scores[PART] == TEST)])
-        theirs = figures(other[other[PART] == TEST])
-        if ours.tested == theirs.tested:
-            difference, drawn, left_out = (getattr(ours, n)[0] - getattr(theirs, n)[0] for n in Figures._fields[:3])
-            low, high = bca(difference, drawn, left_out)
-            beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
-            p = min(1.0, 2 * max(beyond, 1 / RESAMPLES))
-            found = dict(zip(found, (float(difference), low, high, float(p)), strict=True))
+    for _, other in of_method[of_method[MPP] == coarser].groupby(ALIKE):
+        between = difference(scores[(scores[ALIKE] == list(alike)).all(axis=1)], other)
+        if not np.isnan(between[0]):
+            found = dict(zip(found, between, strict=True))
             break
     return {COARSER: coarser, **found}
+
+
+def difference(networks: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float, float, float]:
+    """R² of networks above that of others, its 95 % interval, and p; NaN if not tested on the same slides."""
+    ours, theirs = (figures(table[table[PART] == TEST]) for table in (networks, other))
+    if ours.tested != theirs.tested:
+        return (np.nan,) * 4
+    found, drawn, left_out = (getattr(ours, n)[0] - getattr(theirs, n)[0] for n in Figures._fields[:3])
+    beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    p = min(1.0, 2 * max(beyond, 1 / RESAMPLES))
+    return (float(found), *bca(found, drawn, left_out), float(p))
 
 
 def figures(test: pd.DataFrame, seed: int = 0) -> Figures:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 import gigapipe
 from gigapipe.errors import InputError
 from gigapipe.evaluation import figures, pages
+from gigapipe.evaluation.between_methods import NOTE as NOTE_OF_METHODS
 from gigapipe.evaluation.columns import (
     CANVAS,
     FILE,
@@ -22,6 +23,7 @@ from gigapipe.evaluation.columns import (
     FOLDS,
     IDENTITY,
     METHOD,
+    METHOD_NAME,
     MPP,
     NETWORKS,
     PART,
@@ -40,7 +42,7 @@ from gigapipe.evaluation.learning import flags_of
 from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.recommendation import recommend
 from gigapipe.evaluation.report_pictures import Place, found, inline_picture, inline_svg, maps, wrong_slides
-from gigapipe.evaluation.report_tables import blocks, costs, decisions, runtimes, worth
+from gigapipe.evaluation.report_tables import between, blocks, costs, decisions, runtimes, worth
 from gigapipe.evaluation.software import revision, versions
 from gigapipe.evaluation.targets import SCORE
 from gigapipe.pyramids.survey import same_files, summary
@@ -96,23 +98,27 @@ def report(
         drawn[name] = {"source": inline_svg(svg), "caption": caption}
     recommended = recommend(table)
     place = Place(results, page or results)
+    first = (recommended.mpp, recommended.method) if METHOD_NAME in table else (recommended.mpp,)
     return pages.page(
         "report",
         recommendation=recommended,
         table=table,
         main=main_figure(table).heading,
+        methods=list(dict.fromkeys(table[METHOD_NAME])) if METHOD_NAME in table else [],
         target=table[TARGET].iloc[0] if TARGET in table else "",
         worth=worth(table),
         decisions=decisions(table),
         costs=costs(table),
+        between=between(results, table),
         figures=drawn,
         cohort=cohort(results),
         slides=slides(place),
         flags=flags_of(table),
         note_of_flags=NOTE_OF_FLAGS,
+        note_of_methods=NOTE_OF_METHODS,
         decided_by=rule(classes_of(predictions)) if predictions is not None and TARGET not in table else "",
-        maps=list(maps(place, table, recommended.mpp)),
-        mistakes=wrong_slides(place, predictions, recommended.mpp),
+        maps=list(maps(place, table, first)),
+        mistakes=wrong_slides(place, predictions, first),
         runtimes=runtimes(benchmarks),
         config=config.read_text(encoding="utf-8") if config else "",
         made=made(),
@@ -160,8 +166,10 @@ def slides(place: Place) -> dict[str, Any]:
 
 
 def of_table(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Those of the table's resolutions, folds and split."""
+    """Those of the table's resolutions, methods, folds and split."""
     kept = predictions[MPP].isin(table[MPP])
+    if METHOD_NAME in predictions:
+        kept &= predictions[METHOD_NAME].isin(table.get(METHOD_NAME, [""]))
     if FOLDS in table:
         kept &= predictions[FOLD] < table[FOLDS].max()
     if SPLIT in table and SPLIT in predictions:
@@ -203,7 +211,7 @@ def all_figures(
                 "together." + (f" Not shown: {undecided} slides of networks without a threshold." if undecided else ""),
             )
     if history := [
-        epoch | {MPP: record["settings"]["mpp"], FILE: number, "best_epoch": record["best_epoch"]}
+        epoch | _of_network(record) | {FILE: number, "best_epoch": record["best_epoch"]}
         for number, record in enumerate(trainings)
         for epoch in record.get("history", [])
         if "validation_loss" in epoch
@@ -227,6 +235,12 @@ def all_figures(
             "beyond the points a prediction.",
         )
     return drawn
+
+
+def _of_network(record: dict) -> dict[str, Any]:
+    """The columns by which `names_of` tells a training."""
+    settings = record["settings"]
+    return {MPP: settings["mpp"]} | ({METHOD_NAME: settings["method"]} if settings.get("method") else {})
 
 
 def loss_of(table: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
@@ -23,6 +23,7 @@ from gigapipe.evaluation.columns import (
     PROBABILITY_OF,
     SLIDE,
     TARGET,
+    names_of,
 )
 from gigapipe.evaluation.maps import CHOSEN
 from gigapipe.evaluation.mistakes import mistakes
@@ -66,8 +67,10 @@ class Place(NamedTuple):
         return {"name": name, "source": source, "store": store, "map": "", "out": False}
 
 
-def maps(place: Place, table: pd.DataFrame, first: float | None) -> Iterator[dict]:
-    """What `gigapipe map` has left of each resolution, that of the answer first, then from fine to coarse."""
+def maps(place: Place, table: pd.DataFrame, first: tuple) -> Iterator[dict]:
+    """What `gigapipe map` has left of each resolution and method, that of the answer (`first`, values of `names_of`)
+    before others, then from fine to coarse.
+    """
     names = {SLIDE: str, LABEL: str, IDENTITY: str}
     tables = {path: read_written(path, dtype=names, keep_default_na=False) for path in found(place.results, "maps.tsv")}
     tables = {path: rows for path, rows in tables.items() if len(rows) and rows[MPP].iloc[0] in set(table[MPP])}
@@ -76,7 +79,8 @@ def maps(place: Place, table: pd.DataFrame, first: float | None) -> Iterator[dic
         if known and IDENTITY in tables[path] and not set(tables[path][IDENTITY]) <= known:
             logger.warning(f"{path}: belongs to networks that are not in comparison.tsv; it is not shown")
             del tables[path]
-    for path, rows in sorted(tables.items(), key=lambda item: (item[1][MPP].iloc[0] != first, item[1][MPP].iloc[0])):
+    of_path = {path: tuple(rows[names_of(rows)].iloc[0]) for path, rows in tables.items()}
+    for path, rows in sorted(tables.items(), key=lambda item: _order(of_path[item[0]], first)):
         slides = [
             {
                 "slide": row[SLIDE],
@@ -95,26 +99,40 @@ def maps(place: Place, table: pd.DataFrame, first: float | None) -> Iterator[dic
             }
             for row in rows.to_dict("records")
         ]
-        yield {"mpp": rows[MPP].iloc[0], "slides": sorted(slides, key=lambda slide: CHOSEN.index(slide["chosen"]))}
+        slides.sort(key=lambda slide: CHOSEN.index(slide["chosen"]))
+        yield {"of": _in_words(of_path[path]), "slides": slides}
 
 
-def wrong_slides(place: Place, predictions: pd.DataFrame | None, first: float | None) -> list[dict]:
-    """Of each resolution, in the same order, how many slides were decided on, and those that networks are wrong about.
+def _in_words(of: tuple) -> str:
+    mpp, *method = of
+    return " at ".join([*method, f"{mpp:g} µm per pixel"])
+
+
+def _order(one: tuple, first: tuple) -> tuple:
+    return one != first, *one
+
+
+def wrong_slides(place: Place, predictions: pd.DataFrame | None, first: tuple) -> list[dict]:
+    """Of each resolution and method, in the same order, how many slides were decided on, and those that networks are
+    wrong about.
 
     Only the `WRONG` that are most so have pictures.
     """
     found = []
     if predictions is None:
         return []
-    for mpp, rows in sorted(predictions.groupby(MPP), key=lambda item: (item[0] != first, item[0])):
+    groups: list[tuple[Any, pd.DataFrame]] = list(predictions.groupby(names_of(predictions)))
+    for of, rows in sorted(groups, key=lambda item: _order(item[0], first)):
         of_slides = mistakes(rows)
+        mpp, *method = of
+        folder = place.results.joinpath(f"{mpp:g}um", *method, "maps")
         shown = [
-            place.slide(slide) | {"said": said, "map": place.link(place.results / f"{mpp:g}um/maps" / slide / NAME)}
+            place.slide(slide) | {"said": said, "map": place.link(folder / slide / NAME)}
             for slide, said in of_slides.wrong[:WRONG]
         ]
         if of_slides.decided:
             counts = {"decided": of_slides.decided, "wrong": len(of_slides.wrong)}
-            found.append({"mpp": mpp, "slides": shown} | counts)
+            found.append({"of": _in_words(of), "slides": shown} | counts)
     return found
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from gigapipe.evaluation import between_methods
 from gigapipe.evaluation.columns import (
     CANVAS,
     COSTS,
@@ -12,7 +13,7 @@ from gigapipe.evaluation.columns import (
     FLAGGED,
     MESH,
     METHOD,
-    MPP,
+    METHOD_NAME,
     RANKS,
     SEEDS,
     SLIDES,
@@ -20,9 +21,12 @@ from gigapipe.evaluation.columns import (
     Column,
     aucs,
     gains,
+    main_figure,
     more_figures,
+    names_of,
     read,
 )
+from gigapipe.slides.written_tables import read_written
 
 NOT_MEASURED = "not measured"
 
@@ -47,6 +51,15 @@ def decisions(table: pd.DataFrame) -> Table | None:
 def costs(table: pd.DataFrame) -> Table:
     """What each costs."""
     return _table(table, read(CANVAS, MESH, RANKS, *COSTS))
+
+
+def between(results: Path, table: pd.DataFrame) -> Table | None:
+    """The differences between methods, of a folder of results, if the comparison has several."""
+    if METHOD_NAME not in table or not (path := results / between_methods.FILE).exists():
+        return None
+    columns = between_methods.columns(main_figure(table).heading)
+    rows = read_written(path).to_dict("records")
+    return Table([column.heading for column in columns], [[column.text(row) for column in columns] for row in rows])
 
 
 def runtimes(benchmarks: Path) -> Table | None:
@@ -93,7 +106,7 @@ def blocks(markdown: str) -> list[dict]:
 
 def _table(table: pd.DataFrame, columns: list[Column]) -> Table:
     """After what tells rows apart, those of the columns that the comparison has."""
-    row_names = [MPP, *(name for name in (METHOD, START) if name in table and table[name].nunique() > 1)]
+    row_names = [*names_of(table), *(name for name in (METHOD, START) if name in table and table[name].nunique() > 1)]
     there = [column for column in read(*row_names) + columns if set(column.needs) <= set(table)]
     rows = [[column.text(row) for column in there] for row in table.to_dict("records")]
     return Table([column.heading for column in there], rows)

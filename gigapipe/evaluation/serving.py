@@ -78,9 +78,7 @@ class _Start(_Guarded):
                 "name": path.name,
                 "picture": (path / OVERVIEW).exists(),
                 "why": left_out(path) or viewer.why_not(path),
-                "maps": [
-                    folder.parent.parent.name.removesuffix("um") for folder in viewer.maps_of(self.results, path.name)
-                ],
+                "maps": [name.removesuffix(" µm") for name in viewer.maps_of(self.results, path.name).values()],
             }
             for path in pyramids
         ]

@@ -46,10 +46,13 @@ def page_folder() -> Path:
     return folder
 
 
-def maps_of(results: Path, slide: str) -> list[Path]:
-    """The folders of a slide's maps, coarsest resolution first."""
-    found = [path.parent for path in results.glob(f"*um/maps/{slide}/{NAME}")]
-    return sorted(found, key=lambda folder: -float(folder.parent.parent.name.removesuffix("um")))
+def maps_of(results: Path, slide: str) -> dict[Path, str]:
+    """The folders of a slide's maps, coarsest resolution first; of each what it is of: `8 µm`, or `probe, 8 µm`."""
+    found = {}
+    for path in sorted(results.glob(f"*um/**/maps/{slide}/{NAME}")):
+        resolution, *method = path.relative_to(results).parts[:-3]
+        found[path.parent] = float(resolution.removesuffix("um")), ", ".join([*method, f"{resolution[:-2]} µm"])
+    return {folder: name for folder, (_, name) in sorted(found.items(), key=lambda item: -item[1][0])}
 
 
 def why_not(pyramid: Path) -> str:
@@ -85,10 +88,10 @@ def state(results: Path, slide: str, address: str) -> str:
     layers = [layer(slide, folder / NAME, COLOURS, pyramid.scale(pyramid.resolutions[0]))]
     if (folder / NAME / "labels/tissue").exists():
         layers.append(layer("tissue", folder / NAME / "labels/tissue", TISSUE, None, visible=False))
-    for number, of_map in enumerate(reversed(maps_of(results, slide))):
+    for number, (of_map, of) in enumerate(reversed(maps_of(results, slide).items())):
         found = read_map(of_map)
         for label, shader in shaders(found):
-            name = f"{label}, {of_map.parent.parent.name.removesuffix('um')} µm"
+            name = f"{label}, {of}"
             scale = found.place_um, found.place_um
             layers.append(layer(name, of_map / NAME, shader, scale, opacity=0.6, visible=number == 0))
     shown = {

@@ -35,7 +35,11 @@ class Headed(nn.Module):
 
     def pooled(self, x):
         """Images (batch, 3, rows, columns) to what the last layer sees of them (batch, channels)."""
-        return torch.flatten(self.avgpool(self.features(x)), 1)
+        return torch.flatten(self.avgpool(self.last_map(x)), 1)
+
+    def last_map(self, x):
+        """Images (batch, 3, rows, columns) to what is pooled of them (batch, channels, …)."""
+        return self.features(x)
 
 
 def classifier(

@@ -59,15 +59,34 @@ class AttentionPool2d(nn.Module):
 
     def forward(self, x):
         x = x.float() if x.dtype == torch.bfloat16 else x  # counts of positions, and exponentials
-        weight = self.score(torch.tanh(self.project(x))).to(x.dtype).exp()
+        weight = self.score(self.hidden(x)).to(x.dtype).exp()
         total = torch.cat([x * weight, weight], 1).sum((2, 3), keepdim=True)
         return total[:, :-1] / total[:, -1:]
+
+    def hidden(self, x):
+        """What positions are scored by (batch, hidden, rows, columns), each number between −1 and 1."""
+        return torch.tanh(self.project(x))
+
+
+class GatedAttentionPool2d(AttentionPool2d):
+    """The same, in which a sigmoid of another 1 × 1 convolution gates each tanh: equation 9 there, "gated attention".
+
+    A product of the two is bounded as the tanh is.
+    """
+
+    def __init__(self, channels: int, hidden: int = 64):
+        super().__init__(channels, hidden)
+        self.gate = nn.Conv2d(channels, hidden, 1)
+
+    def hidden(self, x):
+        return super().hidden(x) * torch.sigmoid(self.gate(x))
 
 
 POOLS: dict[str, Callable[[int], nn.Module]] = {
     "average": lambda channels: nn.AdaptiveAvgPool2d(1),
     "max": lambda channels: nn.AdaptiveMaxPool2d(1),
     "attention": AttentionPool2d,
+    "gated": GatedAttentionPool2d,
 }
 """From a number of channels to what makes one value a channel of a feature map."""
 
@@ -174,9 +193,12 @@ class ResNet(nn.Module):
 
     def pooled(self, x):
         """Images (batch, 3, rows, columns) to what the last layer sees of them (batch, channels)."""
+        return torch.flatten(self.avgpool(self.last_map(x)), 1)
+
+    def last_map(self, x):
+        """Images (batch, 3, rows, columns) to what is pooled of them (batch, channels, rows / 32, columns / 32)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return torch.flatten(self.avgpool(x), 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     @property
     def last_stage(self) -> list[nn.Module]:

@@ -5,14 +5,15 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gigapipe.configuration.configuration import Network
+from gigapipe.configuration.configuration import LEARNED_POOLS, Network
 from gigapipe.errors import InputError
 from gigapipe.models import pretrained
 from gigapipe.models.layout import in_channels_last
@@ -22,6 +23,7 @@ from gigapipe.spatial import Mesh, average_gradients, decompose
 from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.frozen_features import FrozenFeatures
+from gigapipe.training.linear import Layer, logistic
 from gigapipe.training.model_files import read_model, take_weights
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
@@ -125,9 +127,11 @@ class OfCanvases(ABC):
         decompose(self.model.to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
         self.features: FrozenFeatures | None = None
-        if settings.train == "head" and settings.pool != "attention":  # which is trained, of whole feature maps
+        pool_is_trained = settings.pool in get_args(LEARNED_POOLS)
+        if settings.train in ("head", "probe") and not (pool_is_trained and memory):  # which may stream feature maps
             assert isinstance(self.model, Headed | ResNet)  # `freeze` has refused others
-            self.features = FrozenFeatures(self.model, settings.autocast(mesh.device), self.streaming)
+            autocast = settings.autocast(mesh.device)
+            self.features = FrozenFeatures(self.model, autocast, self.streaming, maps=pool_is_trained)
 
     def identity(self) -> list:
         files = [path for path in (self.settings.weights_file, self.settings.start) if path]
@@ -146,7 +150,7 @@ class OfCanvases(ABC):
         loss = self.loss(outputs.float(), self.training.truth[indices].to(outputs.device))
         loss.backward()
         self.streaming.done()
-        if self.features:
+        if self.features and not self.features.maps:
             average_gradients(self.model.parameters(), self.mesh)  # no image led to them
         return loss.item()
 
@@ -154,6 +158,14 @@ class OfCanvases(ABC):
         self._measure_statistics(batches)
         said = predict(self.model, self.settings, self.validation, self.streaming, self.features)
         return self.figures(said, self.validation.truth)
+
+    def solved(self, features: np.ndarray, strength: float) -> Layer:
+        """The last layer, solved for: see probe.py. InputError if the task does not say how."""
+        raise InputError(f"train: probe: task {self.settings.own_task} does not say how; use train: head")
+
+    def measured(self, outputs: torch.Tensor, canvases: Canvases) -> dict[str, float]:
+        """Figures of a network's outputs (slides, outputs), float64, for slides."""
+        return self.figures(self.settings.said(outputs), canvases.truth)
 
     @abstractmethod
     def loss(self, outputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -212,6 +224,10 @@ class Classification(OfCanvases):
     def loss(self, outputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         # Not divided by the weights of the batch, of which ranks have parts: a batch of one would be weighed by 1.
         return F.cross_entropy(outputs, truth, self.class_weights, reduction="none").mean()
+
+    def solved(self, features: np.ndarray, strength: float) -> Layer:
+        classes, balanced = self.settings.classes, self.settings.class_weights == "balanced"
+        return logistic(features, self.training.truth.numpy(), classes, strength, balanced)
 
     def figures(self, said: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
         weights = self.class_weights.cpu().double() if self.class_weights is not None else None

@@ -1,53 +1,69 @@
-"""Pooled features of slides, of a network whose head alone is trained: what they are computed by does not change."""
+"""What a network computes of slides whose head alone is trained: what it is computed by does not change."""
 
 import torch
 
 from gigapipe.models.networks import Headed
 from gigapipe.models.resnet import ResNet
+from gigapipe.spatial import SpatialTensor
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.streaming import Streaming
 from gigapipe.training.trained_layers import training_mode
 
+MOST = 2e9
+"""Bytes of last feature maps that a rank keeps, at most; those of further slides are computed each time."""
+
 
 class FrozenFeatures:
-    """Computes the pooled features of a slide once for each way that it is turned, and keeps them.
+    """Computes the pooled features of a slide once for each way that it is turned, and keeps them; or, `maps`, its last
+    feature map, where the pool is trained, too. Such images must not be streamed.
 
     Of a slide that is shifted, or in other colours, they are computed each time: it does not come again.
     """
 
-    def __init__(self, model: Headed | ResNet, autocast: torch.autocast, streaming: Streaming):
-        self.model, self.autocast, self.streaming = model, autocast, streaming
+    def __init__(self, model: Headed | ResNet, autocast: torch.autocast, streaming: Streaming, maps: bool = False):
+        self.model, self.autocast, self.streaming, self.maps = model, autocast, streaming, maps
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
+        self._bytes = 0
 
     def outputs(
         self, canvases: Canvases, indices: list[int], augmentations: list[Augmentation] | None = None
     ) -> torch.Tensor:
         """What the network makes of slides (slides, outputs); the ranks of their images call this together."""
         pairs = zip(indices, augmentations or [UNCHANGED] * len(indices), strict=True)
-        features = torch.cat([self._of(canvases, *pair) for pair in pairs])
+        features = torch.cat([self.of(canvases, *pair) for pair in pairs])
         with self.autocast:
             return self.model.fc(features)
 
-    def _of(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
+    def of(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
+        """Features (1, channels) of one slide."""
+        frozen = self._frozen(canvases, index, augmentation)
+        if not self.maps:
+            return frozen
+        with self.autocast:
+            return torch.flatten(self.model.avgpool(frozen), 1)
+
+    def _frozen(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
         key = canvases.slides[index], augmentation.symmetry
         turned = augmentation == Augmentation(augmentation.symmetry)
         if turned and key in self._kept:
             return self._kept[key]
         found = self._computed(canvases, index, augmentation)
-        if turned:
+        size = found.local.nbytes if isinstance(found, SpatialTensor) else 0
+        if turned and self._bytes + size <= MOST:
             self._kept[key] = found
+            self._bytes += size
         return found
 
     @torch.no_grad()
     def _computed(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
-        """Features (1, channels) of one slide, as prediction computes them."""
+        """The same, as prediction computes them."""
         training = self.model.training
         self.model.eval()
         with self.autocast:
             self.streaming.prepare(self.model, (1, 3, canvases.size, canvases.size))
             images, _ = canvases.batch([index], [augmentation], self.streaming)
-            found = self.model.pooled(images)
+            found = self.model.last_map(images) if self.maps else self.model.pooled(images)
         self.streaming.done()
         if training:
             training_mode(self.model)

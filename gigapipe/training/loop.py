@@ -66,12 +66,12 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
             state.losses.append(loss)
             state.step += 1
             next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
-            stopping = _agreed(stop, next_takes, mesh)
+            stopping = agreed(stop, next_takes, mesh)
             if speak and (stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY):
                 resumable.save(state)
                 saved_at = time.perf_counter()
             if stopping:
-                raise _unfinished(f"after epoch {state.epoch} and {state.step} steps, for {stopping}", mesh)
+                raise unfinished(f"after epoch {state.epoch} and {state.step} steps, for {stopping}", mesh)
 
         mesh.phase = f"validation after epoch {state.epoch + 1}"
         with recorder.validation():
@@ -88,8 +88,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
             resumable.save(state)
             if curves:  # after the state, which they are written of anew by who goes on from it
                 curves.add(state, state.epoch)
-        if schedule.goes_on(state) and (stopping := _agreed(stop, recorder.longest_step, mesh)):
-            raise _unfinished(f"after epoch {state.epoch}, for {stopping}", mesh)
+        if schedule.goes_on(state) and (stopping := agreed(stop, recorder.longest_step, mesh)):
+            raise unfinished(f"after epoch {state.epoch}, for {stopping}", mesh)
 
     if speak:
         write_model(output, state.best["model"], settings)
@@ -139,14 +139,15 @@ def _fall_back(state: State, task: Task, optimizer: AdamW) -> None:
         logger.info(f"back to epoch {state.best['epoch']}, at a lower learning rate")
 
 
-def _agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
-    """Why all ranks stop now, if one of them is to; what follows has taken `seconds` before."""
+def agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
+    """Why all ranks, who ask together, stop now, if one of them is to; what follows has taken `seconds` before."""
     told = torch.tensor([bool(stop and stop.signal), bool(stop and stop.late(seconds))], dtype=torch.int32)
     by_signal, by_time = mesh.everyone.sum_(told).tolist()
     return "a signal was received" if by_signal else "the time limit is near" if by_time else None
 
 
-def _unfinished(where: str, mesh: Mesh) -> Unfinished:
+def unfinished(where: str, mesh: Mesh) -> Unfinished:
+    """What is raised by who stops, once it is said."""
     if mesh.rank == 0:
         logger.info(f"stopped {where}; the same command resumes from there")
     return Unfinished(where)

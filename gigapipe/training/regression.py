@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from gigapipe.errors import InputError
 from gigapipe.slides.numbers import numbers_of
 from gigapipe.training.classification import CanvasSettings, OfCanvases
+from gigapipe.training.linear import Layer, ridge
 
 
 def standard(numbers: pd.Series, fold: int) -> dict[str, float]:
@@ -52,6 +54,9 @@ class Regression(OfCanvases):
 
     def loss(self, outputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(outputs[:, 0], self.standard(truth).float())
+
+    def solved(self, features: np.ndarray, strength: float) -> Layer:
+        return ridge(features, self.standard(self.training.truth).numpy(), strength)
 
     def figures(self, said: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
         error = said[:, 0] - truth

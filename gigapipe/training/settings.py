@@ -24,6 +24,7 @@ class Settings(OwnNetwork, Learning, ABC):
     network_code: Annotated[str | None, Since("0.2")] = None  # of a network of the user's: see `named.code_of`
     own_task: Annotated[str | None, Since("0.2")] = None  # the name of a task of the user's, which this is then
     task_code: Annotated[str | None, Since("0.2")] = None  # and its code
+    method: Annotated[str, Since("0.2")] = ""  # in a comparison: see `Configuration.methods`
     shift: float = 0.0  # of a canvas; a slide that is taken whole lies where it lies
 
     @model_serializer(mode="wrap")

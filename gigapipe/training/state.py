@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gigapipe.errors import Unavailable
+from gigapipe.spatial import Mesh
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.task import Task
 
@@ -103,7 +104,7 @@ class Resumable:
         """
         settings, mesh, checkpoints = self.task.settings, self.task.mesh, self.checkpoints
         beginning = State([mesh.data, mesh.rows, mesh.columns], self.task.streaming.memory)
-        found = self._newest()
+        found = newest_of_all(checkpoints, self.identity, mesh)
         if found is None:
             if mesh.rank == 0 and checkpoints.exist():
                 logger.warning(
@@ -129,9 +130,9 @@ class Resumable:
             logger.info(f"resumed after epoch {state.epoch} of {settings.epochs}{within}")
         return state
 
-    def _newest(self) -> int | None:
-        """After how many steps the state is that all ranks go on from: the newest that the first of them sees."""
-        mesh = self.task.mesh
-        found = self.checkpoints.newest(self.identity) if mesh.rank == 0 else None
-        told = int(mesh.everyone.sum_(torch.tensor([0 if found is None else found + 1])))
-        return told - 1 if told else None
+
+def newest_of_all(checkpoints: Checkpoints, identity: str, mesh: Mesh) -> int | None:
+    """After how many steps the state is that all ranks go on from: the newest that the first of them sees."""
+    found = checkpoints.newest(identity) if mesh.rank == 0 else None
+    told = int(mesh.everyone.sum_(torch.tensor([0 if found is None else found + 1])))
+    return told - 1 if told else None

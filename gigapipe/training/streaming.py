@@ -42,8 +42,9 @@ class Streaming:
 
     @property
     def tiled(self) -> bool:
-        """Whether training computes images tile by tile, for they did not fit."""
-        return True in self.plans and self.plans[True].whole_from != 1
+        """Whether training computes images tile by tile, for they did not fit; of frozen features, prediction."""
+        plan = self.plans.get(True, self.plans.get(False))
+        return plan is not None and plan.whole_from != 1
 
     def prepare(self, model: nn.Module, shape: tuple[int, int, int, int], loss: Callable | None = None) -> None:
         """Decide how what follows is computed, for images up to `shape`, and say so. All ranks call it together.

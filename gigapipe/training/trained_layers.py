@@ -9,8 +9,8 @@ from gigapipe.models.resnet import ResNet
 
 
 def freeze(model: nn.Module, train: str, network: str) -> None:
-    """Let no gradient be computed of what is not trained: `head`, pooling and last layer alone are; `last`, the last
-    stage, too; `all`.
+    """Let no gradient be computed of what is not trained: `head`, pooling and last layer alone are, as with `probe`;
+    `last`, the last stage, too; `all`.
 
     InputError if a `network` of the user's has its own head.
     """

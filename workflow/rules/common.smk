@@ -166,27 +166,46 @@ RESULTS = Path(CONFIG.pathvars.results)
 # The ways in which the cohort is divided, by what stands between the folders of a resolution and of its folds.
 DIVISIONS = {division.folder: division for division in divisions(RESULTS, CONFIG)}
 PLACES = {division.folds: division for division in DIVISIONS.values()}
+# The config as it would be if there were one method alone, by the folder of each.
+METHODS = {
+    folder_of(training): CONFIG.model_copy(update={"training": training})
+    for training in CONFIG.trainings.values()
+}
 # What is made of one network.
-NETWORK = "{mpp}um/{division}fold-{fold}"
+NETWORK = "{mpp}um{method}/{division}fold-{fold}"
+MAPS = "<results>/{mpp}um{method}/maps"
 if len(SPLITS) > 1 and {row["site"] for row in (SHEET or {}).values()} == {"unknown"}:
     refuse(
         "config: folds.by: the sheet names no sites, so that both kinds of folds are the same; give patient"
     )
-# Of pretrained weights that have a name, the file that is fetched.
-WEIGHTS = CONFIG.training.weights
-if WEIGHTS == "imagenet":
-    WEIGHTS = (
-        f"{CONFIG.pathvars.resources}/weights/{OFFICIAL[CONFIG.training.network].file}"
-    )
-elif WEIGHTS and (absence := absence_of(WEIGHTS)):
-    refuse(f"config: training.weights: {absence}: {WEIGHTS}")
-TRAINING = CONFIG.training.model_copy(update={"weights": WEIGHTS})
+# The file of pretrained weights of each training, by its key in the config; of those that have a name, and are fetched,
+# also the network, by the file's name.
+WEIGHTS, FETCHED = {}, {}
+for where, training in CONFIG.trainings.items():
+    WEIGHTS[where] = training.weights
+    if training.weights == "imagenet":
+        official = OFFICIAL[training.network].file
+        FETCHED[official] = training.network
+        WEIGHTS[where] = f"{CONFIG.pathvars.resources}/weights/{official}"
+    elif training.weights and (absence := absence_of(training.weights)):
+        refuse(f"config: {where}.weights: {absence}: {training.weights}")
+TRAININGS = {
+    folder_of(training): training.model_copy(update={"weights": WEIGHTS[where]})
+    for where, training in CONFIG.trainings.items()
+}
+
+
+def training_of(wildcards):
+    """How a network is trained."""
+    return TRAININGS[folder_of_method(wildcards)]
 
 
 wildcard_constraints:
     slide="|".join(map(re.escape, SHEET or [])),
     mpp="|".join(map(re.escape, RESOLUTIONS)),
     fold=r"\d+",
+    method=f"(?:{'|'.join(map(re.escape, METHODS))})",
+    official="|".join(map(re.escape, FETCHED)),
     division=f"(?:{'|'.join(map(re.escape, DIVISIONS))})",
     place=f"(?:{'|'.join(map(re.escape, PLACES))})",
 
@@ -239,7 +258,7 @@ def release_of(wildcards):
 def coarser_model(wildcards):
     """The model that this training begins with: of the next coarser resolution and the same fold, if it is to."""
     coarser = [mpp for mpp in RESOLUTIONS if float(mpp) > float(wildcards.mpp)]
-    if not CONFIG.training.coarse_to_fine or not coarser:
+    if not training_of(wildcards).coarse_to_fine or not coarser:
         return []
     of_coarser = dict(wildcards.items()) | {"mpp": min(coarser, key=float)}
     return f"<results>/{NETWORK}/model.pt".format(**of_coarser)
@@ -247,7 +266,12 @@ def coarser_model(wildcards):
 
 def for_each_model(pattern):
     return expand(
-        pattern, mpp=RESOLUTIONS, division=DIVISIONS, place=PLACES, fold=FOLDS
+        pattern,
+        mpp=RESOLUTIONS,
+        method=METHODS,
+        division=DIVISIONS,
+        place=PLACES,
+        fold=FOLDS,
     )
 
 
@@ -257,10 +281,11 @@ def once_each(pattern):
 
 
 def at_resolution(pattern):
-    """The files of a rule, of all networks of the resolution in the wildcards."""
+    """The files of a rule, of all networks of the resolution and method in the wildcards."""
 
     def files(wildcards):
-        return once_each(pattern.replace("{mpp}", wildcards.mpp))
+        of = pattern.replace("{mpp}", wildcards.mpp)
+        return once_each(of.replace("{method}", wildcards.method))
 
     return files
 

@@ -52,13 +52,33 @@ def configuration():
     found = {}
     if ":" in checked.task:
         found["task"] = named.beside(checked.task, folders)
-    if checked.training.own:
-        network = named.beside(checked.training.network, folders)
-        found["training"] = checked.training.model_copy(update={"network": network})
+
+    def found_beside(training):
+        if not training.own:
+            return training
+        network = named.beside(training.network, folders)
+        return training.model_copy(update={"network": network})
+
+    found["training"] = found_beside(checked.training)
+    found["methods"] = [found_beside(method) for method in checked.methods]
     if own := checked.pyramids.readers:
         readers = {suffix: named.beside(name, folders) for suffix, name in own.items()}
         found["pyramids"] = checked.pyramids.model_copy(update={"readers": readers})
     return checked.model_copy(update=found)
+
+
+def folder_of(training):
+    """What follows the folder of a resolution, before those of networks: `/probe` of a method, or nothing."""
+    return getattr(training, "folder", "")
+
+
+def folder_of_method(wildcards):
+    """The same, of a network; tasks that have no methods name none."""
+    return dict(wildcards.items()).get("method", "")
+
+
+def code_of_network(wildcards):
+    return CODES_OF_NETWORKS[folder_of_method(wildcards)] or NOTHING
 
 
 CONFIG = configuration()
@@ -67,14 +87,20 @@ for contradiction in CONFIG.contradictions(
     TASK
 ):  # of a task of the user's, whose code is run only here
     refuse(f"config: {contradiction}")
-if CONFIG.training.tensorboard:
-    or_refuse("config: training.", refuse_without_package)
-# What changes when the code of a network or a task of the user's does: then it is trained again.
+# What changes when the code of a network or a task of the user's does: then it is trained again. Of networks by the
+# folder of the method, within that of a resolution; where there are no methods, there is none.
+CODES_OF_NETWORKS = {}
+for where, training in CONFIG.trainings.items():
+    if training.tensorboard:
+        or_refuse(f"config: {where}.", refuse_without_package)
+    CODES_OF_NETWORKS[folder_of(training)] = or_refuse(
+        f"config: {where}.network: ", training.code
+    )
+CODE_OF_TASK = or_refuse("config: task: ", code_of, TASK)
 CODE = {
-    "code_of_network": or_refuse("config: training.network: ", CONFIG.training.code),
-    "code_of_task": or_refuse("config: task: ", code_of, TASK),
+    **({"code_of_network": code_of_network} if any(CODES_OF_NETWORKS.values()) else {}),
+    **({"code_of_task": CODE_OF_TASK} if CODE_OF_TASK else {}),
 }
-CODE = {name: code for name, code in CODE.items() if code}
 # And when the code does that reads slides of a suffix: then their pyramids are made again.
 READERS = {
     suffix: or_refuse("config: pyramids.readers: ", named.code_of, name)

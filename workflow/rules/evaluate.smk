@@ -1,4 +1,4 @@
-# Held-out predictions, and the comparison of resolutions.
+# Held-out predictions, and the comparison of resolutions and methods.
 
 
 rule predict:
@@ -29,11 +29,13 @@ rule predict:
         " || gigapipe explain $? --output {output} --log {log} {resources.attempts} 2>> {log}"
 
 
+# Of several methods it also has the differences between them.
 rule evaluate:
     input:
         predictions=for_each_model(f"<results>/{NETWORK}/predictions.tsv"),
         trainings=for_each_model(f"<results>/{NETWORK}/training.json"),
     output:
+        **({"between": "<results>/methods.tsv"} if len(METHODS) > 1 else {}),
         table=report(
             "<results>/comparison.tsv",
             caption="../report/table.rst",

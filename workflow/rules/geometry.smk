@@ -62,7 +62,7 @@ def check_profile():
         )
 
 
-def choice_for(resolution):
+def choice_for(resolution, method):
     """How many ranks share an image, and the memory that each may take, where the config leaves the mesh open.
 
     Jobs, which read this file too, must find the same: on one machine they do not, and on a cluster the profile decides.
@@ -76,12 +76,13 @@ def choice_for(resolution):
         else:
             cores = workflow.resource_settings.cores or os.cpu_count()
             side_by_side = max(1, cores // CORES_PER_RANK)
-            place = one_machine(CONFIG.training.device, side_by_side)
-        choice = choose(resolution, side, CONFIG, place)
+            place = one_machine(METHODS[method].training.device, side_by_side)
+        choice = choose(resolution, side, METHODS[method], place)
     except InputError as error:
         refuse(str(error))
     if workflow.is_main_process:
-        print(f"mesh at {resolution}: {choice.why}", file=sys.stderr)
+        of = f", {method.removeprefix('/')}" if method else ""
+        print(f"mesh at {resolution}{of}: {choice.why}", file=sys.stderr)
     return choice
 
 
@@ -129,23 +130,32 @@ if NODE_MEMORY and workflow.is_main_process:
 # What starts a single process; one that shares a node is started on it.
 ALONE = of_profile("alone") or ""
 ON_NODE, BESIDE_OTHERS = (ALONE, "") if NODE_MEMORY else ("", ALONE)
+# By resolution and method.
 CHOICES = {
-    mpp: choice_for(resolution)
+    (mpp, method): choice_for(resolution, method)
     for mpp, resolution in RESOLUTIONS.items()
+    for method in METHODS
     if resolution.mesh == "auto"
 }
 RANKS = {
-    mpp: CHOICES[mpp].ranks if mpp in CHOICES else math.prod(resolution.mesh)
+    (mpp, method): (
+        CHOICES[mpp, method].ranks
+        if (mpp, method) in CHOICES
+        else math.prod(resolution.mesh)
+    )
     for mpp, resolution in RESOLUTIONS.items()
+    for method in METHODS
 }
 NODES = {
-    mpp: nodes_of_mesh(RANKS[mpp], resolution.mesh, resolution.mpp)
-    for mpp, resolution in RESOLUTIONS.items()
+    of: nodes_of_mesh(ranks, RESOLUTIONS[of[0]].mesh, RESOLUTIONS[of[0]].mpp)
+    for of, ranks in RANKS.items()
 }
 
 for mpp, resolution in RESOLUTIONS.items() if workflow.is_main_process else []:
-    cores = RANKS[mpp] * CORES_PER_RANK
-    if not RANKS_PER_NODE and mpp not in CHOICES and cores > os.cpu_count():
+    if resolution.mesh == "auto":
+        continue
+    cores = math.prod(resolution.mesh) * CORES_PER_RANK
+    if not RANKS_PER_NODE and cores > os.cpu_count():
         print(
             f"config: mesh {' × '.join(map(str, resolution.mesh))} at {resolution}: its ranks need {cores} cores, but this "
             f"machine has {os.cpu_count()}: this is slower than a smaller mesh",
@@ -153,12 +163,17 @@ for mpp, resolution in RESOLUTIONS.items() if workflow.is_main_process else []:
         )
 
 
+def kind_of(wildcards):
+    """Resolution and method of a network, or of networks."""
+    return wildcards.mpp, folder_of_method(wildcards)
+
+
 def ranks_of(wildcards):
-    return RANKS[wildcards.mpp]
+    return RANKS[kind_of(wildcards)]
 
 
 def nodes_of(wildcards):
-    return NODES[wildcards.mpp]
+    return NODES[kind_of(wildcards)]
 
 
 def slides_per_node(wildcards, threads):
@@ -169,9 +184,13 @@ def slides_per_node(wildcards, threads):
     return max(1, min(cores // threads, NODE_MEMORY // SLIDE_MEMORY))
 
 
+def together_on_node(ranks):
+    """How many jobs of so many ranks fit a node side by side."""
+    return max(1, RANKS_PER_NODE // ranks) if NODE_MEMORY else 1
+
+
 def jobs_per_node(wildcards):
-    """How many jobs of a resolution's ranks fit a node side by side."""
-    return max(1, RANKS_PER_NODE // ranks_of(wildcards)) if NODE_MEMORY else 1
+    return together_on_node(ranks_of(wildcards))
 
 
 def launcher_of(wildcards):
@@ -189,16 +208,23 @@ def launcher_of(wildcards):
 
 def limits_of(wildcards):
     """Where and in what the ranks of a resolution compute: for another, nothing is done again."""
-    chosen = CHOICES.get(wildcards.mpp)
-    limits = arguments(CONFIG.training, Computing)
-    if chosen and chosen.memory and not CONFIG.training.memory:
+    chosen, training = CHOICES.get(kind_of(wildcards)), training_of(wildcards)
+    limits = arguments(training, Computing)
+    if chosen and chosen.memory and not training.memory:
         limits += f" --memory {chosen.memory}"
     return limits
 
 
-def own_network():
+def own_network(wildcards):
     """The options that name a network of the user's; of gigapipe's own there are none."""
-    return arguments(CONFIG.training, OwnNetwork) if CONFIG.training.own else ""
+    training = training_of(wildcards)
+    return arguments(training, OwnNetwork) if training.own else ""
+
+
+def method_option(wildcards):
+    """The option that says which method a training belongs to; none where there are no methods."""
+    method = folder_of_method(wildcards).removeprefix("/")
+    return shlex.join(option("--method", method)) if method else ""
 
 
 def own_task():
@@ -208,13 +234,16 @@ def own_task():
 
 def applying_limits_of(wildcards):
     """The limits of what applies a model, and which code it may run for it."""
-    return " ".join(filter(None, [limits_of(wildcards), own_network(), own_task()]))
+    return " ".join(
+        filter(None, [limits_of(wildcards), own_network(wildcards), own_task()])
+    )
 
 
 def training_limits_of(wildcards):
     """The same, how many states a training keeps, and whether TensorBoard may watch it."""
-    kept = f"--keep-checkpoints {CONFIG.training.keep_checkpoints}"
-    watched = " --tensorboard" if CONFIG.training.tensorboard else ""
+    training = training_of(wildcards)
+    kept = f"--keep-checkpoints {training.keep_checkpoints}"
+    watched = " --tensorboard" if training.tensorboard else ""
     return f"{limits_of(wildcards)} {kept}{watched}"
 
 

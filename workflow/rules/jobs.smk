@@ -59,15 +59,11 @@ def announce_jobs():
         else:
             parts = [
                 (
-                    missing(made_by, mpp=mpp),
-                    NODES[mpp],
-                    (
-                        1
-                        if name == "train"
-                        else jobs_per_node(types.SimpleNamespace(mpp=mpp))
-                    ),
+                    missing(made_by, mpp=mpp, method=method),
+                    nodes,
+                    1 if name == "train" else together_on_node(RANKS[mpp, method]),
                 )
-                for mpp in RESOLUTIONS
+                for (mpp, method), nodes in NODES.items()
             ]
         say_jobs(what, name, parts)
 

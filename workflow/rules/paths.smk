@@ -13,7 +13,8 @@ NOT_FOR_JOBS = r"^-|['\"\\$`;&|<>()]"
 def given_files():
     """Each file that the config or the sheet names and a job is given, and where it is named."""
     yield "config: slides", CONFIG.slides
-    yield "config: training.weights", WEIGHTS
+    for where, path in WEIGHTS.items():
+        yield f"config: {where}.weights", path
     if CONFIG.cohort:
         yield "config: cohort.sites", CONFIG.cohort.sites
         for path in (CONFIG.cohort.manifests or {}).values():

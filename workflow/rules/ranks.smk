@@ -16,7 +16,7 @@ OF_MESHES = {
 TOLD = [
     gigapipe.__version__,
     CONFIG.model_dump_json(),
-    [CODE, READERS],
+    [CODES_OF_NETWORKS, CODE_OF_TASK, READERS],
     [LAUNCHER, ALONE, RANKS_PER_NODE, CORES_PER_RANK, OF_MESHES],
 ]
 MADE = tuple(

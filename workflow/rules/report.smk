@@ -8,21 +8,21 @@ rule map:
         predictions=at_resolution(rules.predict.output[0]),
     output:
         # Of each slide a store with the map, and a picture; and maps.tsv.
-        directory("<results>/{mpp}um/maps"),
+        directory(MAPS),
     log:
-        "<logs>/map/{mpp}um.log",
+        "<logs>/map/{mpp}um{method}.log",
     benchmark:
-        "<benchmarks>/map/{mpp}um.tsv"
+        "<benchmarks>/map/{mpp}um{method}.tsv"
     conda:
         "../../envs/gigapipe.yaml"
-    threads: cores_for("<results>/{mpp}um/maps")
+    threads: cores_for(MAPS)
     resources:
-        **ranks_for("<results>/{mpp}um/maps", beside_others=True),
+        **ranks_for(MAPS, beside_others=True),
         mesh=says_mesh,
         limits=applying_limits_of,
     params:
         pyramids=folder_of_pyramids,
-        mesh_as_noted=mesh_as_noted("<results>/{mpp}um/maps"),
+        mesh_as_noted=mesh_as_noted(MAPS),
         number=CONFIG.maps,
     shell:
         "{resources.launcher} gigapipe map --models {input.models} --predictions {input.predictions}"
@@ -36,7 +36,7 @@ rule page:
         table=rules.evaluate.output.table,
         folds=once_each(rules.folds.output.text),
         slides=rules.survey.output.picture,
-        maps=(expand("<results>/{mpp}um/maps", mpp=RESOLUTIONS) if CONFIG.maps else []),
+        maps=(expand(MAPS, mpp=RESOLUTIONS, method=METHODS) if CONFIG.maps else []),
         config=rules.settings.output,
     output:
         page="<results>/report.html",

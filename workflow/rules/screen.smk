@@ -65,8 +65,10 @@ def as_forecast(stage, job):
     elif made_by in ("train", "predict", "segment", "map"):
         side = canvas_asked_for(job.wildcards)
         trained_on = CONFIG.folds.number - 2  # of so many folds
+        training = training_of(job.wildcards)
+        epochs = 1 if training.train == "probe" else training.epochs
         times = {
-            "train": CONFIG.training.epochs * slides * trained_on / CONFIG.folds.number,
+            "train": epochs * slides * trained_on / CONFIG.folds.number,
             "map": min(slides, 3 * CONFIG.maps),
         }.get(made_by, slides * 2 / CONFIG.folds.number)
         steps = times if made_by == "train" else 0
@@ -149,18 +151,18 @@ def why(job, planned):
 
 def bytes_of_models(planned):
     """About what models of trainings take on disk; None of a network of the user's."""
-    trainings = sum(job.rule.name == "train" for _, job in planned)
-    if not trainings:
-        return 0
-    if CONFIG.training.own:
+    trainings = [
+        training_of(job.wildcards) for _, job in planned if job.rule.name == "train"
+    ]
+    if any(training.own for training in trainings):
         return None
     if not TASK.canvas:
         return 0  # of the U-Net: it has 4,492 weights
-    return trainings * bytes_of_model()
+    return sum(map(bytes_of_model, trainings))
 
 
-def bytes_of_model():
-    return MODEL_BYTES[CONFIG.training.network] * (CONFIG.training.width / 64) ** 2
+def bytes_of_model(training):
+    return MODEL_BYTES[training.network] * (training.width / 64) ** 2
 
 
 def number_of_maps(planned):
@@ -212,7 +214,10 @@ def room_of(planned):
         said.append(f"pyramids {amount(pyramids)}")
     if models:
         # A state is written beside those that are kept.
-        of_one = CHECKPOINT * bytes_of_model() * (CONFIG.training.keep_checkpoints + 1)
+        of_one = max(
+            CHECKPOINT * bytes_of_model(training) * (training.keep_checkpoints + 1)
+            for training in TRAININGS.values()
+        )
         said.append(
             f"models {amount(models)} (until it ends, a training has up to {amount(of_one)} of checkpoints)"
         )

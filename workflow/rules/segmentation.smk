@@ -81,7 +81,7 @@ rule train:
         settings=lambda wildcards: " ".join(
             [
                 arguments(CONFIG.training, Learning),
-                *filter(None, [own_network(), own_task()]),
+                *filter(None, [own_network(wildcards), own_task()]),
                 *(shlex.quote(name) for name in NAMES if SEVERAL),
             ]
         ),

@@ -1,18 +1,18 @@
-# One network for each resolution and held-out fold.
+# One network for each resolution, method and held-out fold.
 
 
-if CONFIG.training.weights == "imagenet":
+if FETCHED:
 
     rule weights:
         output:
-            WEIGHTS,
+            f"{CONFIG.pathvars.resources}/weights/{{official}}",
         log:
-            "<logs>/weights.log",
+            "<logs>/weights/{official}.log",
         localrule: True  # compute nodes often have no way out
         conda:
             "../../envs/gigapipe.yaml"
         params:
-            network=CONFIG.training.network,
+            network=lambda wildcards: FETCHED[wildcards.official],
         shell:
             "gigapipe weights {params.network} --output {output:q} {resources.attempts} > {log} 2>&1"
 
@@ -21,7 +21,7 @@ rule train:
     input:
         folds=folds_of,
         pyramids=pyramids_at,
-        weights=WEIGHTS or [],
+        weights=lambda wildcards: training_of(wildcards).weights or [],
         start=coarser_model,
         canvases=canvases_of,
     output:
@@ -51,10 +51,10 @@ rule train:
         canvas_asked_for=canvas_asked_for,  # of another all is made again; that does not hold for what depends on inputs
         settings=lambda wildcards: " ".join(
             [
-                arguments(TRAINING, Network),
-                arguments(CONFIG.training, Learning),
+                arguments(training_of(wildcards), Network),
+                arguments(training_of(wildcards), Learning),
                 *([shlex.join(option("--target", TARGET))] if TARGET else []),
-                *filter(None, [own_task()]),
+                *filter(None, [own_task(), method_option(wildcards)]),
             ]
         ),
         start=lambda wildcards, input: ["--start", input.start] if input.start else [],
