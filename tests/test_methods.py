@@ -101,8 +101,8 @@ def test_methods_are_rows_of_one_table_with_paired_tests_between_them(tmp_path):
     assert "whole − probe" in as_html(table, between)
     assert not re.search(r"\bnan\b|unknown", text, re.IGNORECASE)
     axes = figures.auc_against_resolution(table).axes[0]
-    drawn = {line.get_label(): line.get_color() for line in axes.get_legend_handles_labels()[0] for line in line[:1]}
-    assert len(set(drawn.values())) == 3
+    assert [bars.get_label() for bars in axes.containers] == list(aucs)
+    assert len({bars[0].get_color() for bars in axes.containers}) == 3
 
 
 def test_of_two_methods_that_are_as_good_the_cheaper_is_recommended():

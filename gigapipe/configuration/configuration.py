@@ -262,9 +262,7 @@ class Training(Computing, Network, Learning):
 class Method(Training):
     """A way to train that is compared with others: its name, and the options in which it differs from `training`."""
 
-    name: MethodName = Field(
-        description="the name of the method in tables and figures, and of its folder within that of each resolution"
-    )
+    name: MethodName = Field(description="name of the method in tables and figures, and of its folders")
 
     @property
     def folder(self) -> str:
@@ -352,8 +350,7 @@ class Configuration(Options):
     training: Training = Field(default=Training(), description="how networks are trained")
     methods: Annotated[list[Method], Said("a list, each with a name, and keys of training")] = Field(
         default=[],
-        description="methods to compare on the same folds, slides and resolutions: each has a name, and the options in "
-        "which it differs from training; empty: training alone",
+        description="methods to compare on the same slides and folds, as they differ from training; empty: it alone",
     )
     comparison: Comparison = Field(default=Comparison(), description="how resolutions are compared")
     maps: Annotated[int, Field(ge=0), Number, Flag("--number")] = Field(
@@ -365,6 +362,7 @@ class Configuration(Options):
     @model_validator(mode="before")
     @classmethod
     def methods_differ_from_training(cls, values: Any) -> Any:
+        """With what methods leave to `training`."""
         methods = values.get("methods") if isinstance(values, dict) else None
         if not isinstance(methods, list):
             return values
