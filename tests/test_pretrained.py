@@ -184,5 +184,30 @@ def test_a_head_is_trained_on_features_that_are_computed_once(small_cohort, tmp_
         torch.testing.assert_close(own["fc.weight"], found["one"]["fc.weight"], rtol=1e-4, atol=1e-6)
 
 
+def test_gated_attention_is_trained_on_feature_maps_that_are_kept(small_cohort, tmp_path, monkeypatch):
+    """On four ranks, and on one, alike to what is trained when maps are computed in each step."""
+    torch.manual_seed(1)
+    torch.save(RESNETS["resnet10"](1000, width=8).state_dict(), tmp_path / "given.pth")
+    options = ("--weights", tmp_path / "given.pth", "--train", "head", "--pool", "gated", "--learning-rate", 0.01)
+    seen, read = [], Canvases.batch
+
+    def counted(self, indices, *more):
+        seen.extend(indices)
+        return read(self, indices, *more)
+
+    monkeypatch.setattr(Canvases, "batch", counted)
+    found, read_of = {}, {}
+    for name, mesh, shift in (("kept", (1, 1, 1), 0), ("four", (2, 1, 2), 0), ("each step", (1, 1, 1), 1e-9)):
+        seen.clear()
+        arguments = training(small_cohort, tmp_path / name / "model.pt", mesh, 8, more=(*options, "--shift", shift))
+        gigapipe(*arguments, ranks=mesh[0] * mesh[2])
+        found[name], read_of[name] = weights(tmp_path / name / "model.pt"), len(seen)
+    assert read_of["kept"] < 0.8 * read_of["each step"]
+    for name, own in found.items():
+        for weight in ("fc.weight", "avgpool.gate.weight", "avgpool.project.weight", "avgpool.score.weight"):
+            torch.testing.assert_close(own[weight], found["kept"][weight], rtol=1e-3, atol=1e-5, msg=f"{name} {weight}")
+    assert found["kept"]["avgpool.score.weight"].abs().max() > 0.01  # which begins as zero
+
+
 def weights_of(path):
     return torch.load(path, weights_only=True)

@@ -82,6 +82,7 @@ COSTS = [
     "parameters",
     "seconds_per_step",
     "seconds_per_slide",
+    "training_seconds",
     "images_per_second",
     "peak_memory_per_rank_mb",
     "sent_bytes_per_step",
@@ -92,6 +93,7 @@ COSTS = [
     PARAMETERS,
     SECONDS_PER_STEP,
     SECONDS_PER_SLIDE,
+    TRAINING_SECONDS,
     IMAGES_PER_SECOND,
     PEAK_MEMORY,
     SENT_BYTES,
@@ -146,6 +148,13 @@ def main_figure(table: pd.DataFrame) -> Main:
 def other_splits(table: pd.DataFrame) -> list[str]:
     """Those whose figures a comparison has beside the ones that its rows are about."""
     return [split for split in SPLITS if of_split(split, main_figure(table).name) in table]
+
+
+def cost_column(table: pd.DataFrame | pd.Series) -> str:
+    """The column of seconds by which rows are compared in cost: of a training step or, as methods differ in how many
+    these are and in what, of a training.
+    """
+    return TRAINING_SECONDS if METHOD_NAME in table else SECONDS_PER_STEP
 
 
 def rank_seconds(rows: pd.DataFrame | pd.Series, seconds: str):
@@ -313,6 +322,7 @@ _READ = {
     PARAMETERS: _number(PARAMETERS, "parameters", ",.0f"),
     SECONDS_PER_STEP: _number(SECONDS_PER_STEP, "step time, s", ".3g"),
     SECONDS_PER_SLIDE: _number(SECONDS_PER_SLIDE, "step time per slide, s", ".3g"),
+    TRAINING_SECONDS: _number(TRAINING_SECONDS, "training time, s", ",.3g"),
     IMAGES_PER_SECOND: _number(IMAGES_PER_SECOND, "images per second", ".3g"),
     PEAK_MEMORY: _number(PEAK_MEMORY, "peak memory per rank, MB", ",.0f"),
     SENT_BYTES: _number(SENT_BYTES, "data sent per step, MB", ".3g", unit=1e6),

@@ -22,11 +22,11 @@ from gigapipe.evaluation.columns import (
     MPP,
     NUMBER,
     PREDICTED,
-    SECONDS_PER_STEP,
     SPLIT,
     SPLITS,
     TARGET,
     bounds,
+    cost_column,
     main_figure,
     named,
     names_of,
@@ -105,20 +105,23 @@ def auc_against_resolution(table: pd.DataFrame) -> Figure:
 
 @styled
 def auc_against_cost(table: pd.DataFrame) -> Figure:
-    """AUC, or R², with its interval against rank-seconds a training step. Also needs `ranks` and `seconds_per_step`."""
+    """AUC, or R², with its interval against the rank-seconds of a step, of methods a training. Also needs `ranks` and
+    `cost_column`.
+    """
     figure, (axes,) = _figure(1, 4.6, 3.3)
-    said(figure, _auc(axes, table, rank_seconds(table, SECONDS_PER_STEP), cost=True))
-    axes.set(xlabel="cost of a training step, seconds × ranks", ylabel=_main(table))
+    said(figure, _auc(axes, table, rank_seconds(table, cost_column(table)), cost=True))
+    what = "training" if METHOD_NAME in table else "training step"
+    axes.set(xlabel=f"cost of a {what}, seconds × ranks", ylabel=_main(table))
     return figure
 
 
 @styled
 def comparison(table: pd.DataFrame) -> Figure:
-    """The two side by side; the cost is the time of a step, on however many ranks."""
+    """The two side by side; the cost is the time of a step, of methods a training, on however many ranks."""
     figure, (left, right) = _figure(2, 4.5, 3.6, sharey=True)
-    said(figure, [*_auc(left, table, table[MPP]), *_auc(right, table, table[SECONDS_PER_STEP], cost=True)])
+    said(figure, [*_auc(left, table, table[MPP]), *_auc(right, table, table[cost_column(table)], cost=True)])
     left.set(xlabel="resolution, µm per pixel (finer to the right)", ylabel=_main(table))
-    right.set_xlabel("cost, seconds per training step")
+    right.set_xlabel(f"cost, seconds per training{' step' * (METHOD_NAME not in table)}")
     return figure
 
 
@@ -287,12 +290,15 @@ def scaling(table: pd.DataFrame) -> Figure:
 
 def _groups(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """Of each resolution, coarsest first, and each method there, its name, colour and rows."""
-    colours: dict[str, str] = {}
-    if METHOD_NAME in table:
-        colours = dict(zip(table[METHOD_NAME].unique(), itertools.cycle(COLOURS), strict=False))
+    colours = _colours(table[METHOD_NAME]) if METHOD_NAME in table else {}
     groups: list[tuple[Any, pd.DataFrame]] = list(table.groupby(names_of(table), sort=False))
     groups.sort(key=lambda group: -group[0][0])
     return [(named(of), colours[of[1]] if colours else INK, rows) for of, rows in groups]
+
+
+def _colours(names: pd.Series) -> dict[str, str]:
+    """Of each name its colour, the same in all figures."""
+    return dict(zip(sorted(set(names)), itertools.cycle(COLOURS), strict=False))
 
 
 def _figure(panels: int, width: float, height: float, layout="constrained", **options) -> tuple[Figure, Sequence[Axes]]:
@@ -343,7 +349,9 @@ def _auc(axes: Axes, table: pd.DataFrame, places: pd.Series, cost: bool = False)
     several = bool(way_of) and bool(table[MPP].duplicated().any())
     ways = table[way_of] if several else pd.Series("", table.index)
     others = other_splits(table)
-    for (way, rows), colour in zip(table.groupby(ways, sort=False), itertools.cycle(COLOURS), strict=False):
+    colours = _colours(ways)
+    for way, rows in table.groupby(ways, sort=False):
+        colour = colours[str(way)]
         kinds = [("o-", main, SPLITS[rows[SPLIT].iloc[0]] if others else "")]
         kinds += [("s--", of_split(split, main), SPLITS[split]) for split in others]
         for form, name, folds in kinds:

@@ -24,6 +24,7 @@ from gigapipe.evaluation.columns import (
     TO_BEST,
     Main,
     bounds,
+    cost_column,
     interval,
     low_of_all,
     main_figure,
@@ -51,7 +52,7 @@ class Recommendation:
 
 def recommend(table: pd.DataFrame) -> Recommendation:
     """The coarsest resolution whose AUC, or R², is shown to be above chance, and within the margin of any other; of
-    several methods there, the one whose steps cost least.
+    several methods there, the one whose training costs least.
 
     Shown is what the table's limits say (see best.py): `auc_low` and `auc_low_of_all` above 0.5, or those of R² above
     0, and `to_best_low` above −`margin`. Where they are missing, nothing is shown.
@@ -160,7 +161,7 @@ def _chosen(chosen: pd.Series, rows: pd.DataFrame, main: Main) -> Recommendation
 def _beside(row: dict, main: Main) -> str:
     """What is said of another method than the chosen one, at the same resolution."""
     if row[BELOW] > -row[MARGIN] and min(row[bounds(main.name)[0]], row[low_of_all(main.name)]) > main.chance:
-        return f"{row[NAME]} with {interval(row, main.name)} is as near to the best, and its steps cost more"
+        return f"{row[NAME]} with {interval(row, main.name)} is as near to the best, and costs more"
     return _falls_short(row, main)
 
 
@@ -219,11 +220,14 @@ def _needed(row: pd.Series) -> str:
 
 
 def _cost(row: pd.Series) -> float:
-    return rank_seconds(row, SECONDS_PER_SLIDE if SECONDS_PER_SLIDE in row else SECONDS_PER_STEP)
+    of_steps = SECONDS_PER_SLIDE if SECONDS_PER_SLIDE in row else SECONDS_PER_STEP
+    return rank_seconds(row, cost_column(row) if METHOD_NAME in row else of_steps)
 
 
 def _saving(row: pd.Series, best: pd.Series) -> str:
-    """What a row costs of another, as 1/8 or 0.6: of a step for each slide, or of a step where those are not known."""
+    """What a row costs of another, as 1/8 or 0.6: of a step for each slide, or of a step where those are not known; of
+    methods, of a training.
+    """
     share = _cost(row) / _cost(best)
     if pd.isna(share):
         return ""

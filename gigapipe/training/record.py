@@ -67,6 +67,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "memory": task.streaming.memory,
         "streamed": task.streaming.tiled,
         "seconds_per_step": seconds,
+        "training_seconds": _all_epochs(state),
         "images_per_second": together / seconds,
         "sent_bytes_per_step": sent,
         "joules_per_step": None if math.isnan(joules) else joules,
@@ -79,6 +80,11 @@ def write_record(path: Path, task: Task, state: State) -> None:
     }
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _all_epochs(state: State) -> float | None:
+    """Seconds of all steps and validations; None if older releases have noted none of some."""
+    return sum(epoch["seconds"] for epoch in state.took) if len(state.took) == len(state.history) else None
 
 
 def identity(task: Task) -> dict:
