@@ -1,5 +1,6 @@
 """What lies in a folder of results and belongs to no network of the run any more."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -54,9 +55,11 @@ def _named(folder: Path, pattern: str) -> list[Path]:
 
 def _is_method(folder: Path) -> bool:
     """Whether trainings in there say that they are of the method of its name."""
-    trainings = folder.glob("**/training.json")
-    said = (json.loads(path.read_text(encoding="utf-8")).get("settings", {}).get("method") for path in trainings)
-    return folder.name in said
+    for path in folder.glob("**/training.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text(encoding="utf-8")).get("settings", {}).get("method") == folder.name:
+                return True
+    return False
 
 
 def _holds_networks(folder: Path) -> bool:

@@ -214,7 +214,7 @@ def all_figures(
         epoch | _of_network(record) | {FILE: number, "best_epoch": record["best_epoch"]}
         for number, record in enumerate(trainings)
         for epoch in record.get("history", [])
-        if "validation_loss" in epoch
+        if "validation_loss" in epoch and record["settings"].get("train") != "probe"  # which has no epochs
     ]:
         drawn["training"] = (
             figures.training_curves(pd.DataFrame(history), loss_of(table)),

@@ -55,7 +55,8 @@ def costs(table: pd.DataFrame) -> Table:
 
 def between(results: Path, table: pd.DataFrame) -> Table | None:
     """The differences between methods, of a folder of results, if the comparison has several."""
-    if METHOD_NAME not in table or not (path := results / between_methods.FILE).exists():
+    path = results / between_methods.FILE
+    if METHOD_NAME not in table or table[METHOD_NAME].nunique() < 2 or not path.exists():
         return None
     columns = between_methods.columns(main_figure(table).heading)
     rows = read_written(path).to_dict("records")

@@ -35,7 +35,6 @@ rule evaluate:
         predictions=for_each_model(f"<results>/{NETWORK}/predictions.tsv"),
         trainings=for_each_model(f"<results>/{NETWORK}/training.json"),
     output:
-        **({"between": "<results>/methods.tsv"} if len(METHODS) > 1 else {}),
         table=report(
             "<results>/comparison.tsv",
             caption="../report/table.rst",
@@ -55,6 +54,7 @@ rule evaluate:
             category="Comparison of resolutions",
             labels={"what": "figure"},
         ),
+        **({"between": "<results>/methods.tsv"} if len(METHODS) > 1 else {}),
     log:
         "<logs>/evaluate.log",
     benchmark:
