@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import io
 import json
 import os
 import resource
@@ -117,9 +118,12 @@ def become(connection, received, arguments, folder, environment, files, limits, 
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [str(start), *arguments]
-    for stream in (sys.stdout, sys.stderr):
-        unbuffered = "PYTHONUNBUFFERED" in environment
-        stream.reconfigure(line_buffering=os.isatty(stream.fileno()), write_through=unbuffered)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), sys.stdin.encoding, sys.stdin.errors)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        old = getattr(sys, name)
+        options = {"line_buffering": os.isatty(number), "write_through": "PYTHONUNBUFFERED" in environment}
+        binary = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(binary, old.encoding, old.errors, **options))
 
 
 def found_first(variables: Mapping[str, str]) -> list[str]:
