@@ -189,7 +189,8 @@ def _imports(file: Path, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*filter(None, above), *filter(None, [node.module])])
-            yield from filter(None, [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)])
+            yield from ([base] if base else [])
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names)
 
 
 def _releases(packages: set[str]) -> list[str]:
