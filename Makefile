@@ -13,7 +13,7 @@ READY := .venv/ready
 SIDE_BY_SIDE = -n $$(($(CORES) < 7 ? $(CORES) + 2 : 8))
 PYTEST_HERE = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHONDONTWRITEBYTECODE= PATH="$(BIN):$$PATH" python -m pytest $(SIDE_BY_SIDE)
 
-.PHONY: demo check test lint types docs
+.PHONY: demo check test lint docs
 
 demo: $(READY)
 	@echo "Phantom slides to the report. Logs are in results/logs."
@@ -33,6 +33,7 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/pyrefly check --summary=none
 	$(BIN)/snakefmt --check Snakefile workflow gigapipe/workflow_folder/Snakefile
 
 # A warning, such as a dead link, is an error.
@@ -40,8 +41,6 @@ docs: $(READY)
 	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 	@echo "The site is build/site/index.html"
 
-types: $(READY)
-	$(BIN)/mypy --no-error-summary
 
 # `ready` is written last: a set-up that was interrupted is done again.
 $(READY): pyproject.toml envs/constraints.txt

@@ -46,6 +46,8 @@ class Named(NamedTuple):
 def find(name: str) -> Named:
     """Where the code of a name is; nothing of it is run. InputError if there is none."""
     where, _, function = name.rpartition(":")
+    if not where or not function:
+        raise InputError(f"{name}: is no function of a file or module; {GIVE}")
     before, _, last = os.path.expanduser(where).rpartition("/")
     folder, module = Path(before or ("/" if where.startswith("/") else ".")), last.removesuffix(".py")
     running = not before and module.partition(".")[0] == "gigapipe"  # which a clone of it in that folder is not
@@ -187,7 +189,8 @@ def _imports(file: Path, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*filter(None, above), *filter(None, [node.module])])
-            yield from filter(None, [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)])
+            yield from ([base] if base else [])
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names)
 
 
 def _releases(packages: set[str]) -> list[str]:

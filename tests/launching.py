@@ -14,6 +14,8 @@ import time
 from multiprocessing.connection import Client, Connection, wait
 from pathlib import Path
 
+from forks import with_forks
+
 from gigapipe.cli import main
 
 TESTS = Path(__file__).parent
@@ -31,13 +33,13 @@ def gigapipe(
     """Run `gigapipe …`; its output is text, both streams in one.
 
     It runs in this process, which saves its start; as a process of its own if `process`; under mpiexec if on several
-    ranks.
+    ranks, which are forks.
     """
     arguments = list(map(str, arguments))
     if ranks > 1 or process:
-        launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
+        command = ["mpiexec", "-n", str(ranks), "gigapipe"] if ranks > 1 else [GIGAPIPE]
         done = subprocess.run(
-            [*launcher, GIGAPIPE, *arguments],
+            [*command, *arguments], env=with_forks(dict(os.environ)) if ranks > 1 else None,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, cwd=cwd,
         )  # fmt: skip
     else:

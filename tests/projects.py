@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from forks import with_forks
 from launching import ROOT, TESTS, gigapipe
 
 from gigapipe.configuration.command_line import arguments
@@ -64,7 +65,7 @@ def start(folder: Path, *arguments, before: Sequence[str] = ()) -> subprocess.Po
     return subprocess.Popen(
         [*before, "snakemake", *map(str, arguments)],
         cwd=folder,
-        env=activated(),
+        env=activated() if before else with_forks(activated()),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

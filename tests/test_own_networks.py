@@ -133,6 +133,7 @@ def test_a_name_leads_to_the_file_beside_the_config_then_to_what_is_here_then_to
         ("nowhere:net", "nowhere:net: there is no module nowhere in .*, and none is installed; give file.py:function"),
         ("nowhere.py:net", "nowhere.py:net: there is no nowhere.py in .*; give file.py:function"),
         ("mine:nothing", "mine:nothing: mine.py has no function nothing; give"),
+        ("resnet18", "resnet18: is no function of a file or module; give file.py:function"),
         ("torch.none:net", "there is no module torch.none"),
         ("wrong.py:net", "wrong.py:net: SyntaxError.* of wrong.py: .*; correct it"),
         ("raising.py:net", "raising.py:net: ZeroDivisionError in line 2 of raising.py: division by zero; correct it"),

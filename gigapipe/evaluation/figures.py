@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -301,7 +301,9 @@ def _colours(names: pd.Series) -> dict[str, str]:
     return dict(zip(sorted(set(names)), itertools.cycle(COLOURS), strict=False))
 
 
-def _figure(panels: int, width: float, height: float, layout="constrained", **options) -> tuple[Figure, Sequence[Axes]]:
+def _figure(
+    panels: int, width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained", **options
+) -> tuple[Figure, Sequence[Axes]]:
     """A figure of panels side by side, each so many inches, and in rows if they are more than a page is wide."""
     columns = min(panels, PANELS_IN_A_ROW)
     rows = math.ceil(panels / columns)

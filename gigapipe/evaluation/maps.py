@@ -40,7 +40,7 @@ def chosen_slides(predictions: list[Path], number: int, slides: list[str] | None
         raise InputError(f"predictions contain only slides of {classes[0]}: give those of all folds")
     table = table[table[PART] == TEST]
     if not numbers:
-        table = table.assign(**probabilities(table, classes).add_prefix(PROBABILITY_OF))
+        table = table.assign(**{f"{PROBABILITY_OF}{name}": of for name, of in probabilities(table, classes).items()})
     if slides is None:
         why = extremes_of_numbers(table, number) if numbers else extremes(table, number, classes)
     else:

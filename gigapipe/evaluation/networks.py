@@ -59,7 +59,8 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
         raise InputError(
             f"{len(predictions)} tables of predictions, but {len(trainings)} trainings: give both for the same networks"
         )
-    tables, records, said, trained = [], [], [], []
+    tables, records, trained = [], [], []
+    said: list[tuple[Path, Path, dict, dict | None]] = []
     for table, training in zip(predictions, trainings, strict=True):
         scored, record = _read_predictions(Path(table)), _read_training(Path(training))
         cost = _cost(record, Path(training))

@@ -90,7 +90,7 @@ def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) ->
     rows = []
     for alike, of_row in scores.groupby(ALIKE):
         cost = costs[(costs[ALIKE] == list(alike)).all(axis=1)]
-        row: dict[str, Any] = dict(zip(ALIKE, alike, strict=True))
+        row: dict[Any, Any] = dict(zip(ALIKE, alike, strict=True))
         row |= {PIXELS: row[CANVAS] ** 2, RANKS: cost[RANKS].iloc[0], TARGET: of_row[TARGET].iloc[0]}
         for split in [split for split in SPLITS if (of_row[SPLIT] == split).any()]:
             found = summary(of_row[of_row[SPLIT] == split]) | gain(row[MPP], scores[scores[SPLIT] == split], alike)

@@ -13,7 +13,6 @@ import mimetypes
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from tornado.httpserver import HTTPServer
@@ -57,9 +56,9 @@ class _Guarded(RequestHandler):
         self.set_header("Referrer-Policy", "no-referrer")  # an address has the token in it
         self.set_header("Cross-Origin-Resource-Policy", "same-origin")
 
-    def log_exception(self, *error: Any) -> None:
-        if not isinstance(error[1], HTTPError):  # whose lines have the token in them
-            logger.error(f"{self.request.method}: {error[1]!r}", exc_info=error)
+    def log_exception(self, typ, value, tb) -> None:
+        if not isinstance(value, HTTPError):  # whose lines have the token in them
+            logger.error(f"{self.request.method}: {value!r}", exc_info=(typ, value, tb))
 
     def write_error(self, status_code: int, **more) -> None:
         self.set_header("Content-Type", "text/plain; charset=utf-8")

@@ -173,7 +173,7 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         inputs = width
         for i, count in enumerate(blocks):
-            layer = []
+            layer: list[nn.Module] = []
             for j in range(count):
                 layer.append(block(inputs, width << i, 2 if i and j == 0 else 1, norm))
                 inputs = (width << i) * block.expansion

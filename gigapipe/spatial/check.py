@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import functools
 import math
+import operator
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +76,7 @@ class _Sides:
             shapes = [(e.shape, e.dtype, e.device) for e in self.expected]
             self.weights = [torch.randn(n, generator=generator, dtype=t).to(device) for n, t, device in shapes]
             pairs = zip(self.expected, self.weights, strict=True)
-            sum((e * w).sum() for e, w in pairs).div(mesh.data).backward()
+            _sum((e * w).sum() for e, w in pairs).div(mesh.data).backward()
         trained = {name: p for name, p in self.undivided.named_parameters() if p.requires_grad}
         self.gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()}
         self.without = {name for name, p in trained.items() if p.grad is None}
@@ -93,7 +95,7 @@ class _Sides:
         return [f.computed() if isinstance(f, Recorded) else f for f in found]
 
     def loss(self, found: list) -> torch.Tensor:
-        return sum((f * w[self.mine]).sum() for f, w in zip(found, self.weights, strict=True))
+        return _sum((f * w[self.mine]).sum() for f, w in zip(found, self.weights, strict=True))
 
     def differences(self, kind: str, pairs: Mapping[str, tuple[torch.Tensor | None, torch.Tensor]]) -> list[Difference]:
         """Of what was found from what was expected, on the worst rank. All ranks call it together."""
@@ -192,13 +194,17 @@ class _Failure(Exception):
     pass
 
 
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(operator.add, terms)
+
+
 def in_parts(model: nn.Module) -> Callable:
     """What the model does, without calling the model itself: its parts where they are known, or else its `forward`."""
     if isinstance(model, nn.Sequential) and len(model) > 1:
         middle = len(model) // 2
         return lambda image: model[middle:](model[:middle](image))
     features, head = getattr(model, "forward_features", None), getattr(model, "forward_head", None)
-    if features is not None and head is not None:
+    if callable(features) and callable(head):
         return lambda image: head(features(image))
     return model.forward
 

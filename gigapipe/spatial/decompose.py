@@ -52,7 +52,7 @@ def synchronise_as_batch_norm(model: nn.Module) -> None:
     """Let SyncBatchNorm run as BatchNorm, which over a mesh is the same: its own forward wants a GPU and all ranks."""
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
-            vars(module)["forward"] = functools.partial(nn.BatchNorm2d.forward, module)
+            vars(module)["forward"] = functools.partial(AnyBatchNorm.forward, module)
 
 
 @torch.no_grad()

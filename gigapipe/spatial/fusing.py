@@ -1,6 +1,7 @@
 """A frozen BatchNorm becomes part of the convolution before it: one image less is made, and kept for the gradient."""
 
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,8 @@ def _both(convolution: Node, norm: Node) -> Node:
 
 def convolved_and_normalised(x, convolution: tuple, norm: tuple):
     """torch.conv2d and F.batch_norm of these arguments, by the weights that do both."""
-    weight, bias, *options = convolution if len(convolution) > 1 else (*convolution, None)
+    arguments: tuple[Any, ...] = convolution if len(convolution) > 1 else (*convolution, None)
+    weight, bias, *options = arguments
     mean, variance, gain, shift, _, _, eps = norm
     scale = (variance + eps).rsqrt() if gain is None else gain * (variance + eps).rsqrt()
     offset = -mean * scale if bias is None else (bias - mean) * scale

@@ -305,7 +305,8 @@ class Recorded(torch.Tensor):
             cls, like.shape, dtype=like.dtype, device=recorder.device, requires_grad=like.dtype.is_floating_point
         )
         set_hooks(self, WATCHING)
-        self.recorder, self.ref, self.views = recorder, ref, [weakref.ref(self)]
+        views: list[weakref.ref[Recorded]] = [weakref.ref(self)]
+        self.recorder, self.ref, self.views = recorder, ref, views
         return self
 
     def computed(self) -> SpatialTensor:

@@ -91,7 +91,7 @@ def give_way_to_compiler() -> None:
         from torch._dynamo import trace_rules
         from torch._dynamo.exc import unimplemented
 
-        trace_rules.add(__package__)
+        trace_rules.add(str(__package__))
         unimplemented(
             gb_type="decomposed image",
             context="gigapipe.spatial",

@@ -1,0 +1,133 @@
+"""server.py SOCKET: starts the forks for which tests/forked/gigapipe asks, from a process that has imported torch.
+
+It ends with its standard input.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from gigapipe.cli import program
+
+FAR = 512
+"""Files of a fork are first moved beyond this number, so that none is in the place of another."""
+IMPORTED = (
+    "gigapipe.evaluation.comparison",
+    "gigapipe.evaluation.folds",
+    "gigapipe.evaluation.report",
+    "gigapipe.training.classification",
+    "gigapipe.training.segmentation",
+    "gigapipe.training.regression",
+    "gigapipe.training.activation",
+)
+
+
+def main(address: str) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)  # who asks meanwhile waits
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a watcher ends
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            watch(connection)
+        connection.close()
+
+
+def watch(connection: socket.socket) -> NoReturn:
+    """Start a fork, and tell of its end; kill it if who asked for it is gone."""
+    connection.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
+    sign, received, _, _ = socket.recv_fds(connection, 1, FAR)
+    if not sign:  # it wants none
+        os._exit(0)
+    request = json.loads(connection.makefile().readline())
+    fork = os.fork()
+    if fork == 0:
+        become(connection, received, **request)
+        try:
+            end(program())
+        except SystemExit as ended:  # argparse's
+            end(int(ended.code or 0))
+    for file in received:
+        os.close(file)
+    connection.sendall(f"{fork}\n".encode())
+    ended = os.pidfd_open(fork)
+    ready, _, _ = select.select([ended, connection], [], [])
+    if ended not in ready:
+        os.kill(fork, signal.SIGKILL)
+    _, status = os.waitpid(fork, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(f"{status}\n".encode())
+    os._exit(0)
+
+
+def end(status: int) -> NoReturn:
+    """End as the interpreter does, but for taking modules apart, which would copy the memory that forks share."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.PyDLL(None).exit(status)  # what libraries have to do at the end, MPI's among them
+    raise AssertionError
+
+
+def become(connection, received, arguments, folder, environment, files, limits, ignored, cores) -> None:
+    """Make this process what a shell would have started."""
+    connection.close()
+    os.setsid()
+    for number, file in enumerate(received, FAR):
+        os.dup2(file, number, inheritable=False)
+    os.closerange(0, FAR)
+    for far, number in enumerate(files, FAR):
+        os.dup2(far, number)
+        os.close(far)
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, name), limit)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    os.sched_setaffinity(0, cores)
+    os.chdir(folder)
+    ours, theirs = (found_first(variables) for variables in (os.environ, environment))
+    start = Path(sys.executable).with_name("gigapipe")
+    sys.path[: 1 + len(ours)] = [str(start.parent), *theirs]
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(start), *arguments]
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), sys.stdin.encoding, sys.stdin.errors)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        old = getattr(sys, name)
+        options = {"line_buffering": os.isatty(number), "write_through": "PYTHONUNBUFFERED" in environment}
+        binary = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(binary, old.encoding, old.errors, **options))
+
+
+def found_first(variables: Mapping[str, str]) -> list[str]:
+    return [os.path.abspath(place) for place in filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
+
+
+main(sys.argv[1])

@@ -1,0 +1,52 @@
+"""A fork in the place of a new process is that process: its folder, variables, files, exit status and end."""
+
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from forks import with_forks
+
+
+def start(folder, *arguments, **more) -> subprocess.Popen:
+    command, environment = ["gigapipe", *map(str, arguments)], with_forks(dict(os.environ)) | more
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+
+def fork_of(process: subprocess.Popen) -> psutil.Process:
+    """It works in that process's folder, and its own command is the server's."""
+    folder = os.readlink(f"/proc/{process.pid}/cwd")
+    while True:
+        for other in psutil.process_iter():
+            if other.pid != process.pid and "server.py" in " ".join(other.cmdline()) and other.cwd() == folder:
+                return other
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("more", [{}, {"LC_ALL": "POSIX"}], ids=["a fork", "another locale: a new process"])
+def test_what_it_says_and_how_it_ends_come_through(tmp_path, more):
+    done = start(tmp_path, "evaluate", "--predictions", "none.tsv", "--trainings", "none.json", "--output", "é", **more)
+    output, said = done.communicate()
+    assert (done.returncode, output) == (1, "")
+    assert said.startswith("gigapipe: predictions none.tsv: cannot be read"), said
+    helped = start(tmp_path, "train", "--help", COLUMNS="50", **more)
+    text, _ = helped.communicate()
+    assert helped.returncode == 0 and max(map(len, text.splitlines()[:20])) <= 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_as_the_process_for_which_it_stands(tmp_path, number):
+    pipe = tmp_path / "phantoms"
+    os.mkfifo(pipe)  # it waits there for somebody who reads it
+    process = start(tmp_path, "predict", "--model", pipe, "--folds", pipe, "--pyramids", tmp_path, "--output", "x.tsv")
+    fork = fork_of(process)
+    time.sleep(0.3)
+    assert process.poll() is None and fork.is_running()
+    process.send_signal(number)
+    assert process.wait(20) == -number
+    psutil.wait_procs([fork], 20)
+    assert not fork.is_running()
