@@ -91,6 +91,8 @@ def test_methods_are_rows_of_one_table_with_paired_tests_between_them(tmp_path):
     for row in table[table["mpp"] == 2].itertuples():  # to the same method at the coarser resolution
         coarser = table[(table["mpp"] == 8) & (table[METHOD_NAME] == row.method_name)]["auc"].iloc[0]
         np.testing.assert_allclose(row.delta, row.auc - coarser)
+    without = [rows[~((rows["mpp"] == 8) & (rows[METHOD_NAME] == "mil"))] for rows in (scores, costs)]
+    assert compare(*without, MARGIN).iloc[-1][["method_name", "coarser"]].isna().tolist() == [False, True]
     table.to_csv(tmp_path / "comparison.tsv", sep="\t", index=False)
     said = recommend(pd.read_csv(tmp_path / "comparison.tsv", sep="\t"))
     assert (said.mpp, said.method, said.headline) == (8, "probe", "Use probe at 8 µm per pixel.")

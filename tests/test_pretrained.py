@@ -188,7 +188,18 @@ def test_gated_attention_is_trained_on_feature_maps_that_are_kept(small_cohort, 
     """On one rank and on data ranks, alike to what is trained when maps are computed in each step."""
     torch.manual_seed(1)
     torch.save(RESNETS["resnet10"](1000, width=8).state_dict(), tmp_path / "given.pth")
-    options = ("--weights", tmp_path / "given.pth", "--train", "head", "--pool", "gated", "--learning-rate", 0.01)
+    options = (
+        "--weights",
+        tmp_path / "given.pth",
+        "--train",
+        "head",
+        "--pool",
+        "gated",
+        "--learning-rate",
+        0.01,
+        "--symmetries",
+        "none",
+    )
     seen, read = [], Canvases.batch
 
     def counted(self, indices, *more):
@@ -202,7 +213,7 @@ def test_gated_attention_is_trained_on_feature_maps_that_are_kept(small_cohort, 
         arguments = training(small_cohort, tmp_path / name / "model.pt", mesh, 6, more=(*options, "--shift", shift))
         gigapipe(*arguments, ranks=mesh[0])
         found[name], read_of[name] = weights(tmp_path / name / "model.pt"), len(seen)
-    assert read_of["kept"] < 0.8 * read_of["each step"]
+    assert read_of["kept"] < 0.5 * read_of["each step"]
     for name, own in found.items():
         for weight in ("fc.weight", "avgpool.gate.weight", "avgpool.project.weight", "avgpool.score.weight"):
             torch.testing.assert_close(own[weight], found["kept"][weight], rtol=1e-3, atol=1e-5, msg=f"{name} {weight}")
