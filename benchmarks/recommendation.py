@@ -16,21 +16,28 @@ import itertools
 
 import numpy as np
 
+from gigapipe.configuration.configuration import Comparison
 from gigapipe.evaluation.best import patients_needed, shown
 from gigapipe.evaluation.simulation import Cohorts, drawn
 
-TRUTHS = {  # coarse to fine
-    "all at chance": (0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
-    "the finest is just better than chance": (0.5, 0.5, 0.5, 0.5, 0.5, 0.515),
-    "five at 0.021 below the finest": (0.829, 0.829, 0.829, 0.829, 0.829, 0.85),
-    "five at 0.021 below, near 1": (0.969, 0.969, 0.969, 0.969, 0.969, 0.99),
-    "the coarsest at 0.021 below": (0.829, 0.85, 0.85, 0.85, 0.85, 0.85),
-    "five at chance": (0.5, 0.5, 0.5, 0.5, 0.5, 0.75),
-    "finer is better": (0.55, 0.62, 0.70, 0.78, 0.86, 0.93),
-    "finer is better up to a plateau": (0.60, 0.80, 0.93, 0.985, 0.99, 0.99),
-    "the middle is best": (0.60, 0.75, 0.90, 0.80, 0.75, 0.70),
-    "no difference, 0.85": (0.85, 0.85, 0.85, 0.85, 0.85, 0.85),
-}
+
+def truths(margin: float) -> dict[str, tuple[float, ...]]:
+    """True AUCs of six resolutions, coarse to fine; some are just too far below the best to be recommended."""
+    below = margin + 0.001
+    return {
+        "all at chance": (0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
+        "the finest is just better than chance": (0.5, 0.5, 0.5, 0.5, 0.5, 0.515),
+        "five just too far below, 0.85": (*5 * [0.85 - below], 0.85),
+        "five just too far below, 0.99": (*5 * [0.99 - below], 0.99),
+        "the coarsest just too far below, 0.85": (0.85 - below, *5 * [0.85]),
+        "five at chance": (0.5, 0.5, 0.5, 0.5, 0.5, 0.75),
+        "finer is better": (0.55, 0.62, 0.70, 0.78, 0.86, 0.93),
+        "finer is better up to a plateau": (0.60, 0.80, 0.93, 0.985, 0.99, 0.99),
+        "the middle is best": (0.60, 0.75, 0.90, 0.80, 0.75, 0.70),
+        "no difference, 0.85": (0.85, 0.85, 0.85, 0.85, 0.85, 0.85),
+    }
+
+
 FOLDS = 4
 AT_ONCE = 250  # cohorts
 
@@ -64,14 +71,14 @@ def shares(truth, correlation: float, patients: int, cohorts: int, margin: float
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--cohorts", type=int, default=2000)
-    arguments.add_argument("--margin", type=float, default=0.02)
+    arguments.add_argument("--margin", type=float, default=Comparison().margin)
     arguments.add_argument("--patients", type=int, nargs="+", default=[16, 60, 200, 1000])
     arguments.add_argument("--correlations", type=float, nargs="+", default=[0.5, 0.8, 0.95])
     args = arguments.parse_args()
     print(f"margin {args.margin:g}; of {args.cohorts} cohorts each, wrong | any recommendation, in %")
     print(f"{'true AUCs, coarse to fine':40} {'corr.':>5}" + "".join(f"{n:>17,}" for n in args.patients))
     worst: dict[int, float] = {}
-    for (name, truth), correlation in itertools.product(TRUTHS.items(), args.correlations):
+    for (name, truth), correlation in itertools.product(truths(args.margin).items(), args.correlations):
         line = f"{name:40} {correlation:5.2f}"
         for n in args.patients:
             wrong, any_ = shares(truth, correlation, n, args.cohorts, args.margin, seed=n)
@@ -80,7 +87,7 @@ def main() -> None:
         print(line, flush=True)
     print(f"{'the most wrong of all':46}" + "".join(f"{worst[n]:10.1%}       " for n in args.patients))
     print("\npatients said to be needed, in the median of cohorts of 60, and recommendations in cohorts of so many")
-    for (name, truth), correlation in itertools.product(TRUTHS.items(), args.correlations):
+    for (name, truth), correlation in itertools.product(truths(args.margin).items(), args.correlations):
         found = drawn(truth, held_out(60), 40, np.random.default_rng(1), correlation)
         needed = [
             patients_needed(*each, found.separated, args.margin, 60)

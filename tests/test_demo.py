@@ -21,14 +21,14 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> dict:
-    """The default at its finest and its coarsest, run to the end; half as wide and in three folds, faster.
+    """The default at its finest and its coarsest, run to the end; of a smaller network and in three folds, faster.
 
     One training was killed after its first epoch.
     """
     project = fresh_copy(tmp_path_factory.mktemp("demo"))
     config = yaml.safe_load((project / "config/config.yaml").read_text())
     config["resolutions"] = [config["resolutions"][0], config["resolutions"][-1]]
-    config["training"] |= {"width": 32, "learning_rate": 0.001, "epochs": 4}
+    config["training"] |= {"network": "resnet10", "width": 16, "learning_rate": 0.004, "epochs": 4}
     config["folds"]["number"], config["maps"] = 3, 1
     (project / "config/config.yaml").write_text(yaml.safe_dump(config))
     make_results(project, [2.0, 48.0], **config["phantom"])

@@ -11,6 +11,7 @@ from launching import ROOT
 from scipy.special import expit, softmax
 from scipy.stats import norm
 
+from gigapipe.configuration.configuration import Comparison
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.auc import mean_auc
 from gigapipe.evaluation.best import lower_limits, of_others
@@ -324,21 +325,22 @@ def test_the_simulation_computes_what_evaluate_does():
     "truth, patients, least",
     [
         ("all at chance", 16, 0),
-        ("five at 0.021 below the finest", 60, 0),
-        ("five at 0.021 below, near 1", 200, 0.7),
+        ("five just too far below, 0.85", 200, 0.8),
+        ("five just too far below, 0.99", 60, 0),
+        ("no difference, 0.85", 200, 0.8),
         ("finer is better", 200, 0.9),
         ("finer is better up to a plateau", 200, 0.8),
     ],
 )
 def test_few_recommendations_are_wrong_and_many_are_made_where_one_exists(simulation, truth, patients, least):
-    cohorts = 400
-    wrong, any_ = simulation.shares(simulation.TRUTHS[truth], 0.8, patients, cohorts, MARGIN, seed=1)
+    margin = Comparison().margin
+    wrong, any_ = simulation.shares(simulation.truths(margin)[truth], 0.8, patients, 400, margin, seed=1)
     assert wrong <= 0.05 and any_ >= least, (wrong, any_)
 
 
 def test_the_absence_of_a_difference_is_no_proof(simulation):
     """That the bound above can fail: the coarsest whose paired p is above 0.05 is mostly wrong."""
-    truth = simulation.TRUTHS["five at 0.021 below the finest"]
+    truth = simulation.truths(0.02)["five just too far below, 0.85"]
     found = drawn(truth, simulation.held_out(200), 400, np.random.default_rng(1), 0.8)
     best = found.auc.argmax(axis=1)[:, None]
     own = np.take_along_axis(found.deviation, best, 1)

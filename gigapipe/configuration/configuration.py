@@ -285,7 +285,7 @@ class Comparison(Options):
     """How resolutions are compared."""
 
     margin: Annotated[Share, Since("0.2")] = Field(
-        default=0.02,
+        default=0.05,
         description="margin of non-inferiority: by how much the AUC, R² or Dice of a recommended resolution may be "
         "below the best",
     )

@@ -26,8 +26,10 @@ from gigapipe.cli import program
 FAR = 512
 """Files of a fork are first moved beyond this number, so that none is in the place of another."""
 IMPORTED = (
+    "gigapipe.pyramids.masks",
     "gigapipe.evaluation.comparison",
     "gigapipe.evaluation.folds",
+    "gigapipe.evaluation.overlap",
     "gigapipe.evaluation.report",
     "gigapipe.training.classification",
     "gigapipe.training.segmentation",
