@@ -35,6 +35,7 @@ rule evaluate:
         predictions=for_each_model(f"<results>/{NETWORK}/predictions.tsv"),
         trainings=for_each_model(f"<results>/{NETWORK}/training.json"),
     output:
+        **({"between": "<results>/methods.tsv"} if len(METHODS) > 1 else {}),
         table=report(
             "<results>/comparison.tsv",
             caption="../report/table.rst",
@@ -54,7 +55,6 @@ rule evaluate:
             category="Comparison of resolutions",
             labels={"what": "figure"},
         ),
-        **({"between": "<results>/methods.tsv"} if len(METHODS) > 1 else {}),
     log:
         "<logs>/evaluate.log",
     benchmark:
