@@ -8,6 +8,7 @@ from launching import gigapipe
 
 from gigapipe.evaluation.applying import fitted, temperature, tempered
 from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.appearance import Appearance, unlike
 from gigapipe.pyramids.maps import read_map
 from gigapipe.slides.phantom import cohort, render, write_slide
 
@@ -41,6 +42,7 @@ def test_a_temperature_is_found_again():
 def test_new_slides_are_scored_by_those_networks_that_were_not_trained_on_them(small_cohort, models, tmp_path):
     (new, *_) = cohort(seed=77, patients=6, folder=str(tmp_path))
     write_slide(tmp_path / "new.svs", render(new))
+    write_slide(tmp_path / "dark.svs", (0.8 * render(new)).astype(np.uint8))
     (tmp_path / "broken.svs").write_bytes(b"no slide")
     held_out = pd.read_csv(models[0].with_name("predictions.tsv"), sep="\t")
     known = held_out[held_out["part"] == "test"].iloc[0]
@@ -49,11 +51,16 @@ def test_new_slides_are_scored_by_those_networks_that_were_not_trained_on_them(s
     old.symlink_to(sheet.loc[known.slide, "source"])
     output = tmp_path / "out"
     done = gigapipe(
-        "apply", tmp_path / "new.svs", tmp_path / "broken.svs", old, "--models", *models, "--output", output
-    )
+        "apply", *(tmp_path / f"{name}.svs" for name in ("new", "dark", "broken")), old,
+        "--models", *models, "--output", output,
+    )  # fmt: skip
     assert "slide broken: slide " in done.stdout and "not readable as a slide" in done.stdout
     table = pd.read_csv(output / "applied.tsv", sep="\t").set_index("slide")
-    assert list(table["networks"]) == [3, 0, 2] and table["tissue"].fillna("").tolist() == ["fine", "", "fine"]
+    assert list(table["networks"]) == [3, 3, 0, 2]
+    assert table["tissue"].fillna("").tolist() == ["fine", "fine", "", "fine"]
+    strange = table["unlike the training slides"].fillna("")
+    assert strange["dark"].startswith("stain (optical density 0.") and (strange.drop("dark") == "").all()
+    assert f"slide dark: is unlike the training slides: {strange['dark']}" in done.stdout
     classes = [name.removeprefix("probability of ") for name in table if name.startswith("probability of ")]
 
     # What is said of the known slide: network 0 had it for its test, another for its validation.
@@ -92,6 +99,26 @@ def test_new_slides_are_scored_by_those_networks_that_were_not_trained_on_them(s
     gigapipe(*again, "--mesh", 1, 1, 2, "--output", tmp_path / "two", ranks=2)
     two = pd.read_csv(tmp_path / "two/applied.tsv", sep="\t").set_index("slide")
     assert two.loc["new", "highest"] == pytest.approx(table.loc["new", "highest"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "slide, said",
+    [
+        (Appearance([0.31, 0.5, 0.2], 40, 0.5), ""),
+        (Appearance([0.31, 0.5, 0.2], 40, 0.1), ""),  # a finer scan is made coarser
+        (Appearance([0.30, 0.5, 0.33], 40, 0.5), "stain (optical density 0.30, 0.50, 0.33, usually 0.30, 0.50, 0.20)"),
+        (
+            Appearance([0.30, 0.5, 0.21], 4, 1.0),
+            "little tissue (4 mm², the least was 10); coarser scan (1 µm per pixel",
+        ),
+    ],
+)
+def test_in_what_a_slide_is_unlike_training_slides(slide, said):
+    usual = {
+        "slides": 8, "density": [0.3, 0.5, 0.2], "density_deviation": [0.03, 0.03, 0.03], "least_tissue_mm2": 10,
+        "coarsest_mpp": 0.5,
+    }  # fmt: skip
+    assert unlike(slide, usual).startswith(said) and bool(said) == bool(unlike(slide, usual))
 
 
 def held_out_score(model, slide) -> float | None:

@@ -61,7 +61,17 @@ def add_verbs(verbs: Verbs) -> None:
 
 def apply(args: argparse.Namespace) -> None:
     return_freed_tensors()
-    from gigapipe.evaluation.applying import CALIBRATED, UNCALIBRATED, Answer, page, table_of, temperature, tempered
+    from gigapipe.evaluation.applying import (
+        CALIBRATED,
+        UNCALIBRATED,
+        UNKNOWN_APPEARANCE,
+        Answer,
+        appearance_beside,
+        page,
+        table_of,
+        temperature,
+        tempered,
+    )
     from gigapipe.evaluation.identity import TRAINING, identity_beside, without_identity
     from gigapipe.slides.written_tables import write_table
     from gigapipe.training.classification import ClassifierSettings
@@ -95,7 +105,10 @@ def apply(args: argparse.Namespace) -> None:
                 maps[name].append(activations)
         if mesh.rank:
             return
-        answers = [Answer.of(name, said.get(name, []), pyramids.get(name), reason) for name, reason in reasons.items()]
+        usual = [found for model in args.models if (found := appearance_beside(model))]
+        answers = [
+            Answer.of(name, said.get(name, []), pyramids.get(name), usual, reason) for name, reason in reasons.items()
+        ]
         table = table_of(answers, settings.outputs)
         pictures = _draw(args.output / "maps", maps, pyramids, table) if not args.no_maps else {}
         notes = [
@@ -103,11 +116,15 @@ def apply(args: argparse.Namespace) -> None:
         ]
         if isinstance(settings, ClassifierSettings):
             notes.append(CALIBRATED if all(temperatures) else UNCALIBRATED)
+        if len(usual) < len(args.models):
+            notes.append(UNKNOWN_APPEARANCE)
         with atomic_file(args.output / "index.html") as partial:
             partial.write_text(page(table, notes, pictures), encoding="utf-8")
         with atomic_file(args.output / "applied.tsv") as partial:
             write_table(table, partial, float_format="%.6g")
     for answer in answers:
+        if answer.unlike:
+            print(f"slide {answer.slide}: is unlike the training slides: {answer.unlike}", file=sys.stderr)
         if answer.reason:
             print(f"slide {answer.slide}: {answer.reason}", file=sys.stderr)
     print(f"{args.output}/applied.tsv and index.html: {len(answers)} slides. {' '.join(notes)}")

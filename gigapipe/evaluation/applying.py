@@ -1,5 +1,6 @@
 """What the networks of all folds say together of slides that none of them has seen."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from gigapipe.evaluation.columns import IDENTITY, LABEL, NETWORKS, PROBABILITY_O
 from gigapipe.evaluation.decisions import DECIDED
 from gigapipe.evaluation.identity import NETWORK, identity_beside
 from gigapipe.evaluation.predictions import probabilities, read_predictions
-from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids import Pyramid, appearance
+from gigapipe.pyramids.appearance import Appearance, unlike
 
 CALIBRATED = (
     "Probabilities are calibrated by temperature scaling, for each network on the labelled slides that it was not "
@@ -26,9 +28,13 @@ UNCALIBRATED = (
 )
 LEAST = 10
 """Labelled slides that a temperature is fitted on, at least."""
-LOWEST, HIGHEST, TISSUE, REASON = "lowest", "highest", "tissue", "reason"
+UNKNOWN_APPEARANCE = (
+    "Whether slides look like the training slides is not known: of that the models record nothing, because an earlier "
+    "version made them, or there were too few training slides."
+)
+LOWEST, HIGHEST, TISSUE, UNLIKE, REASON = "lowest", "highest", "tissue", "unlike the training slides", "reason"
 """Columns of the table: the lowest and highest probability that a network gives the class decided for, or number; the
-verdict on the tissue; why there is no answer."""
+verdict on the tissue; in what the slide is unlike those that the networks were trained on; why there is no answer."""
 
 
 class Answer(NamedTuple):
@@ -38,18 +44,38 @@ class Answer(NamedTuple):
     said: np.ndarray | None
     """By each network (networks, outputs): calibrated probabilities, or numbers; None without an answer."""
     tissue: str
+    unlike: str
     reason: str
 
     @classmethod
-    def of(cls, slide: str, said: Sequence[np.ndarray], pyramid: Pyramid | None, reason: str) -> "Answer":
-        """What the networks said that were asked, or the reason why none was."""
+    def of(
+        cls, slide: str, said: Sequence[np.ndarray], pyramid: Pyramid | None, usual: Sequence[dict], reason: str
+    ) -> "Answer":
+        """What the networks said that were asked, or the reason why none was; and `usual` for their training slides."""
         if pyramid is None:
-            return cls(slide, None, "", reason)
+            return cls(slide, None, "", "", reason)
         why = f" ({pyramid.tissue['why']})" if pyramid.tissue["why"] else ""
         tissue = f"{pyramid.tissue['verdict']}{why}"
         if not len(said):
-            return cls(slide, None, tissue, "all networks were trained on it")
-        return cls(slide, np.stack(said), tissue, "")
+            return cls(slide, None, tissue, "", "all networks were trained on it")
+        return cls(slide, np.stack(said), tissue, _unlike(pyramid, usual), "")
+
+
+def appearance_beside(model: Path) -> dict | None:
+    """What was usual among the slides that a model was trained on, from the training.json beside it; None if that does
+    not say.
+    """
+    try:
+        return json.loads(model.with_name("training.json").read_text(encoding="utf-8")).get(appearance.KEY)
+    except (OSError, ValueError):
+        return None
+
+
+def _unlike(pyramid: Pyramid, usual: Sequence[dict]) -> str:
+    """In what a slide is unlike the training slides of every network; empty if one has seen its like."""
+    slide = Appearance.of(pyramid)
+    said = [unlike(slide, one) for one in usual] if slide else []
+    return said[0] if said and all(said) else ""
 
 
 def temperature(model: Path, classes: list[str]) -> float | None:
@@ -107,11 +133,12 @@ def table_of(answers: Sequence[Answer], outputs: list[str]) -> pd.DataFrame:
             row |= {DECIDED: outputs[chosen]} if len(outputs) > 1 else {}
             row |= {_column(name, outputs): value for name, value in zip(outputs, mean, strict=True)}
             row |= {LOWEST: answer.said[:, chosen].min(), HIGHEST: answer.said[:, chosen].max()}
-        row |= {NETWORKS: 0 if answer.said is None else len(answer.said), TISSUE: answer.tissue, REASON: answer.reason}
+        row |= {NETWORKS: 0 if answer.said is None else len(answer.said), TISSUE: answer.tissue}
+        row |= {UNLIKE: answer.unlike, REASON: answer.reason}
         rows.append(row)
     of_outputs = [_column(name, outputs) for name in outputs]
     decided = [DECIDED] if len(outputs) > 1 else []
-    columns = [SLIDE, *decided, *of_outputs, LOWEST, HIGHEST, NETWORKS, TISSUE, REASON]
+    columns = [SLIDE, *decided, *of_outputs, LOWEST, HIGHEST, NETWORKS, TISSUE, UNLIKE, REASON]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 

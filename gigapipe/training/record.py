@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from gigapipe.atomic import atomic_file
+from gigapipe.pyramids import appearance
 from gigapipe.spatial import Mesh
 from gigapipe.training.batches import slides_per_step
 from gigapipe.training.cost import Meter
@@ -62,6 +63,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
     record = {
         "settings": settings.model_dump(),
         "identity": identity(task),
+        appearance.KEY: appearance.of_all(task.training.pyramids),
         "best_epoch": state.best["epoch"],
         "mesh": [mesh.data, mesh.rows, mesh.columns],
         "memory": task.streaming.memory,

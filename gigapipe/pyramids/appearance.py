@@ -1,0 +1,82 @@
+"""How slides look, in a few numbers, and whether one looks like those that a network was trained on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from gigapipe.pyramids.folders import OVERVIEW
+from gigapipe.pyramids.store import Pyramid, at_pixels
+
+KEY = "appearance"
+"""Under which training.json notes what is usual among the training slides."""
+LEAST = 5
+"""Slides, at least, whose variation tells what is usual."""
+DEVIATIONS = 4
+"""Standard deviations from the mean stain that are usual."""
+FAINTEST = 0.02
+"""Optical density: differences that are too small to matter, however alike the training slides are."""
+
+
+class Appearance(NamedTuple):
+    """Of one slide."""
+
+    density: list[float]
+    """Mean optical density of the tissue in red, green and blue; of white it is 0."""
+    tissue: float
+    """Area of the tissue, mm²."""
+    mpp: float
+    """Of the scan, µm per pixel."""
+
+    @classmethod
+    def of(cls, pyramid: Pyramid) -> "Appearance | None":
+        """From the overview picture; None without one, or without tissue."""
+        path = pyramid.folder / OVERVIEW
+        if not path.exists() or not pyramid.outline.any():
+            return None
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        shape = pixels.shape[:2]
+        inside = at_pixels(pyramid.outline, (0, shape[0]), (0, shape[1]), shape)
+        if not inside.any():
+            return None
+        density = -np.log10((pixels[inside] + 1.0) / 256).mean(axis=0)
+        (rows, columns), (down, across) = pyramid.source["shape"], pyramid.source["mpp"]
+        area = pyramid.tissue["fraction"] * rows * down * columns * across / 1e6
+        return cls([round(float(value), 4) for value in density], round(area, 4), max(down, across))
+
+
+def of_all(pyramids: Sequence[Pyramid]) -> dict[str, Any] | None:
+    """What is usual among training slides, as it is noted in training.json; None if too few have an appearance."""
+    found = [one for pyramid in pyramids if (one := Appearance.of(pyramid))]
+    if len(found) < LEAST:
+        return None
+    density = np.array([one.density for one in found])
+    return {
+        "slides": len(found),
+        "density": [round(float(value), 4) for value in density.mean(axis=0)],
+        "density_deviation": [round(float(value), 4) for value in density.std(axis=0, ddof=1)],
+        "least_tissue_mm2": min(one.tissue for one in found),
+        "coarsest_mpp": max(one.mpp for one in found),
+    }
+
+
+def unlike(slide: Appearance, usual: dict[str, Any]) -> str:
+    """In what a slide is unlike training slides; empty if in nothing that is looked at."""
+    said = []
+    wider = math.sqrt(1 + 1 / usual["slides"])
+    differences = [own - mean for own, mean in zip(slide.density, usual["density"], strict=True)]
+    limits = [max(DEVIATIONS * wider * one, FAINTEST) for one in usual["density_deviation"]]
+    if any(abs(one) > limit for one, limit in zip(differences, limits, strict=True)):
+        said.append(f"stain (optical density {_three(slide.density)}, usually {_three(usual['density'])})")
+    if slide.tissue < usual["least_tissue_mm2"] / 2:
+        said.append(f"little tissue ({slide.tissue:.3g} mm², the least was {usual['least_tissue_mm2']:.3g})")
+    if slide.mpp > 1.1 * usual["coarsest_mpp"]:
+        said.append(f"coarser scan ({slide.mpp:g} µm per pixel, the coarsest was {usual['coarsest_mpp']:g})")
+    return "; ".join(said)
+
+
+def _three(density: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in density)
