@@ -270,6 +270,7 @@ def test_a_killed_download_goes_on(slide, tmp_path):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not (partial := tmp_path / ".a.svs.partial").exists() or partial.stat().st_size < 300_000:
             time.sleep(0.01)
+        archive.bytes_per_second = 1 << 14  # for as long as it takes to start another process
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == AGAIN and f"another process (process {process.pid} on" in second.stderr
         process.send_signal(signal.SIGKILL)
