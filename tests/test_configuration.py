@@ -212,8 +212,14 @@ def test_numbers_may_be_written_as_yaml_reads_them():
     [
         ({"training": {"batch": 40}}, "31 training slides of fold 0 are fewer than a step of 40"),
         ({"training": {"accumulate": 9}}, "31 training slides of fold 0 are fewer than a step of 36"),
-        ({"folds": {"number": 25, "by": "patient"}}, "20 patients are too few for 25 folds"),
-        ({"folds": {"number": 5}}, "4 sites are too few for 5 folds"),
+        (
+            {"folds": {"number": 25, "by": "patient"}},
+            "20 patients, too few for 25 folds; add patients, or set folds: {number: 20}",
+        ),
+        (
+            {"folds": {"number": 5}},
+            "4 sites, too few for 5 folds that share none; set folds: {by: patient} in .*, or set folds: {number: 4}",
+        ),
     ],
 )
 def test_a_design_that_cannot_come_to_its_end_is_refused(setting, message):
@@ -227,7 +233,7 @@ def test_labels_that_are_not_needed_need_no_patients():
     sheet = pd.DataFrame(map(sheet_row, cohort(0, 8, 4, 0.0, folder="f")))
     folds = {"folds": {"number": 5, "by": "patient"}, "training": {"batch": 1}}
     check_design(sheet, Configuration.of(folds | {"task": "tissue"}))
-    with pytest.raises(InputError, match="4 patients are too few for 5 folds"):
+    with pytest.raises(InputError, match="4 patients, too few for 5 folds"):
         check_design(sheet, Configuration.of(folds))
 
 

@@ -232,6 +232,23 @@ def test_a_missing_file_is_named_before_anything_runs(own_slides):
     assert code == 1 and f"slide {sheet.loc[0, 'slide']}: File name too long: xxx" in output.splitlines()[-1]
 
 
+def test_a_resolution_finer_than_slides_is_one_line(own_slides):
+    folder, _ = own_slides
+    finer = "resolutions=[{mpp: 0.1}]"
+    code, output = snakemake(folder, "-n", "--config", "slides=my/slides.tsv", finer, check=False)
+    assert code == 1 and "Traceback" not in output and "BrokenPipe" not in output, output
+
+
+def test_a_forgotten_config_does_not_replace_results_by_the_demo_s(own_slides):
+    folder, _ = own_slides
+    snakemake(folder, "--cores", 1, "--config", "slides=my/slides.tsv", "--", "results/config.yaml")
+    code, output = snakemake(folder, "-n", check=False)
+    assert code == 1 and "these results are of the slides in my/slides.tsv, and this config names none" in output
+    more = "resolutions=[{mpp: 8}, {mpp: 16}]"
+    _, output = snakemake(folder, "-n", "--config", "slides=my/slides.tsv", more, "--", "results/config.yaml")
+    assert "changed: resolutions" in output
+
+
 def test_a_sheet_without_source_takes_the_config_s_pattern(own_slides):
     folder, sheet = own_slides
     here = sheet.drop(index=2).assign(site="a")

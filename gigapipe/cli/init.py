@@ -17,4 +17,5 @@ def init(args: argparse.Namespace) -> None:
 
     print(f"{args.folder}: wrote {', '.join(lay_out(args.folder))}")
     place = shlex.quote(str(args.folder))
-    print(f"next: cd {place} && snakemake --cores 2 -n    # the plan of the demo; without -n it runs")
+    print(f"next: cd {place} && snakemake --cores 2 -n    # the plan of the demo, with generated slides")
+    print("your own slides: write a sheet and a config, and add --configfile config/mine.yaml (see config/README.md)")

@@ -175,7 +175,7 @@ def sizes(args: argparse.Namespace) -> None:
     from gigapipe.slides.crashes import ask
 
     settings = Settings.of(values(PyramidPixels, args) | {"reader": args.reader})
-    print("slide", "bytes", *(f"{mpp:g}um" for mpp in args.mpp), sep="\t")
+    print("slide", "µm per pixel", "bytes", *(f"bytes at {mpp:g} µm" for mpp in args.mpp), sep="\t")
     faults = []
     for slide, found in zip(
         args.slides, ask(estimate, [(slide, args.mpp, settings) for slide in args.slides]), strict=True
@@ -183,7 +183,9 @@ def sizes(args: argparse.Namespace) -> None:
         if found.error:
             faults.append(str(found.error))
         else:
-            print(slide, found.value.slide, *found.value.pyramid, sep="\t")
+            own, pyramid = found.value.mpp, zip(args.mpp, found.value.pyramid, strict=True)
+            sizes = (bytes if mpp >= own else "finer than the slide" for mpp, bytes in pyramid)
+            print(slide, f"{own:g}", found.value.slide, *sizes, sep="\t")
     if faults:
         raise InputError("\ngigapipe: ".join(faults))
 

@@ -10,10 +10,14 @@ from gigapipe.configuration.values import Distinct, File, Flag, Number
 Split = Literal["site", "patient"]
 
 
+LEAST = 3
+"""Folds: one to test on, one to validate on, and one to train on."""
+
+
 class Folds(Options):
     """How patients are divided."""
 
-    number: Annotated[int, Field(ge=3), Number, Flag("--folds")] = Field(
+    number: Annotated[int, Field(ge=LEAST), Number, Flag("--folds")] = Field(
         default=4,
         description="number of folds: one is the test set, the next the validation set, the others are trained on",
     )

@@ -22,12 +22,12 @@ CALIBRATED = (
     "Probabilities are calibrated by temperature scaling, for each network on the labelled slides that it was not "
     "trained on, and averaged."
 )
-UNCALIBRATED = (
-    "Probabilities are averaged and not calibrated: beside a model there are no predictions (predictions.tsv), or of "
-    "too few slides."
-)
 LEAST = 10
 """Labelled slides that a temperature is fitted on, at least."""
+UNCALIBRATED = (
+    "Probabilities are averaged and not calibrated: beside a model there is no predictions.tsv, or it has fewer than "
+    f"{LEAST} slides, or fewer than 2 of a class."
+)
 UNKNOWN_APPEARANCE = (
     "Whether slides look like the training slides is not known: of that the models record nothing, because an earlier "
     "version made them, or there were too few training slides."

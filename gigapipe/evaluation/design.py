@@ -54,7 +54,8 @@ def check_design(sheet: pd.DataFrame, config: Configuration) -> None:
                     if slides < together:
                         raise InputError(
                             f"config: {where}.batch: {slides} training slides of fold {fold} are fewer than a step of "
-                            f"{together} needs; give a smaller batch or accumulate, or fewer folds"
+                            f"{together} needs; give a smaller batch or accumulate, or more folds, which leave more "
+                            "slides for training"
                         )
 
 

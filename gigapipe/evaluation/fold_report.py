@@ -32,9 +32,11 @@ def fold_report(table: pd.DataFrame, classes: bool = True) -> str:
             "fold; results per patient, which need one label for each, are not computed."
         )
     if classes and len(whole) > 1:
+        lowest = told_from_chance(table)
         text.append(
-            f"With these patients an AUC of {told_from_chance(table):.2f} or more can probably be distinguished from "
-            "chance."
+            f"With these patients an AUC of {lowest:.2f} or more can probably be distinguished from chance."
+            if lowest < 1
+            else "With these patients no AUC below 1 can probably be distinguished from chance."
         )
     alone, across = site_reader(table, "patient"), site_reader(table, "fold")
     if alone is not None and across is not None:  # they are known both, or neither

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gigapipe.configuration.folds import LEAST
 from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
 from gigapipe.slides.sheet import UNKNOWN
@@ -38,7 +39,8 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
     patients = sheet.groupby("label")["patient"].nunique()
     if patients.min() < folds:
         raise InputError(
-            f"label {patients.idxmin()}: {patients.min()} patients are too few for {folds} folds; add patients"
+            f"label {patients.idxmin()}: {patients.min()} patients, too few for {folds} folds; add patients"
+            f"{_or_fewer(patients.min())}"
         )
     if by == "patient" or (sheet["site"] == UNKNOWN).all():
         from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and trainings only read folds
@@ -50,12 +52,18 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
         return sheet.assign(fold=held_out, split="patient")
     whole = kept_whole(sheet)
     if whole.nunique() < folds:
+        sites = whole.nunique()
         raise InputError(
-            f"folds: {whole.nunique()} sites are too few for {folds} folds that share none; give fewer folds, or "
-            "divide by patient"
+            f"folds: {sites} {'site' if sites == 1 else 'sites'}, too few for {folds} folds that share none; set "
+            f"folds: {{by: patient}} in the config, or remove the column site{_or_fewer(sites)}"
         )
     fold_of = pd.Series(divide(quantities(sheet, whole), folds, seed), sorted(whole.unique()))
     return sheet.assign(fold=whole.map(fold_of), split="site")
+
+
+def _or_fewer(count: int) -> str:
+    """The other way out, where so many patients or sites are enough for folds."""
+    return f", or set folds: {{number: {count}}}" if count >= LEAST else ""
 
 
 def given_folds(sheet: pd.DataFrame, path: Path) -> pd.DataFrame:

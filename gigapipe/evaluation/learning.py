@@ -7,6 +7,7 @@ from gigapipe.evaluation.columns import (
     FLAGGED,
     FLAGS,
     FOLD,
+    FOLDS,
     LABEL,
     METHOD,
     NOT_KNOWN,
@@ -14,6 +15,7 @@ from gigapipe.evaluation.columns import (
     PART,
     PREDICTED,
     SEED,
+    SEEDS,
     SPLIT,
     VALIDATION,
     named,
@@ -24,8 +26,8 @@ from gigapipe.evaluation.targets import targets_of
 FLAG = "flag"
 """Of costs, the column with what is flagged of a network, with semicolons between."""
 
-FIRST = "best in the first epoch"
-GUESS = "no better in validation than a constant prediction"
+FIRST = "no improvement after the first epoch"
+GUESS = "no better in validation than the same answer for every slide"
 NONE = "none"
 
 
@@ -71,6 +73,11 @@ def flagged(costs: pd.DataFrame) -> dict[str, int | str]:
     }
     text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items() if names)
     return {FLAGGED: len({*groups[FIRST], *groups[GUESS]}), FLAGS: text or NONE}
+
+
+def none_learned(table: pd.DataFrame) -> bool:
+    """Whether all networks of a comparison are flagged."""
+    return FLAGGED in table and bool((table[FLAGGED] == table[SEEDS] * table[FOLDS]).all())
 
 
 def flags_of(table: pd.DataFrame) -> list[str]:

@@ -38,7 +38,7 @@ from gigapipe.evaluation.columns import (
 from gigapipe.evaluation.comparison_text import NOTE_OF_FLAGS
 from gigapipe.evaluation.decisions import decided, rule
 from gigapipe.evaluation.identity import of_networks
-from gigapipe.evaluation.learning import flags_of
+from gigapipe.evaluation.learning import flags_of, none_learned
 from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.recommendation import recommend
 from gigapipe.evaluation.report_pictures import Place, found, inline_picture, inline_svg, maps, wrong_slides
@@ -114,6 +114,7 @@ def report(
         cohort=cohort(results),
         slides=slides(place),
         flags=flags_of(table),
+        none_learned=none_learned(table),
         note_of_flags=NOTE_OF_FLAGS,
         note_of_methods=NOTE_OF_METHODS,
         decided_by=rule(classes_of(predictions)) if predictions is not None and TARGET not in table else "",

@@ -23,10 +23,11 @@ UNSURE = 1.5  # times more than it takes may be said
 
 
 class Size(NamedTuple):
-    """Bytes of a slide, and of its pyramid at each resolution, about."""
+    """Bytes of a slide, and of its pyramid at each resolution, about; and the slide's own µm per pixel."""
 
     slide: int
     pyramid: list[int]
+    mpp: float
 
 
 def estimate(path: Path, resolutions: Sequence[float], settings: Settings) -> Size:
@@ -56,7 +57,7 @@ def estimate(path: Path, resolutions: Sequence[float], settings: Settings) -> Si
                 mean = AreaMean(axes[0], axes[1], (0, axes[0].size), (0, axes[1].size))
                 mean.feed(pixels, 0, 0)
                 total[i] += share * encoded_bytes(mean.mean, settings.codec, settings.ome_zarr, settings.chunk)
-        return Size(slide.path.stat().st_size, [int(bytes) for bytes in total])
+        return Size(slide.path.stat().st_size, [int(bytes) for bytes in total], max(slide.mpp))
 
 
 Places = list[tuple[tuple[int, int], float]]

@@ -1,5 +1,6 @@
 """Crashes of native code over a slide's file: which they are, and slides that are looked at where none does harm."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -56,8 +57,8 @@ PROGRAM = "from gigapipe.slides.crashes import answer; answer()"
 
 
 def answer() -> None:
-    """The other process of `ask`."""
-    with os.fdopen(os.dup(1), "wb") as out:
+    """The other process of `ask`; who asks may stop at an error, and read no further."""
+    with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # for what a library may have to say
         function, slides = pickle.load(sys.stdin.buffer)
         for slide in slides:

@@ -50,7 +50,7 @@ class Slide:
         try:
             self._file = read_again(lambda: _opened(self.path, tile_memory, self._reader), self.path)
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"slide {self.path}: no such file; correct `source` in the sample sheet") from None
+            raise InputError(f"slide {self.path}: no such file; correct its path") from None
         except OSError as error:
             if passes(error):  # which is the disk's and not the slide's
                 raise

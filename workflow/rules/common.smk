@@ -152,6 +152,19 @@ def is_remote(source):
     return source.startswith(("http://", "https://", "gdc:"))
 
 
+def refuse_another_cohort():
+    """Refuse to replace the results of somebody's slides by those of phantoms, because a config was forgotten."""
+    told = RESULTS / "config.yaml"
+    if CONFIG.slides or not told.exists():
+        return
+    if slides := yaml.safe_load(told.read_text(encoding="utf-8")).get("slides"):
+        refuse(
+            f"{told}: these results are of the slides in {slides}, and this config names none, so that the demo's "
+            "generated slides would replace them; give your config with --configfile, or another folder for the demo "
+            "(pathvars: {results: …})"
+        )
+
+
 TARGET = CONFIG.target if TASK.needs == "target" else None
 SHEET = sample_sheet()
 SHEET_FILE = CONFIG.slides or "<results>/phantom/slides.tsv"
@@ -163,6 +176,7 @@ AUTO_CANVASES = [
 FOLDS = range(CONFIG.folds.number)
 SPLITS = CONFIG.folds.splits
 RESULTS = Path(CONFIG.pathvars.results)
+refuse_another_cohort()
 # The ways in which the cohort is divided, by what stands between the folders of a resolution and of its folds.
 DIVISIONS = {division.folder: division for division in divisions(RESULTS, CONFIG)}
 PLACES = {division.folds: division for division in DIVISIONS.values()}

@@ -104,6 +104,16 @@ def options_in(params):
     return found
 
 
+def changed_keys(reason):
+    """Which keys of the config are others than those that the run before was told."""
+    old, new = (
+        yaml.safe_load(ast.literal_eval(next(iter(params))))
+        for params in (reason.params_changed.only_old, reason.params_changed.only_new)
+    )
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return f"changed: {', '.join(keys)}"
+
+
 def change_of(reason):
     """Which settings are others than those that an output was made with."""
     old, new = (
@@ -139,7 +149,7 @@ def why(job, planned):
     if reason.incomplete_output:
         return "incomplete"
     if reason.params_changed:
-        return change_of(reason)
+        return (changed_keys if job.rule.name == "settings" else change_of)(reason)
     if reason.input_changed:
         return "input files changed"
     if changed := reason.updated_input - reason.updated_input_run:
@@ -323,6 +333,8 @@ if workflow.is_main_process:
 onsuccess:
     note_slides()
     say_time("Done.")
+    if (RESULTS / "report.html").exists():
+        print(f"Report: {RESULTS}/report.html", file=sys.stderr)
 
 
 onerror:
