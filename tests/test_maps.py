@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,9 @@ def test_a_places_colour_lies_on_the_pixels_that_it_is_of(tmp_path):
     assert columns[0] == 0 and 0 < -28 + 320 - right <= um
     grey = drawn[~(red | blue)]
     assert (grey == grey[:, :1]).all()
+    # The last place of a network whose feature map ends before the canvas reaches to its border.
+    shorter = overlay(picture, replace(found, values=np.zeros((2, 4, 4))), colours[:4, :4], pyramid).astype(int)
+    assert ((np.ptp(shorter, axis=2) > 50) == (red | blue)).all()
     draw_map(tmp_path / "map.png", found, pyramid, "b")
     assert max(Image.open(tmp_path / "map.png").size) > 1200
 

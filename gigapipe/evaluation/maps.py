@@ -128,7 +128,8 @@ def picture_um(picture: np.ndarray, pyramid: Pyramid) -> tuple[float, float]:
 
 def overlay(picture: np.ndarray, found: ActivationMap, colours: np.ndarray, pyramid: Pyramid) -> np.ndarray:
     """A pyramid's picture (row, column, 3), uint8, pale, with the colour of each place of a map (row, column, 3), from
-    0 to 1, on the pixels whose centres lie in it, and within the canvas.
+    0 to 1, on the pixels of the canvas whose centres lie in it; an outermost one reaches to the canvas's border, which
+    the network sees from there.
     """
     grey = picture @ np.array([0.299, 0.587, 0.114])
     pale = np.repeat((grey[:, :, None] + 255) / 2, 3, axis=2)
@@ -139,9 +140,8 @@ def overlay(picture: np.ndarray, found: ActivationMap, colours: np.ndarray, pyra
     for pixels, um, first, corner, count in sides:
         centres = (np.arange(pixels) + 0.5) * um
         place = np.floor((centres - first) / found.place_um).astype(int)
-        within = (centres >= corner) & (centres < corner + found.canvas * found.mpp)
-        inside.append(within & (place >= 0) & (place < count))
-        places.append(place[inside[-1]])
+        inside.append((centres >= corner) & (centres < corner + found.canvas * found.mpp))
+        places.append(place[inside[-1]].clip(0, count - 1))
     where = np.ix_(*inside)
     pale[where] = (1 - OPACITY) * pale[where] + OPACITY * 255 * colours[np.ix_(*places)]
     return pale.round().astype(np.uint8)
