@@ -173,13 +173,13 @@ def confusion(decisions: pd.DataFrame) -> Figure:
         for (i, j), share in np.ndenumerate(shares):
             colour = "white" if share > 0.6 else "#222"
             axes.text(j, i, str(counts.iloc[i, j]), ha="center", va="center", color=colour, fontsize=size)
-        axes.set(title=name, xlabel="taken for")
+        axes.set(title=name, xlabel="predicted class")
         names = [literal(label) for label in labels]
         axes.set_xticks(range(len(labels)), names, rotation=0 if flat else 90)
         axes.set_yticks(range(len(labels)), names, rotation=90 if flat else 0, va="center")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    _name_rows(panels, "is")
+    _name_rows(panels, "true class")
     return figure
 
 
@@ -217,7 +217,7 @@ def training_curves(history: pd.DataFrame, loss: str = "cross-entropy") -> Figur
             mean = rows.groupby("epoch")[column].mean()
             axes.plot(mean.index, mean, color=colour, linewidth=2.2, label=name)
         best = rows[rows["epoch"] == rows["best_epoch"]]
-        axes.plot(best["epoch"], best["validation_loss"], "o", color=ink, markersize=3, label="weights taken")
+        axes.plot(best["epoch"], best["validation_loss"], "o", color=ink, markersize=3, label="saved epoch")
         axes.set(title=title, xlabel="epoch")
         axes.locator_params(axis="x", integer=True)
     _name_rows(panels, f"loss ({loss})")
