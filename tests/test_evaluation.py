@@ -202,7 +202,7 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
     # Not known: energy, a spread over one seed, what drawing patients says where all are told apart, and how many would
     # tell what these do.
     unknown = {"joules_per_step", "auc_sd_seeds", "patient_auc_bootstrap_low", "patient_auc_bootstrap_high"}
-    unknown |= {"patients_needed"}
+    unknown |= {"patients_needed", "training_seconds"}
     assert table["patient_auc"].iloc[1] == 1 and 0.8 < table["patient_auc_low"].iloc[1] < 1
     assert set(table.columns[table.iloc[1].isna()]) == unknown
     text, page = as_markdown(table), as_html(table)

@@ -47,14 +47,14 @@ KINDS = dict(leaves(Configuration))
 
 def config_with(at: tuple[str, ...], value: Any) -> dict:
     """A config in which one key has a value, and beside it what it needs."""
-    needed: dict[str, Any] = {"cohort": {"projects": ["A"]}, "resolutions": {"mpp": 8}}
+    needed: dict[str, Any] = {"cohort": {"projects": ["A"]}, "resolutions": {"mpp": 8}, "methods": {"name": "a"}}
     inner = value
     for name in reversed(at):
         inner = {name: inner}
     group = at[0]
     if group in needed:
         both = needed[group] | inner[group]
-        inner = {group: [both] if group == "resolutions" else both}
+        inner = {group: [both] if group in ("resolutions", "methods") else both}
     if at[:2] == ("cohort", "manifests"):
         inner["cohort"].pop("projects")
     return {"slides": "s.tsv"} | inner
@@ -178,9 +178,9 @@ def test_every_text_of_config_and_sheet_is_received_as_it_is(hostile_project, mo
     pd.DataFrame({"slide": [row["slide"] for row in rows], "fold": [i // 2 % 4 for i in range(8)]}).to_csv(
         keys["folds", "given"], index=False
     )
-    for at in (("training", "weights"), ("gdc", "token")):
+    for at in (("training", "weights"), ("methods", "weights"), ("gdc", "token")):
         Path(keys[at]).touch()
-    ours = {at: value for at, value in keys.items() if at[0] != "cohort"}
+    ours = {at: value for at, value in keys.items() if at[0] not in ("cohort", "methods")}
     config = nested(ours) | {"resolutions": [{"mpp": 8, "canvas": 52, "mesh": [1, 1, 1]}], "phantom": {"patients": 8}}
     config["training"]["batch"] = 1
     found = []
@@ -189,6 +189,10 @@ def test_every_text_of_config_and_sheet_is_received_as_it_is(hostile_project, mo
         write_config(config | {"task": tasks[needed]})
         _, output = snakemake(folder, "-n", "-p", "--cores", 1, "--configfile", "mine.yaml")
         found += run_commands(output, folder)
+    method = {at[1]: value for at, value in keys.items() if at[0] == "methods"}
+    write_config(config | {"methods": [{"name": "a"} | method]})
+    _, output = snakemake(folder, "-n", "-p", "--cores", 1, "--configfile", "mine.yaml")
+    found += run_commands(output, folder)
     asked = {at[1]: value for at, value in keys.items() if at[0] == "cohort"}
     for left in ({"projects": ["A"], "classes": asked.pop("classes")}, asked):
         write_config({"slides": f"new{sheet}", "cohort": left})

@@ -197,7 +197,7 @@ def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
         parts = [part.assign(part=name) for name, part in roles(table, fold).items() if name != "training"]
         scores = pd.concat(parts).assign(seed=0, fold=fold, mpp=8.0, method="whole", canvas=64, mesh="1 × 1 × 1")
         score = (scores["label"] == "primary tumour") * 0.3 + np.random.default_rng(fold).random(len(scores)) * 0.8
-        networks.append(scores.assign(memory=0, network="resnet18", start="random", score=score))
+        networks.append(scores.assign(memory=0, network="resnet18", start="random", method_name="", score=score))
     scores = pd.concat(networks)
     costs = scores.drop_duplicates("fold").assign(ranks=1, **dict.fromkeys(COSTS, 1.0))
     row = compare(scores, costs, margin=0.02).iloc[0]

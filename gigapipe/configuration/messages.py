@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from gigapipe.configuration.values import Said, Unit
+from gigapipe.given_text import LINE_BREAKS
 
 
 def allowed(kind: Any, metadata: tuple = ()) -> str:
@@ -90,10 +91,13 @@ def _said(error: Any, key: str, field: FieldInfo | None, group: type[BaseModel])
     return f"{key or 'top level'}: found {_found(error['input'])}; allowed is {what}{meaning}"
 
 
+_ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in LINE_BREAKS}
+
+
 def _found(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPED)
     return text if len(text) < 80 else f"{text[:77]}…"
 
 
