@@ -47,6 +47,11 @@ COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": oper
 FAULTS = {"cut", "reset", "stall", "short", "wrong", "no_range", "json", "html", "429", "500", "503"}
 
 
+def name_of(number: int, kind: str = "01Z-00-DX1", site: str = "05") -> str:
+    """A slide's file name, as the archive has them."""
+    return f"TCGA-{site}-{number:04d}-{kind}.{number:08x}-0000-4000-8000-000000000000.svs"
+
+
 @dataclass(frozen=True)
 class Fault:
     """How one reply goes wrong.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import ROOT
+from launching import ROOT, TESTS
 
 import gigapipe
 
@@ -81,3 +81,8 @@ def test_a_release_has_one_number_and_one_date():
     assert release and release.groups() == (gigapipe.__version__, str(citation["date-released"]))
     assert citation["version"] == gigapipe.__version__
     assert Path(ROOT / "pyproject.toml").read_text(encoding="utf-8").count(gigapipe.__version__) == 0
+
+
+def test_no_test_file_imports_from_another():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in TESTS.glob("*.py")}
+    assert not [name for name, text in texts.items() if re.search(r"^(from|import) test_", text, re.MULTILINE)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from gdc_server import Archive, Fault, serving
+from gdc_server import Archive, Fault, name_of, serving
 from launching import gigapipe
 
 from gigapipe.errors import InputError
@@ -47,10 +47,6 @@ def slide(shared) -> Path:
 
 def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def name_of(number: int, kind: str = "01Z-00-DX1", site: str = "05") -> str:
-    return f"TCGA-{site}-{number:04d}-{kind}.{number:08x}-0000-4000-8000-000000000000.svs"
 
 
 @pytest.mark.parametrize(

@@ -4,57 +4,15 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from made_networks import MD5, network, read
 
 from gigapipe.cli import main
 from gigapipe.errors import InputError
 from gigapipe.evaluation.comparison import compare
-from gigapipe.evaluation.networks import read_networks
 from gigapipe.evaluation.report import report
-
-SLIDES = [f"s{i:02d}" for i in range(24)]  # of fold i % 3, and class i // 3 % 2
-MD5 = {slide: f"md5 of {slide}" for slide in SLIDES}
-
-
-def network(folder: Path, mpp: float, fold: int, moved: int = 0, md5=MD5, identity=True, **settings) -> Path:
-    """The files of one network; with folds that are `moved`, of another division."""
-    fold_of = {slide: (i + moved * (i < 6)) % 3 for i, slide in enumerate(SLIDES)}
-    roles = {"test": fold, "validation": (fold + 1) % 3, "training": (fold + 2) % 3}
-    parts = {role: [slide for slide in SLIDES if fold_of[slide] == number] for role, number in roles.items()}
-    rng = np.random.default_rng(fold)
-    rows = [
-        {"slide": slide, "patient": slide, "site": "a", "label": "ab"[int(slide[1:]) // 3 % 2], "part": part,
-         "split": "site", "seed": 0, "fold": fold, "mpp": mpp, "score": rng.random()}
-        for part in ("test", "validation")
-        for slide in parts[part]
-    ]  # fmt: skip
-    scores = pd.DataFrame(rows)
-    settings = {
-        "mpp": mpp, "seed": 0, "fold": fold, "canvas": 64, "network": "resnet18", "width": 64, "pool": "average",
-        "weights": None, "epochs": 6, **settings,
-    }  # fmt: skip
-    record = {
-        "settings": settings, "mesh": [1, 1, 1], "memory": None, "streamed": False, "seconds_per_step": 1.0,
-        "slides_per_step": 2, "started_from": None, "best_epoch": 1, "history": [],
-    }  # fmt: skip
-    if identity:
-        name = f"{mpp:g}-{fold}-{moved}-{len(settings)}-{settings['epochs']}"
-        scores = scores.assign(identity=name, md5=scores["slide"].map(md5))
-        record["identity"] = {"network": name} | {
-            role: {slide: md5[slide] for slide in parts[role]} for role in ("training", "validation")
-        }
-    folder = folder / f"{mpp:g}um/fold-{fold}"
-    folder.mkdir(parents=True, exist_ok=True)
-    scores.to_csv(folder / "predictions.tsv", sep="\t", index=False)
-    (folder / "training.json").write_text(json.dumps(record))
-    return folder
-
-
-def read(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return read_networks(*([folder / name for folder in folders] for name in ("predictions.tsv", "training.json")))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_identity import network, read
+from made_networks import network, read
 
 from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.comparison_text import as_html, as_markdown

@@ -9,9 +9,8 @@ import pytest
 import torch
 from cohorts import SMALL_NETWORK, training, weights
 from launching import gigapipe
+from made_networks import MARGIN, network, networks, numbers
 from sklearn.linear_model import LogisticRegression
-from test_identity import network
-from test_recommendation import MARGIN, networks, numbers
 
 from gigapipe.configuration import Configuration
 from gigapipe.errors import InputError

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from launching import ROOT
-from scipy.special import expit, softmax
-from scipy.stats import norm
+from made_networks import MARGIN, Networks, networks, numbers
 
 from gigapipe.configuration.configuration import Comparison
 from gigapipe.evaluation import figures
 from gigapipe.evaluation.auc import mean_auc
 from gigapipe.evaluation.best import lower_limits, of_others
-from gigapipe.evaluation.columns import ALIKE, COSTS, POOLED, why_missing
+from gigapipe.evaluation.columns import POOLED, why_missing
 from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.comparison_text import as_html, as_markdown
 from gigapipe.evaluation.dice_recommendation import recommend_by_dice
@@ -25,40 +24,6 @@ from gigapipe.evaluation.regression import compare_numbers
 from gigapipe.evaluation.report import report
 from gigapipe.evaluation.simulation import drawn, of_folds
 from gigapipe.evaluation.targets import targets_of
-
-MARGIN = 0.02
-Networks = tuple[pd.DataFrame, pd.DataFrame]
-
-
-def networks(
-    aucs: dict[float, float], patients=(30, 30), folds=3, correlation=0.8, seed=0, rounded=9, counts=None
-) -> Networks:
-    """Scores and costs, as of `read_networks`, of resolutions with these true AUCs, coarse to fine.
-
-    `patients`, of one slide each, are those of each class, two or three, and `counts` those of the second class in each
-    fold, if not even.
-    """
-    rng = np.random.default_rng(seed)
-    label = np.repeat(np.arange(len(patients)), patients)
-    fold = np.concatenate([np.arange(n) % folds for n in patients])
-    if counts:
-        fold[label == 1] = np.repeat(np.arange(folds), counts)
-    shape = len(label), len(patients) if len(patients) > 2 else 1
-    shared, parts, costs = rng.normal(size=shape), [], []
-    for mpp, auc in aucs.items():
-        noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.normal(size=shape)
-        signal = np.sqrt(2) * norm.ppf(auc) * (label[:, None] == np.arange(shape[1]) + (shape[1] == 1))
-        names = [f"{i:03d}" for i in range(len(label))]
-        found = {"slide": names, "patient": names, "site": "a", "label": np.array(list("abc"))[label], "part": "test"}
-        found |= {"split": "site", "seed": 0, "fold": fold}
-        values = expit(noise + signal) if shape[1] == 1 else softmax(noise + signal, axis=1)
-        targets = targets_of(list("abc")[: len(patients)])
-        found |= {name: column.round(rounded) for name, column in zip(targets.values(), values.T, strict=True)}
-        alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random", ""], strict=True))
-        parts.append(pd.DataFrame(found | alike))
-        cost = dict.fromkeys(COSTS, np.nan) | {"seconds_per_step": 16 / mpp, "seconds_per_slide": 4 / mpp, "ranks": 1}
-        costs += [alike | cost | {"split": "site", "seed": 0, "fold": number} for number in range(folds)]
-    return pd.concat(parts, ignore_index=True), pd.DataFrame(costs)
 
 
 def of_one_class_a_fold(found: Networks) -> Networks:
@@ -385,23 +350,6 @@ def test_dice_of_several_classes_is_their_mean_where_they_are_there():
     rare = table.assign(**{"class": "rare", "dice": np.where(table.index % 2, np.nan, 0.0), "dice_of_all": 0.0})
     both = pd.concat([table.assign(**{"class": "common"}), rare])
     assert recommend_by_dice(both, MARGIN) == recommend_by_dice(table, MARGIN)
-
-
-def numbers(spread: dict[float, float], patients=80, seed=0) -> Networks:
-    """Scores and costs of networks that predict a number, with such errors at each resolution."""
-    rng = np.random.default_rng(seed)
-    true, shared = rng.normal(size=patients), rng.normal(size=patients)
-    names = [f"{i:03d}" for i in range(patients)]
-    parts, costs = [], []
-    for mpp, deviation in spread.items():
-        alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random", ""], strict=True))
-        of = {"split": "site", "seed": 0, "fold": np.arange(patients) % 2}
-        said = true + deviation * (shared + 0.3 * rng.normal(size=patients))
-        found = {"slide": names, "patient": names, "part": "test", "number": true, "predicted": said, "target": "age"}
-        parts.append(pd.DataFrame(found | of | alike))
-        cost = dict.fromkeys(COSTS, np.nan) | {"seconds_per_step": 16 / mpp, "seconds_per_slide": 4 / mpp, "ranks": 1}
-        costs += [alike | cost | of | {"fold": fold} for fold in range(2)]
-    return pd.concat(parts, ignore_index=True), pd.DataFrame(costs)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from gdc_server import Archive, serving
+from gdc_server import Archive, name_of, serving
 from launching import gigapipe
-from test_gdc import name_of
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.columns import COSTS
