@@ -31,13 +31,11 @@ def test_what_is_said_is_about_what_it_becomes(slide, tmp_path):
             files = (tmp_path / settings.codec / f"image.zarr/{i}").rglob("*")
             became = sum(path.stat().st_size for path in files if path.is_file())
             assert 0.7 < expected / became < 1.4, (settings.codec, i, expected, became)
-    done = gigapipe("sizes", slide, tmp_path / "nowhere.svs", "--mpp", 1, 4, check=False)
-    header, line, fault = done.stdout.splitlines()
-    assert header.split("\t") == ["slide", "bytes", "1um", "4um"] and line.split("\t")[:2] == [
-        str(slide),
-        str(slide.stat().st_size),
-    ]
-    assert done.returncode == 1 and "nowhere.svs: no such file" in fault
+    done = gigapipe("sizes", slide, tmp_path / "nowhere.svs", "--mpp", 0.1, 1, 4, check=False)
+    header, line, fault = (text.split("\t") for text in done.stdout.splitlines())
+    assert header == ["slide", "µm per pixel", "bytes", "bytes at 0.1 µm", "bytes at 1 µm", "bytes at 4 µm"]
+    assert line[:4] == [str(slide), "0.5", str(slide.stat().st_size), "finer than the slide"] and len(line) == 6
+    assert done.returncode == 1 and "nowhere.svs: no such file" in fault[0]
 
 
 def test_a_cohort_is_judged_by_the_slides_that_are_here(slide, tmp_path, caplog, monkeypatch):
