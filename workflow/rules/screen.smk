@@ -106,10 +106,13 @@ def options_in(params):
 
 def changed_keys(reason):
     """Which keys of the config are others than those that the run before was told."""
-    old, new = (
-        yaml.safe_load(ast.literal_eval(next(iter(params))))
-        for params in (reason.params_changed.only_old, reason.params_changed.only_new)
-    )
+    sides = reason.params_changed.only_old, reason.params_changed.only_new
+    try:
+        old, new = (
+            yaml.safe_load(ast.literal_eval(next(iter(params)))) for params in sides
+        )
+    except (RuntimeError, ValueError, SyntaxError):  # what an older release noted
+        return "config changed"
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return f"changed: {', '.join(keys)}"
 
