@@ -41,7 +41,6 @@ docs: $(READY)
 	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 	@echo "The site is build/site/index.html"
 
-
 # `ready` is written last: a set-up that was interrupted is done again.
 $(READY): pyproject.toml envs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gigapipe needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 1; }

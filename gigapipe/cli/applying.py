@@ -66,13 +66,13 @@ def apply(args: argparse.Namespace) -> None:
         UNCALIBRATED,
         UNKNOWN_APPEARANCE,
         Answer,
-        appearance_beside,
         page,
         table_of,
         temperature,
         tempered,
     )
-    from gigapipe.evaluation.identity import TRAINING, identity_beside, without_identity
+    from gigapipe.evaluation.identity import TRAINING, identity_beside, record_beside, without_identity
+    from gigapipe.pyramids.appearance import KEY
     from gigapipe.slides.written_tables import write_table
     from gigapipe.training.classification import ClassifierSettings
     from gigapipe.training.ensemble import Ensemble
@@ -105,7 +105,7 @@ def apply(args: argparse.Namespace) -> None:
                 maps[name].append(activations)
         if mesh.rank:
             return
-        usual = [found for model in args.models if (found := appearance_beside(model))]
+        usual = [found for model in args.models if (found := record_beside(model).get(KEY))]
         answers = [
             Answer.of(name, said.get(name, []), pyramids.get(name), usual, reason) for name, reason in reasons.items()
         ]

@@ -1,6 +1,5 @@
 """What the networks of all folds say together of slides that none of them has seen."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from gigapipe.evaluation.columns import IDENTITY, LABEL, NETWORKS, PROBABILITY_O
 from gigapipe.evaluation.decisions import DECIDED
 from gigapipe.evaluation.identity import NETWORK, identity_beside
 from gigapipe.evaluation.predictions import probabilities, read_predictions
-from gigapipe.pyramids import Pyramid, appearance
+from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.appearance import Appearance, unlike
 
 CALIBRATED = (
@@ -59,16 +58,6 @@ class Answer(NamedTuple):
         if not len(said):
             return cls(slide, None, tissue, "", "all networks were trained on it")
         return cls(slide, np.stack(said), tissue, _unlike(pyramid, usual), "")
-
-
-def appearance_beside(model: Path) -> dict | None:
-    """What was usual among the slides that a model was trained on, from the training.json beside it; None if that does
-    not say.
-    """
-    try:
-        return json.loads(model.with_name("training.json").read_text(encoding="utf-8")).get(appearance.KEY)
-    except (OSError, ValueError):
-        return None
 
 
 def _unlike(pyramid: Pyramid, usual: Sequence[dict]) -> str:

@@ -47,12 +47,17 @@ OWN = {"fold", "seed", "start", "mean", "deviation"}
 """Settings in which the networks of one row differ; the last two are those of each one's training slides."""
 
 
+def record_beside(model: Path) -> dict[str, Any]:
+    """The training.json beside a model; empty if there is none that can be read."""
+    try:
+        return json.loads(model.with_name("training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def identity_beside(model: Path) -> dict[str, Any] | None:
     """What a model belongs to, from the training.json beside it; None if that does not say."""
-    try:
-        return json.loads(model.with_name("training.json").read_text(encoding="utf-8")).get(IDENTITY)
-    except (OSError, ValueError):
-        return None
+    return record_beside(model).get(IDENTITY)
 
 
 def without_identity(unknown: int, of: int, what: str) -> None:

@@ -336,7 +336,7 @@ if workflow.is_main_process:
 onsuccess:
     note_slides()
     say_time("Done.")
-    if (RESULTS / "report.html").exists():
+    if any(job.rule.name == "page" for job in workflow.dag.jobs):
         print(f"Report: {RESULTS}/report.html", file=sys.stderr)
 
 
