@@ -1,4 +1,4 @@
-"""Processes of gigapipe whose start is not the point are forks of one that has imported torch (see tests/forked)."""
+"""Processes whose start is not the point are forks of one that has imported what they need (see tests/forked)."""
 
 import functools
 import os
@@ -12,18 +12,26 @@ ENVIRONMENT = dict(os.environ)
 """That of the tests, before one of them changes it."""
 
 
-def with_forks(environment: dict[str, str]) -> dict[str, str]:
-    """Variables with which `gigapipe` is a fork, where nothing is in its way (see tests/forked/gigapipe)."""
+def with_forks(environment: dict[str, str], *programs: str) -> dict[str, str]:
+    """Variables with which `programs`, gigapipe or snakemake, are forks, where nothing is in their way (see
+    tests/forked/client).
+    """
     path = os.pathsep.join([str(FOLDER), str(Path(sys.executable).parent), environment["PATH"]])
-    return environment | {"PATH": path, "GIGAPIPE_TESTS_FORKS": _server()}
+    servers = {f"GIGAPIPE_TESTS_FORKS_{program}": _server(program) for program in programs}
+    return environment | {"PATH": path} | servers
 
 
 @functools.cache
-def _server() -> str:
+def _server(program: str) -> str:
     """The socket of a process that forks until this one ends."""
     address = os.path.join(tempfile.mkdtemp(prefix="forks-"), "socket")
-    command = [sys.executable, str(FOLDER / "server.py"), address]
-    _server.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True)
+    command = [sys.executable, str(FOLDER / "server.py"), program, address]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True)
     while not os.path.exists(address):
-        assert _server.process.poll() is None, "the process to be forked does not start"
+        assert process.poll() is None, "the process to be forked does not start"
+    _SERVERS.append(process)
     return address
+
+
+_SERVERS: list[subprocess.Popen] = []
+"""Each ends with the pipe that this process holds."""

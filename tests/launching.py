@@ -39,7 +39,7 @@ def gigapipe(
     if ranks > 1 or process:
         command = ["mpiexec", "-n", str(ranks), "gigapipe"] if ranks > 1 else [GIGAPIPE]
         done = subprocess.run(
-            [*command, *arguments], env=with_forks(dict(os.environ)) if ranks > 1 else None,
+            [*command, *arguments], env=with_forks(dict(os.environ), "gigapipe") if ranks > 1 else None,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, cwd=cwd,
         )  # fmt: skip
     else:

@@ -1,8 +1,6 @@
 """A copy of the project, as a user has it, and Snakemake in it."""
 
 import contextlib
-import functools
-import json
 import os
 import re
 import shlex
@@ -10,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 from forks import with_forks
-from launching import ROOT, TESTS, gigapipe
+from launching import ROOT, gigapipe
 
 from gigapipe.configuration.command_line import arguments
 from gigapipe.configuration.sources import Phantom
@@ -60,12 +57,14 @@ def activated() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def start(folder: Path, *arguments, before: Sequence[str] = ()) -> subprocess.Popen:
-    """Start `snakemake …` in a project; `before` is what starts it in a place of its own."""
+def start(
+    folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = ("gigapipe",)
+) -> subprocess.Popen:
+    """Start `snakemake …` in a project; `before` is what starts it in a place of its own, where nothing is `forked`."""
     return subprocess.Popen(
         [*before, "snakemake", *map(str, arguments)],
         cwd=folder,
-        env=activated() if before else with_forks(activated()),
+        env=activated() if before else with_forks(activated(), *forked),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -85,38 +84,11 @@ def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
 
 
 def snakemake(folder: Path, *arguments, check: bool = True, before: Sequence[str] = ()) -> tuple[int, str]:
-    """The exit status and the output of `snakemake …`: of a dry run from a fork, which saves Snakemake's start."""
-    # Python takes the locale's encoding when it starts.
-    if "-n" in arguments and not before and "LC_ALL" not in os.environ:
-        code, output = _dry_run(folder, *arguments)
-    else:
-        with ended(start(folder, *arguments, before=before)) as process:
-            output, _ = process.communicate(timeout=1500)
-        code = process.returncode
-    assert not check or code == 0, output[-5000:]  # where it says what was wrong
-    return code, output
-
-
-@functools.cache
-def _dry_runs() -> subprocess.Popen:
-    """The process that dry runs are forks of, until this one ends."""
-    command = [sys.executable, str(TESTS / "dry_runs.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, text=True, env=activated(), start_new_session=True)
-
-
-def _dry_run(folder: Path, *arguments) -> tuple[int, str]:
-    process = _dry_runs()
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
-        try:
-            wanted = [str(folder), activated(), list(map(str, arguments)), output.name]
-            print(json.dumps(wanted), file=process.stdin, flush=True)
-            return int(process.stdout.readline()), output.read()
-        except BaseException:  # as of a time limit: the next answer would be this one's
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            _dry_runs.cache_clear()
-            raise
+    """The exit status and the output of `snakemake …`."""
+    with ended(start(folder, *arguments, before=before, forked=("snakemake", "gigapipe"))) as process:
+        output, _ = process.communicate(timeout=1500)
+    assert not check or process.returncode == 0, output[-5000:]  # where it says what was wrong
+    return process.returncode, output
 
 
 def watched(process: subprocess.Popen, act: Callable[[], None]) -> str:

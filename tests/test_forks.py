@@ -1,5 +1,6 @@
 """A fork in the place of a new process is that process: its folder, variables, files, exit status and end."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from forks import with_forks
 
 
 def start(folder, *arguments, **more) -> subprocess.Popen:
-    command, environment = ["gigapipe", *map(str, arguments)], with_forks(dict(os.environ)) | more
+    command, environment = ["gigapipe", *map(str, arguments)], with_forks(dict(os.environ), "gigapipe") | more
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
@@ -21,8 +22,9 @@ def fork_of(process: subprocess.Popen) -> psutil.Process:
     folder = os.readlink(f"/proc/{process.pid}/cwd")
     while True:
         for other in psutil.process_iter():
-            if other.pid != process.pid and "server.py" in " ".join(other.cmdline()) and other.cwd() == folder:
-                return other
+            with contextlib.suppress(psutil.Error):  # one that has just ended
+                if other.pid != process.pid and "server.py" in " ".join(other.cmdline()) and other.cwd() == folder:
+                    return other
         assert process.poll() is None
         time.sleep(0.02)
 

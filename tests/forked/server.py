@@ -1,4 +1,5 @@
-"""server.py SOCKET: starts the forks for which tests/forked/gigapipe asks, from a process that has imported torch.
+"""server.py PROGRAM SOCKET: starts the forks for which tests/forked/client asks, from a process that has imported what
+PROGRAM, gigapipe or snakemake, needs.
 
 It ends with its standard input.
 """
@@ -11,21 +12,21 @@ import importlib
 import io
 import json
 import os
+import re
 import resource
 import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from gigapipe.cli import program
-
 FAR = 512
 """Files of a fork are first moved beyond this number, so that none is in the place of another."""
-IMPORTED = (
+VERBS = (
     "gigapipe.pyramids.masks",
     "gigapipe.evaluation.comparison",
     "gigapipe.evaluation.folds",
@@ -36,14 +37,28 @@ IMPORTED = (
     "gigapipe.training.regression",
     "gigapipe.training.activation",
 )
+RULES = Path(__file__).parents[2] / "workflow"
 
 
-def main(address: str) -> None:
+def imported(program: str) -> Callable[[], int]:
+    """The program's start, after what it and its verbs or rules import."""
+    if program == "gigapipe":
+        for module in VERBS:
+            importlib.import_module(module)
+        return importlib.import_module("gigapipe.cli").program
+    main = importlib.import_module("snakemake.cli").main
+    for file in sorted(RULES.rglob("*.smk")):
+        for module in re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            importlib.import_module(module)
+    importlib.import_module("gigapipe.evaluation.weaknesses")  # which the rules need later
+    return main
+
+
+def main(program: str, address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)  # who asks meanwhile waits
-    for module in IMPORTED:
-        importlib.import_module(module)
+    start = imported(program)
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a watcher ends
@@ -55,12 +70,12 @@ def main(address: str) -> None:
         if os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            watch(connection)
+            watch(connection, Path(sys.executable).with_name(program), start)
         connection.close()
 
 
-def watch(connection: socket.socket) -> NoReturn:
-    """Start a fork, and tell of its end; kill it if who asked for it is gone."""
+def watch(connection: socket.socket, executable: Path, start: Callable[[], int]) -> NoReturn:
+    """Start a fork, and tell of its end; kill it and what it started if who asked for it is gone."""
     connection.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
     sign, received, _, _ = socket.recv_fds(connection, 1, FAR)
     if not sign:  # it wants none
@@ -68,22 +83,36 @@ def watch(connection: socket.socket) -> NoReturn:
     request = json.loads(connection.makefile().readline())
     fork = os.fork()
     if fork == 0:
-        become(connection, received, **request)
-        try:
-            end(program())
-        except SystemExit as ended:  # argparse's
-            end(int(ended.code or 0))
+        become(connection, received, executable, **request)
+        end(status_of(start))
     for file in received:
         os.close(file)
     connection.sendall(f"{fork}\n".encode())
     ended = os.pidfd_open(fork)
     ready, _, _ = select.select([ended, connection], [], [])
     if ended not in ready:
+        with contextlib.suppress(ProcessLookupError):  # before it has a session of its own
+            os.killpg(fork, signal.SIGKILL)
         os.kill(fork, signal.SIGKILL)
     _, status = os.waitpid(fork, 0)
     with contextlib.suppress(OSError):
         connection.sendall(f"{status}\n".encode())
     os._exit(0)
+
+
+def status_of(start: Callable[[], int]) -> int:
+    """The exit status with which a program ends, as the interpreter finds it."""
+    try:
+        ended = start()
+    except SystemExit as exit:
+        ended = exit.code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    if ended is None or isinstance(ended, int):
+        return int(ended or 0)
+    print(ended, file=sys.stderr)
+    return 1
 
 
 def end(status: int) -> NoReturn:
@@ -98,7 +127,7 @@ def end(status: int) -> NoReturn:
     raise AssertionError
 
 
-def become(connection, received, arguments, folder, environment, files, limits, ignored, cores) -> None:
+def become(connection, received, executable, arguments, folder, environment, files, limits, ignored, cores) -> None:
     """Make this process what a shell would have started."""
     connection.close()
     os.setsid()
@@ -115,11 +144,10 @@ def become(connection, received, arguments, folder, environment, files, limits, 
     os.sched_setaffinity(0, cores)
     os.chdir(folder)
     ours, theirs = (found_first(variables) for variables in (os.environ, environment))
-    start = Path(sys.executable).with_name("gigapipe")
-    sys.path[: 1 + len(ours)] = [str(start.parent), *theirs]
+    sys.path[: 1 + len(ours)] = [str(executable.parent), *theirs]
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [str(start), *arguments]
+    sys.argv = [str(executable), *arguments]
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), sys.stdin.encoding, sys.stdin.errors)
     for number, name in enumerate(("stdout", "stderr"), 1):
         old = getattr(sys, name)
@@ -132,4 +160,4 @@ def found_first(variables: Mapping[str, str]) -> list[str]:
     return [os.path.abspath(place) for place in filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
 
 
-main(sys.argv[1])
+main(*sys.argv[1:])
