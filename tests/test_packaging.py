@@ -19,7 +19,7 @@ from gigapipe.slides.phantom import cohort
 
 CONDA = {"torch": "pytorch", "dask": "dask-core", "matplotlib": "matplotlib-base", "snakemake": "snakemake-minimal"}
 """What packages are called on conda-forge and bioconda, where that is not their name on PyPI."""
-SHIPPED = ("workflow", "config", "profiles", "envs")
+SHIPPED = ("workflow", "config", "profiles", "envs", "docs")
 
 
 def python(code: str, *arguments: object, cwd: Path) -> str:
@@ -63,9 +63,13 @@ def test_a_wheel_made_of_the_sdist_writes_a_folder_in_which_the_demo_is_planned(
 
 def test_nothing_is_overwritten(tmp_path):
     said = gigapipe("init", tmp_path / "new").stdout
-    assert "wrote Snakefile, ci-slurm, config, frontier, " in said
+    assert "wrote Snakefile, ci-slurm, config, docs, frontier, " in said
     assert (tmp_path / "new/config/config.yaml").read_bytes() == (ROOT / "config/config.yaml").read_bytes()
     (tmp_path / "new/config/config.yaml").write_text("mine")
+    for page in (tmp_path / "new").rglob("*.md"):
+        for place in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            here = place.startswith("http") or place.endswith("reference/api.md")  # which the site makes
+            assert here or (page.parent / place).exists(), f"{page}: {place} is not there"
     refused = gigapipe("init", tmp_path / "new", check=False)
     assert refused.returncode == 1 and "is not empty (it holds Snakefile); nothing was written" in refused.stdout
     assert (tmp_path / "new/config/config.yaml").read_text() == "mine"

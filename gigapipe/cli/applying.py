@@ -18,6 +18,7 @@ from gigapipe.cli.distributed import (
     stage_of,
 )
 from gigapipe.errors import InputError
+from gigapipe.plural import counted
 
 if TYPE_CHECKING:
     from gigapipe.pyramids import Pyramid
@@ -112,7 +113,8 @@ def apply(args: argparse.Namespace) -> None:
         table = table_of(answers, settings.outputs)
         pictures = _draw(args.output / "maps", maps, pyramids, table) if not args.no_maps else {}
         notes = [
-            f"{len(args.models)} networks at {settings.mpp:g} µm per pixel; lowest and highest are of single networks."
+            f"{counted(len(args.models), 'network')} at {settings.mpp:g} µm per pixel; lowest and highest are of "
+            "single networks."
         ]
         if isinstance(settings, ClassifierSettings):
             notes.append(CALIBRATED if all(temperatures) else UNCALIBRATED)
@@ -127,7 +129,7 @@ def apply(args: argparse.Namespace) -> None:
             print(f"slide {answer.slide}: is unlike the training slides: {answer.unlike}", file=sys.stderr)
         if answer.reason:
             print(f"slide {answer.slide}: {answer.reason}", file=sys.stderr)
-    print(f"{args.output}/applied.tsv and index.html: {len(answers)} slides. {' '.join(notes)}")
+    print(f"{args.output}/applied.tsv and index.html: {counted(len(answers), 'slide')}. {' '.join(notes)}")
     if not any(said.values()):
         raise InputError("no slide has an answer; the reasons are above")
 

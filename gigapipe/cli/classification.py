@@ -26,6 +26,7 @@ from gigapipe.configuration.command_line import add_options, converter, values
 from gigapipe.configuration.configuration import Comparison, Network
 from gigapipe.configuration.tasks import learning_of
 from gigapipe.configuration.values import MethodName
+from gigapipe.plural import counted
 from gigapipe.training.stopping import Stop
 
 
@@ -203,7 +204,8 @@ def evaluate(args: argparse.Namespace) -> None:
     table = (compare_numbers if PREDICTED in scores else compare)(scores, costs, args.margin)
     if PATIENTS_OF_SEVERAL_LABELS in table and (mixed := table[PATIENTS_OF_SEVERAL_LABELS].max()):
         print(
-            f"the AUC per patient is not computed: {mixed} patients have slides with different labels", file=sys.stderr
+            f"the AUC per patient is not computed: slides of {counted(mixed, 'patient')} have different labels",
+            file=sys.stderr,
         )
     with atomic_file(args.output / "comparison.tsv") as partial:
         write_table(table, partial, float_format="%.6g")

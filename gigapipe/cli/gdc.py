@@ -11,6 +11,7 @@ from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.configuration.command_line import add_options
 from gigapipe.configuration.sources import Archive, Cohort, Label
 from gigapipe.errors import InputError
+from gigapipe.plural import counted
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -58,10 +59,11 @@ def write(sheet, path: Path, how: str) -> None:
     from gigapipe.slides.sheet import write_sheet
 
     size = pd.to_numeric(sheet["size"], errors="coerce").sum() / 1e9
-    said = [f"{made_now()}: {how}", f"{len(sheet)} slides, {size:.1f} GB", *sheet.attrs["notes"]]
+    said = [f"{made_now()}: {how}", f"{counted(len(sheet), 'slide')}, {size:.1f} GB", *sheet.attrs["notes"]]
     write_sheet(sheet, path, "; ".join(said))
     labels = ", ".join(f"{number} {label}" for label, number in sheet["label"].value_counts().items())
-    print(f"{path}: {len(sheet)} slides of {sheet['patient'].nunique()} patients: {labels}", file=sys.stderr)
+    of = f"{counted(len(sheet), 'slide')} of {counted(sheet['patient'].nunique(), 'patient')}"
+    print(f"{path}: {of}: {labels}", file=sys.stderr)
     if sheet["label"].nunique() < 2:
         print("All have the same label, but task classes needs two: query more, or edit the sheet", file=sys.stderr)
 

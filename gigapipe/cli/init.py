@@ -8,7 +8,7 @@ from gigapipe.cli.arguments import Verbs, verb
 
 
 def add_verbs(verbs: Verbs) -> None:
-    sub = verb(verbs, init, "Write a folder in which the workflow runs: Snakefile, config and profiles.")
+    sub = verb(verbs, init, "Write a folder in which the workflow runs: Snakefile, config, docs and profiles.")
     sub.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder; nothing is overwritten")
 
 

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from gigapipe.evaluation.weaknesses import by_fold, site_reader, told_from_chance, weaknesses
+from gigapipe.plural import counted
 
 
 def fold_report(table: pd.DataFrame, classes: bool = True) -> str:
@@ -20,7 +21,7 @@ def fold_report(table: pd.DataFrame, classes: bool = True) -> str:
     single = ((sites > 0).sum(axis=1) == 1).sum()
     sites["folds"] = table.groupby("site")["fold"].agg(lambda held: ", ".join(map(str, sorted(set(held)))))
     text = [
-        f"{len(table)} slides of {table['patient'].nunique()} patients, "
+        f"{counted(len(table), 'slide')} of {counted(table['patient'].nunique(), 'patient')}, "
         + ", ".join(f"{share:.1%} {label}" for label, share in whole.items())
         + f"; the share in each fold differs from this by at most {(shares - whole).abs().max().max():.1%}.",
         as_table(folds),
@@ -28,8 +29,8 @@ def fold_report(table: pd.DataFrame, classes: bool = True) -> str:
     labels = table.groupby("patient")["label"].nunique()
     if mixed := int((labels > 1).sum()):
         text.append(
-            f"{mixed} of {len(labels)} patients have slides with several labels: all slides of a patient are in one "
-            "fold; results per patient, which need one label for each, are not computed."
+            f"{mixed} of {counted(len(labels), 'patient')} have slides with several labels: all slides of a patient "
+            "are in one fold; results per patient, which need one label for each, are not computed."
         )
     if classes and len(whole) > 1:
         lowest = told_from_chance(table)
@@ -41,8 +42,8 @@ def fold_report(table: pd.DataFrame, classes: bool = True) -> str:
     alone, across = site_reader(table, "patient"), site_reader(table, "fold")
     if alone is not None and across is not None:  # they are known both, or neither
         text.append(
-            f"{single} of {len(sites)} sites have slides of one label only. Knowing only the site would give an AUC of "
-            f"{alone:.2f} with folds that share sites, and of {across:.2f} with these folds."
+            f"{single} of {counted(len(sites), 'site')} have slides of one label only. Knowing only the site would "
+            f"give an AUC of {alone:.2f} with folds that share sites, and of {across:.2f} with these folds."
         )
     text += [f"**Warning:** {line}." for line in weaknesses(table)] if classes else []
     return "\n\n".join([*text, as_table(sites)]) + "\n"

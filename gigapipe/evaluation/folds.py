@@ -13,6 +13,7 @@ import pandas as pd
 from gigapipe.configuration.folds import LEAST
 from gigapipe.disks import raise_passing
 from gigapipe.errors import InputError
+from gigapipe.plural import counted
 from gigapipe.slides.sheet import UNKNOWN
 from gigapipe.slides.tables import read_table
 from gigapipe.slides.written_tables import read_written
@@ -39,7 +40,7 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
     patients = sheet.groupby("label")["patient"].nunique()
     if patients.min() < folds:
         raise InputError(
-            f"label {patients.idxmin()}: {patients.min()} patients, too few for {folds} folds; add patients"
+            f"label {patients.idxmin()}: {counted(patients.min(), 'patient')}, too few for {folds} folds; add patients"
             f"{_or_fewer(patients.min())}"
         )
     if by == "patient" or (sheet["site"] == UNKNOWN).all():
@@ -54,7 +55,7 @@ def make_folds(sheet: pd.DataFrame, folds: int, seed: int, by: str = "site") -> 
     if whole.nunique() < folds:
         sites = whole.nunique()
         raise InputError(
-            f"folds: {sites} {'site' if sites == 1 else 'sites'}, too few for {folds} folds that share none; set "
+            f"folds: {counted(sites, 'site')}, too few for {folds} folds that share none; set "
             f"folds: {{by: patient}} in the config, or remove the column site{_or_fewer(sites)}"
         )
     fold_of = pd.Series(divide(quantities(sheet, whole), folds, seed), sorted(whole.unique()))

@@ -32,6 +32,7 @@ from gigapipe.evaluation.columns import (
     rank_seconds,
     why_missing,
 )
+from gigapipe.plural import counted
 
 CANNOT_BE_TOLD = "No resolution can be recommended."
 NAME = "name"
@@ -193,7 +194,7 @@ def _at(row: pd.Series) -> str:
 
 def _limits(row: pd.Series, rows: pd.DataFrame) -> str:
     others = rows[NAME].nunique() - 1
-    whom = f"the same {row[SLIDES]:.0f} slides of {row[PATIENTS]:.0f} patients"
+    whom = f"the same {counted(int(row[SLIDES]), 'slide')} of {counted(int(row[PATIENTS]), 'patient')}"
     corrected = f", corrected for {others} comparisons" if others > 1 else ""
     return f"one-sided 95 % limits of paired differences on {whom}{corrected}{_method(row)}"
 

@@ -11,6 +11,7 @@ from gigapipe.evaluation.columns import CHANCE
 from gigapipe.evaluation.folds import UNKNOWN, make_folds
 from gigapipe.evaluation.intervals import auc_limits, expected_deviation, separated_bound
 from gigapipe.evaluation.simulation import drawn
+from gigapipe.plural import counted
 
 COHORTS = 300
 TELLING = 0.7  # an AUC from which on sites are worth a warning
@@ -28,7 +29,7 @@ def weaknesses(table: pd.DataFrame, resolutions: int = 1) -> list[str]:
     lowest = told_from_chance(table, resolutions)
     if lowest > MODEST:
         counts = table.groupby("label")["patient"].nunique()
-        patients = " and ".join(f"{count} patients of {label}" for label, count in counts.items())
+        patients = " and ".join(f"{counted(count, 'patient')} of {label}" for label, count in counts.items())
         needed = enough(table, resolutions)
         found.append(
             f"{patients}: no fold has two classes, so that there will be no AUC"

@@ -80,14 +80,14 @@ def query(
             rows.append(row)
     notes = []
     if several:
-        notes.append(f"excluded {counted(len(several))} of patients with several diagnoses: {named(several)}")
+        notes.append(f"excluded {counted(len(several), 'slide')} of patients with several diagnoses: {named(several)}")
     if none:
-        notes.append(f"excluded {counted(len(none))} of patients without a diagnosis: {named(none)}")
+        notes.append(f"excluded {counted(len(none), 'slide')} of patients without a diagnosis: {named(none)}")
     if classes:
         others = Counter(row["label"] for row in rows if row["label"] not in classes)
         if others:
             what = named(f"{label} ({number})" for label, number in others.most_common())
-            notes.append(f"excluded {counted(others.total())} with other labels: {what}")
+            notes.append(f"excluded {counted(others.total(), 'slide')} with other labels: {what}")
         rows = [row | {"label": classes[row["label"]]} for row in rows if row["label"] in classes]
     rows, more = selected(rows, samples, strategy, by_sample=label == "sample_type")
     return sheet_of(rows, [*notes, *more], f"no open-access slide of {', '.join(projects)} remains")

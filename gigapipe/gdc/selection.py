@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterable
 
 from gigapipe.errors import InputError
 from gigapipe.gdc.barcodes import DIAGNOSTIC, FROZEN, NORMAL, TUMOUR, UNKNOWN, tissue_of
+from gigapipe.plural import counted
 from gigapipe.slides.sheet import checksum
 
 Row = dict[str, str]
 Note = str
 
 SHOWN = 3  # names in a note, of as many as there are
-
-
-def counted(number: int, what: str = "slide") -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def named(names: Iterable[str]) -> str:
@@ -44,21 +41,23 @@ def each_once(rows: list[Row]) -> tuple[list[Row], list[Note]]:
                     f"{row['filename']}: is listed under the labels {known['label']} and {row['label']}; remove one"
                 )
     if again:
-        notes.append(f"used {counted(len(set(again)))} once, although listed more than once: {named(again)}")
+        notes.append(f"used {counted(len(set(again)), 'slide')} once, although listed more than once: {named(again)}")
     rows, out = _parted(list(first.values()), lambda row: row["filename"], lambda same: True)
     if out:
         ids = named(f"{row['filename']} ({row['source']})" for row in out)
-        notes.append(f"excluded {counted(len(out))} whose file names have two ids, from two releases: {ids}")
+        notes.append(f"excluded {counted(len(out), 'slide')} whose file names have two ids, from two releases: {ids}")
     rows, out = _parted(rows, _md5, lambda same: len({(row["patient"], row["label"]) for row in same}) > 1)
     if out:
         names = named(row["slide"] for row in out)
-        notes.append(f"excluded {counted(len(out))} that are the same file (md5) for two patients or labels: {names}")
+        notes.append(
+            f"excluded {counted(len(out), 'slide')} that are the same file (md5) for two patients or labels: {names}"
+        )
     first = {}
     kept = [row for row in rows if not _md5(row) or first.setdefault(_md5(row), row) is row]
     if len(kept) < len(rows):
         names = named(row["slide"] for row in rows if row not in kept)
         notes.append(
-            f"excluded {counted(len(rows) - len(kept))} that are the same file (md5) as another slide of the "
+            f"excluded {counted(len(rows) - len(kept), 'slide')} that are the same file (md5) as another slide of the "
             f"patient: {names}"
         )
     return kept, notes
@@ -117,10 +116,10 @@ def _of_tissue(rows: list[Row], samples: str, by_sample: bool, given: bool) -> t
     notes = []
     if len(kept) < len(rows):
         types = Counter(row["sample_type"] for row in rows) - Counter(row["sample_type"] for row in kept)
-        of = " and ".join(f"{counted(number)} of {name}" for name, number in types.most_common())
+        of = " and ".join(f"{counted(number, 'slide')} of {name}" for name, number in types.most_common())
         notes.append(f"excluded {of} (--samples all includes them)")
     if unsaid := [row["slide"] for row in kept if row["sample_type"] == UNKNOWN]:
-        notes.append(f"included {counted(len(unsaid))} of unknown tissue, tumour or normal: {named(unsaid)}")
+        notes.append(f"included {counted(len(unsaid), 'slide')} of unknown tissue, tumour or normal: {named(unsaid)}")
     return kept, notes
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gigapipe.errors import InputError
+from gigapipe.plural import counted
 from gigapipe.pyramids.settings import Settings, open_slide
 from gigapipe.slides.crashes import ask
 from gigapipe.slides.disk_space import RESERVE, amount
@@ -113,10 +114,11 @@ def announce(
         folder = folder.parent
     disk = shutil.disk_usage(folder)
     free = max(0, disk.free - RESERVE * disk.total)
-    more = f" and {unknown} slides of unknown size" if unknown else ""
+    more = f" and {counted(unknown, 'slide')} of unknown size" if unknown else ""
     text = (
-        f"{len(slides)} pyramids to write, from {amount(sampled + others)} of slides{more}: about {amount(each.sum())} "
-        f"({parts}), estimated from {len(found)} slides; free space on the disk of {folder}: {amount(free)}"
+        f"{counted(len(slides), 'pyramid')} to write, from {amount(sampled + others)} of slides{more}: about "
+        f"{amount(each.sum())} ({parts}), estimated from {counted(len(found), 'slide')}; free space on "
+        f"the disk of {folder}: {amount(free)}"
     )
     needed = each.sum() + beside
     if needed > UNSURE * free:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from gigapipe.plural import counted
 from gigapipe.pyramids.folders import OVERVIEW, left_out
 from gigapipe.pyramids.store import Pyramid, at_pixels
 from gigapipe.slides.verdicts import DOUBTFUL, FINE, NO_TISSUE, NONE
@@ -64,7 +65,7 @@ def summary(table: pd.DataFrame) -> str:
         which = f" ({', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''})" * (what != "with tissue")
         if names:
             parts.append(f"{len(names)} {what}{which}")
-    return f"{len(table)} slides: " + ", ".join(parts)
+    return f"{counted(len(table), 'slide')}: " + ", ".join(parts)
 
 
 def _count(table: pd.DataFrame, column: str) -> pd.Series:

@@ -9,6 +9,7 @@ from pathlib import Path
 import requests
 
 from gigapipe.errors import InputError
+from gigapipe.plural import counted
 from gigapipe.slides.download import measure_rate
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def check_disk_space(sizes: Mapping[Path, int], keep: bool, together: int = 1) -
     here = {path: partial_bytes(path) for path in sizes}
     missing = {path: size - here[path] for path, size in sizes.items() if size}
     unknown = len(sizes) - len(missing)
-    text = f"{len(sizes)} slides to download, {amount(sum(missing.values()))}"
+    text = f"{counted(len(sizes), 'slide')} to download, {amount(sum(missing.values()))}"
     text += f", and {unknown} of unknown size" if unknown else ""
     text += f" ({amount(sum(here.values()))} were downloaded before)" if any(here.values()) else ""
     text += f"; free space on the disk of {folder}: {amount(free)}"

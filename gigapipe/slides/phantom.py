@@ -27,6 +27,7 @@ import numpy as np
 
 from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
+from gigapipe.plural import counted
 
 MPP = 0.5
 CLASSES = ("acinar", "solid")
@@ -77,7 +78,8 @@ def cohort(
     """
     if not 0 <= confounder <= 1 or (confounder and sites < 2):
         raise InputError(
-            f"confounder {confounder} with {sites} sites: give a value between 0 and 1, and at least two sites"
+            f"confounder {confounder} with {counted(sites, 'site')}: give a value between 0 and 1, and at "
+            "least two sites"
         )
     rng, of_regions = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     slides: list[Phantom] = []

@@ -15,6 +15,7 @@ import pandas as pd
 from gigapipe.atomic import atomic_file
 from gigapipe.errors import InputError
 from gigapipe.given_text import fault_of
+from gigapipe.plural import counted
 from gigapipe.slides import tables
 from gigapipe.slides.numbers import numbers_of
 from gigapipe.slides.written_tables import as_text
@@ -132,7 +133,7 @@ def _fill_sites(sheet: pd.DataFrame, where: str) -> None:
     unknown = int((sheet.loc[empty, "site"] == UNKNOWN).sum())
     if said != {UNKNOWN} or unknown < empty.sum():
         logger.info(
-            f"{where}: {empty.sum()} slides have no site ({', '.join(map(repr, sorted(said)))}); "
+            f"{where}: {counted(empty.sum(), 'slide')} without a site ({', '.join(map(repr, sorted(said)))}); "
             f"{empty.sum() - unknown} get the site of their patient's other slides; for {unknown} it is unknown"
         )
 
@@ -187,17 +188,17 @@ def _check_labels(labels: pd.Series, where: str, confirmed: Collection[str]) -> 
 
     for alike in _alike(labels):
         if not set(alike) <= set(confirmed):
-            counted = " and ".join(f"{label!r} ({(labels == label).sum()} slides)" for label in alike)
+            which = " and ".join(f"{label!r} ({counted((labels == label).sum(), 'slide')})" for label in alike)
             raise InputError(
-                f"{where}: labels {counted} differ only in upper case or spaces; write them in the same way, or "
+                f"{where}: labels {which} differ only in upper case or spaces; write them in the same way, or "
                 f"{confirm(alike)}"
             )
     empty = [label for label in sorted(labels.unique()) if MISSING.fullmatch(label) and label not in confirmed]
     if empty:
         count = labels.isin(empty).sum()
         raise InputError(
-            f"{where}: label {', '.join(empty)} of {count} slides looks like a missing value; correct it, remove these "
-            f"rows, or {confirm(empty)}"
+            f"{where}: label {', '.join(empty)} of {counted(count, 'slide')} looks like a missing value; correct it, "
+            f"remove these rows, or {confirm(empty)}"
         )
     found = sorted(labels.unique())
     if len(found) < 2:

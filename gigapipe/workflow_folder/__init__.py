@@ -1,7 +1,7 @@
 """The folder in which a user runs the workflow: what `gigapipe init` writes.
 
-In the repository `workflow`, `config`, `profiles` and `envs` here are links to its own folders, so that every file is
-there once; a wheel holds them as files.
+In the repository `workflow`, `config`, `docs`, `profiles` and `envs` here are links to its own folders, so that every
+file is there once; a wheel holds them as files.
 """
 
 import os
@@ -14,7 +14,7 @@ FILES = Path(__file__).parent
 
 
 def lay_out(folder: Path) -> list[str]:
-    """Write Snakefile, config and profiles into `folder`, which is new or empty; the names of what it then holds.
+    """Write Snakefile, config, docs and profiles into `folder`, which is new or empty; the names of what it then holds.
 
     The rules stay in the package: the Snakefile includes them. A profile has a link at the top, for
     `snakemake --profile NAME` looks for it there.
@@ -27,9 +27,16 @@ def lay_out(folder: Path) -> list[str]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(FILES / "Snakefile", folder / "Snakefile")
-    for name in ("config", "profiles"):
-        shutil.copytree(FILES / name, folder / name)
+    for name in ("config", "docs", "profiles"):
+        shutil.copytree(FILES / name, folder / name, ignore=_of_the_repository)
     for profile in sorted((folder / "profiles").iterdir()):
         if profile.name != "default":  # which is read without being named
             (folder / profile.name).symlink_to(profile.relative_to(folder))
     return sorted(os.listdir(folder))
+
+
+def _of_the_repository(folder: str, names: list[str]) -> list[str]:
+    """Of the documentation, what makes pages of it and the site's first page."""
+    return (
+        [name for name in names if name == "index.md" or name.endswith(".py")] if folder == str(FILES / "docs") else []
+    )
