@@ -12,7 +12,7 @@ from gigapipe.evaluation.columns import SPLITS
 from gigapipe.evaluation.folds import UNKNOWN, given_folds, make_folds, roles
 from gigapipe.slides.crashes import ask
 from gigapipe.slides.numbers import number_groups, numbers_of
-from gigapipe.slides.reader import Slide
+from gigapipe.slides.reader import longest_side
 from gigapipe.slides.readers import suffix_of
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def check_resolutions(files: dict[Path, float | None], config: Configuration) ->
         (file, finest, pixels.mpp_tolerance, mpp, *reading, pixels.readers.get(suffix_of(file)))
         for file, mpp in files.items()
     ]
-    for found in ask(_longest_side, asked):
+    for found in ask(longest_side, asked):
         if found.error:
             continue
         side, coarser = found.value
@@ -97,14 +97,3 @@ def check_resolutions(files: dict[Path, float | None], config: Configuration) ->
             raise coarser
         longest = max(longest, side)
     return longest
-
-
-def _longest_side(file: Path, finest: float, tolerance: float, *reading) -> tuple[float, InputError | None]:
-    """A slide's longest side, in µm, and why it cannot serve for the finest resolution, if so."""
-    with Slide(file, *reading) as slide:
-        side = max(n * m for n, m in zip(slide.shape, slide.mpp, strict=True))
-        try:
-            slide.refuse_finer(finest, tolerance)
-        except InputError as error:
-            return side, error
-        return side, None

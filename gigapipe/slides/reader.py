@@ -237,6 +237,17 @@ class Slide:
         self.close()
 
 
+def longest_side(file: Path, finest: float, tolerance: float, *reading) -> tuple[float, InputError | None]:
+    """A slide's longest side, in µm, and why it cannot serve for the finest resolution, if so."""
+    with Slide(file, *reading) as slide:
+        side = max(n * m for n, m in zip(slide.shape, slide.mpp, strict=True))
+        try:
+            slide.refuse_finer(finest, tolerance)
+        except InputError as error:
+            return side, error
+        return side, None
+
+
 def _opened(path: Path, tile_memory: int, reader: str | None) -> openslide.AbstractSlide:
     with open(path, "rb"):  # OpenSlide does not say why it cannot
         pass
