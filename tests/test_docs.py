@@ -16,13 +16,14 @@ from gigapipe.slides.phantom import cohort, render, write_slide
 PAGES = [str(path.relative_to(ROOT)) for folder in ("config", "docs") for path in sorted((ROOT / folder).rglob("*.md"))]
 PAGES.append("README.md")
 MENTIONED = re.compile(r"(?:`|^)((?:gigapipe|snakemake|python|mpiexec -n 2 python) [^`\n]+)(?:`|$)", re.MULTILINE)
-# What these read is not made here.
+# What these read is not made here; or they take long.
 ELSEWHERE = {
     "gigapipe gdc sheet": "test_gdc.py",
     "gigapipe report": "test_workflow.py, with the demo's results",
     "gigapipe map": "test_workflow.py, with the demo's results",
     "gigapipe crate": "test_demo.py, with the demo's results",
     "gigapipe apply": "test_applying.py",
+    "gigapipe plan resnet50 22528x22528 --machine summit --ranks 2304 --batch 36 --scaling": "test_planning.py, a U-Net",
 }
 
 pytestmark = pytest.mark.slow

@@ -248,7 +248,11 @@ def check(
     ranks = shape[0] * shape[1] * shape[2]
     with tempfile.TemporaryDirectory() as folder:
         arguments = (folder, make, size, shape, batch, tile, held or not tile)
-        context = torch.multiprocessing.spawn(_rank, arguments, nprocs=ranks, join=False)
+        # Forks of a process that has imported torch and has no threads: it is imported once for all ranks.
+        torch.multiprocessing.set_forkserver_preload([__name__])
+        context = torch.multiprocessing.start_processes(
+            _rank, arguments, nprocs=ranks, join=False, start_method="forkserver"
+        )
         try:
             while not context.join():
                 pass
