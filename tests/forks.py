@@ -17,16 +17,18 @@ def with_forks(environment: dict[str, str], *programs: str) -> dict[str, str]:
     tests/forked/client).
     """
     path = os.pathsep.join([str(FOLDER), str(Path(sys.executable).parent), environment["PATH"]])
-    servers = {f"GIGAPIPE_TESTS_FORKS_{program}": _server(program) for program in programs}
+    locale = environment.get("LC_ALL")
+    servers = {f"GIGAPIPE_TESTS_FORKS_{program}": _server(program, locale) for program in programs}
     return environment | {"PATH": path} | servers
 
 
 @functools.cache
-def _server(program: str) -> str:
-    """The socket of a process that forks until this one ends."""
+def _server(program: str, locale: str | None) -> str:
+    """The socket of a process that forks until this one ends. Python takes the locale's encoding when it starts."""
     address = os.path.join(tempfile.mkdtemp(prefix="forks-"), "socket")
     command = [sys.executable, str(FOLDER / "server.py"), program, address]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True)
+    environment = ENVIRONMENT | ({"LC_ALL": locale} if locale else {})
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
     while not os.path.exists(address):
         assert process.poll() is None, "the process to be forked does not start"
     _SERVERS.append(process)

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "gigapipe map": "test_workflow.py, with the demo's results",
     "gigapipe crate": "test_demo.py, with the demo's results",
     "gigapipe apply": "test_applying.py",
-    "gigapipe plan resnet50 22528x22528 --machine summit --ranks 2304 --batch 36 --scaling": "test_planning.py, a U-Net",
+    "gigapipe plan resnet50 22528x22528 --machine summit --ranks 2304 --batch 36 --scaling": "test_planning.py",
 }
 
 pytestmark = pytest.mark.slow
