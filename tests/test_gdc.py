@@ -421,7 +421,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(tmp_path, c
     with pytest.raises(InputError, match="not enough"):
         check_disk_space(sizes, keep=False, together=5)
     announce({tmp_path / "slides/a.svs": Wanted(["http://127.0.0.1:9/a"], 5_000_000, True)}, keep=True)
-    assert "1 slides to download, 5 MB; free space on the disk of" in caplog.text
+    assert "1 slide to download, 5 MB; free space on the disk of" in caplog.text
 
 
 def test_a_first_look_tells_the_rate_and_what_it_brought_is_used(slide, tmp_path, caplog):

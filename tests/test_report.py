@@ -173,7 +173,7 @@ def test_the_first_screen_counts_slides_without_tissue_and_doubtful_ones(results
     line = "4 slides: 1 with tissue, 1 with doubtful tissue (b), 1 left out without tissue (c), 1 left out for another"
     assert line not in before and 0 < page.index(line) < page.index('<section id="table">')
     pd.DataFrame(rows[:1], columns=["slide", "fate", "x"]).to_csv(results / "slides.tsv", sep="\t", index=False)
-    assert "1 slides: 1 with tissue." in report(results, None, results / "benchmarks")
+    assert "1 slide: 1 with tissue." in report(results, None, results / "benchmarks")
 
 
 @pytest.mark.slow

@@ -203,4 +203,4 @@ def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
     assert row["slides"] == 24 and row["patients"] == row["patients_of_several_labels"] == 12
     assert 0.5 < row["auc_low"] < row["auc"] < 1 and row["auc_bootstrap_low"] < row["auc"] < row["auc_bootstrap_high"]
     assert row[[name for name in row.index if name.startswith("patient_auc")]].isna().all()
-    assert "none: 12 patients have several labels" in as_markdown(pd.DataFrame([row]))
+    assert "none: 12 patients with several labels" in as_markdown(pd.DataFrame([row]))

@@ -105,7 +105,7 @@ def test_sites_homes_and_numbers_as_people_write_them(tmp_path, monkeypatch, cap
     sheet = read_sheet(tmp_path / "s.csv")
     assert list(sheet["site"]) == ["H", "H", "unknown"] and list(sheet["mpp"]) == ["0.25", "", "0.5"]
     assert sheet["source"][0] == "/home/me/a.svs"
-    assert "2 slides have no site (''); 1 get the site of their patient's other slides; for 1 it is" in caplog.text
+    assert "2 slides without a site (''); 1 get the site of their patient's other slides; for 1 it is" in caplog.text
     (tmp_path / "s.csv").write_text("\n".join(lines).replace("q;;", "q;n/a;"))
     assert list(read_sheet(tmp_path / "s.csv")["site"]) == ["H", "H", "unknown"]
     (tmp_path / "s.csv").write_text("\n".join(lines).replace("c;q", "c;NA"))
@@ -140,9 +140,9 @@ def test_one_file_under_two_names_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "labels, message",
     [
-        (["Benign", "benign", "other"], r"'Benign' \(1 slides\) and 'benign' \(1 slides\) differ only in upper case"),
+        (["Benign", "benign", "other"], r"'Benign' \(1 slide\) and 'benign' \(1 slide\) differ only in upper case"),
         (["small cell", "small  cell", "other"], "differ only in upper case or spaces"),
-        (["NA", "x", "y"], "label NA of 1 slides looks like a missing value"),
+        (["NA", "x", "y"], "label NA of 1 slide looks like a missing value"),
         (["n/a", "none", "y"], "label n/a, none of 2 slides"),
         (["#N/A", "x", "y"], "looks like a missing value"),
         (["not reported", "x", "y"], "looks like a missing value"),

@@ -45,10 +45,10 @@ def test_a_cohort_is_judged_by_the_slides_that_are_here(slide, tmp_path, caplog,
     with caplog.at_level("INFO"):
         sizes.announce(slides, [1, 4], tmp_path / "results")
     whole = 3 * sum(sizes.estimate(slide, [1, 4], Settings()).pyramid)
-    assert f"3 pyramids to write, from {sizes.amount(3 * own)} of slides and 1 slides of unknown size" in caplog.text
+    assert f"3 pyramids to write, from {sizes.amount(3 * own)} of slides and 1 slide of unknown size" in caplog.text
     assert (
         f"about {sizes.amount(whole)} (" in caplog.text
-        and "estimated from 1 slides; free space on the disk of" in caplog.text
+        and "estimated from 1 slide; free space on the disk of" in caplog.text
     )
 
     def disk_of(free):

@@ -140,7 +140,7 @@ def test_the_catalogue_of_workflows_finds_what_it_shows(project):
     [
         ("fold: 3", "config: fold: there is no such key; did you mean folds?"),
         ("slides: nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
-        ("phantom: {confounder: 0.5, sites: 1}", "confounder 0.5 with 1 sites"),
+        ("phantom: {confounder: 0.5, sites: 1}", "confounder 0.5 with 1 site"),
         ("training: {batch: 40}", "config: training.batch: 31 training slides of fold 0 are fewer than a step of 40"),
     ],
 )

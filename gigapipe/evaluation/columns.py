@@ -277,7 +277,7 @@ def _to_best(row: dict) -> str:
 def _of_patients(row: dict) -> str:
     """The AUC of patients; where some have slides of several labels, that is why there is none."""
     mixed = row.get(PATIENTS_OF_SEVERAL_LABELS)
-    return f"none: several labels in {counted(int(mixed), 'patient')}" if mixed else interval(row, PATIENT_AUC)
+    return f"none: {counted(int(mixed), 'patient')} with several labels" if mixed else interval(row, PATIENT_AUC)
 
 
 def _networks(row: dict) -> str:
