@@ -1,5 +1,6 @@
 """Processes whose start is not the point are forks of one that has imported what they need (see tests/forked)."""
 
+import fcntl
 import functools
 import os
 import subprocess
@@ -24,16 +25,23 @@ def with_forks(environment: dict[str, str], *programs: str) -> dict[str, str]:
 
 @functools.cache
 def _server(program: str, locale: str | None) -> str:
-    """The socket of a process that forks until this one ends. Python takes the locale's encoding when it starts."""
-    address = os.path.join(tempfile.mkdtemp(prefix="forks-"), "socket")
-    command = [sys.executable, str(FOLDER / "server.py"), program, address]
-    environment = ENVIRONMENT | ({"LC_ALL": locale} if locale else {})
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
-    while not os.path.exists(address):
-        assert process.poll() is None, "the process to be forked does not start"
-    _SERVERS.append(process)
-    return address
+    """The socket of a process that forks until the tests end: one for all their processes.
 
-
-_SERVERS: list[subprocess.Popen] = []
-"""Each ends with the pipe that this process holds."""
+    Python takes the locale's encoding when it starts.
+    """
+    tests = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    folder = Path(tempfile.gettempdir(), f"forks-{tests}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    address = folder / f"{program}-{locale}"
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not address.exists():
+            command = [sys.executable, str(FOLDER / "server.py"), program, str(address), str(tests)]
+            environment = ENVIRONMENT | ({"LC_ALL": locale} if locale else {})
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+            while not address.exists():
+                assert process.poll() is None, "the process to be forked does not start"
+    finally:
+        os.close(lock)
+    return str(address)

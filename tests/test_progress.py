@@ -54,9 +54,10 @@ def test_a_run_tells_how_far_it_is_on_one_screen():
         said.append(progress.finished(number, now))
     lines = [line for line in said if line]
     assert len(lines) <= Progress.LINES
-    assert lines[0] == "pyramids: 1 of 60, 3.0 s each, 2.0 expected; about 3 min left; then about 5 min for the rest"
-    assert said[59] == "pyramids: 60 of 60, 3.0 s each, 2.0 expected; then about 5 min for the rest"
-    assert said[-1] == "train: 4 of 4, 90.0 s each, 70.0 expected"
+    rest = "then about 5 min for the rest"
+    assert lines[0] == f"pyramids: 1 of 60, one every 3.0 s, 2.0 s expected; about 3 min left; {rest}"
+    assert said[59] == f"pyramids: 60 of 60, one every 3.0 s, 2.0 s expected; {rest}"
+    assert said[-1] == "train: 4 of 4, one every 90.0 s, 70.0 s expected"
     assert progress.finished(999, now) is None
 
 

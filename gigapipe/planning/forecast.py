@@ -160,7 +160,8 @@ class Progress:
             return None
         self._said = now
         each = (now - self._begun.get(rule, now)) / done
-        line = f"{self._nouns.get(rule, rule)}: {done} of {total}, {each:.1f} s each, {self._normal[rule]:.1f} expected"
+        line = f"{self._nouns.get(rule, rule)}: {done} of {total}, one every {each:.1f} s"
+        line += f", {self._normal[rule]:.1f} s expected"
         if done < total:
             line += f"; about {duration((total - done) * each)} left"
         later = sum(seconds for stage, seconds in self._forecast.by_stage.items() if stage > self._stage_of[rule])

@@ -1,7 +1,7 @@
-"""server.py PROGRAM SOCKET: starts the forks for which tests/forked/client asks, from a process that has imported what
-PROGRAM, gigapipe or snakemake, needs.
+"""server.py PROGRAM SOCKET PID: starts the forks for which tests/forked/client asks, from a process that has imported
+what PROGRAM, gigapipe or snakemake, needs.
 
-It ends with its standard input.
+It ends with the process of that PID.
 """
 
 import atexit
@@ -26,35 +26,56 @@ from typing import NoReturn
 
 FAR = 512
 """Files of a fork are first moved beyond this number, so that none is in the place of another."""
-VERBS = (
-    "gigapipe.pyramids.masks",
-    "gigapipe.evaluation.comparison",
-    "gigapipe.evaluation.folds",
-    "gigapipe.evaluation.overlap",
-    "gigapipe.evaluation.report",
-    "gigapipe.training.classification",
-    "gigapipe.training.segmentation",
-    "gigapipe.training.regression",
-    "gigapipe.training.activation",
-)
+IMPORTED = {
+    "gigapipe": (
+        "gigapipe.pyramids.masks",
+        "gigapipe.evaluation.comparison",
+        "gigapipe.evaluation.folds",
+        "gigapipe.evaluation.overlap",
+        "gigapipe.evaluation.report",
+        "gigapipe.slides.phantom",
+        "gigapipe.training.activation",
+        "gigapipe.training.classification",
+        "gigapipe.training.loop",
+        "gigapipe.training.regression",
+        "gigapipe.training.segmentation",
+        "imagecodecs._jpeg8",
+        "tifffile",
+        "torch._dynamo",
+        "zarrs",
+    ),
+    "snakemake": (
+        "snakemake.cli",
+        "gigapipe.evaluation.weaknesses",
+        "numba",
+        "scipy.stats",
+        "sklearn.metrics",
+        "sklearn.model_selection",
+        "snakemake.profiles",
+        "snakemake.report.html_reporter",
+        "snakemake.storage",
+    ),
+}
+"""What programs import later, when they need it; the rules' own imports come to those of Snakemake."""
 RULES = Path(__file__).parents[2] / "workflow"
 
 
 def imported(program: str) -> Callable[[], int]:
     """The program's start, after what it and its verbs or rules import."""
-    if program == "gigapipe":
-        for module in VERBS:
-            importlib.import_module(module)
-        return importlib.import_module("gigapipe.cli").program
-    main = importlib.import_module("snakemake.cli").main
-    for file in sorted(RULES.rglob("*.smk")):
-        for module in re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
-            importlib.import_module(module)
-    importlib.import_module("gigapipe.evaluation.weaknesses")  # which the rules need later
-    return main
+    modules = list(IMPORTED[program])
+    if program == "snakemake":
+        for file in sorted(RULES.rglob("*.smk")):
+            text = file.read_text(encoding="utf-8")
+            modules += re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE)
+    for module in modules:
+        importlib.import_module(module)
+    if program == "snakemake":
+        return importlib.import_module("snakemake.cli").main
+    return importlib.import_module("gigapipe.cli").program
 
 
-def main(program: str, address: str) -> None:
+def main(program: str, address: str, tests: str) -> None:
+    they_end = os.pidfd_open(int(tests))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)  # who asks meanwhile waits
@@ -63,12 +84,16 @@ def main(program: str, address: str) -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a watcher ends
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in ready:
+        ready, _, _ = select.select([listener, they_end], [], [])
+        if they_end in ready:
+            os.unlink(address)
+            with contextlib.suppress(OSError):  # the other program's socket is there yet
+                os.rmdir(os.path.dirname(address))
             return
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
+            os.close(they_end)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             watch(connection, Path(sys.executable).with_name(program), start)
         connection.close()
