@@ -10,19 +10,27 @@ import tempfile
 import time
 from pathlib import Path
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""The variable by which a process knows its GPUs; AMD's HIP reads it, too."""
+VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+"""The variables by which a process knows its GPUs; AMD's HIP reads both, and goes by the first."""
 
-SIGNS = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID", "FLUX_JOB_ID")
+"""Schedulers' variables: in different jobs of theirs one number may be different GPUs."""
+
+SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA's driver, AMD's and that of Windows' Linux: without one, torch need not be asked."""
 
 PAUSE = 0.5
 """Seconds until a job that found too few GPUs free looks again."""
 
 
+def visible() -> str:
+    """The variable that counts for this process."""
+    return next((name for name in VISIBLE if name in os.environ), VISIBLE[-1])
+
+
 def cards() -> list[str]:
     """The names of this process's GPUs: those that somebody gave it, or the numbers of all that torch sees."""
-    told = os.environ.get(VISIBLE)
+    told = os.environ.get(visible())
     if told is not None:
         return [name for name in told.split(",") if name and name != "-1"]
     if not any(map(os.path.exists, SIGNS)):
@@ -34,7 +42,8 @@ def cards() -> list[str]:
 
 def take(number: int, names: list[str]) -> list[str]:
     """`number` of the GPUs that no other job has, which stay this process's and its children's; waits for them."""
-    folder = Path(tempfile.gettempdir()) / f"gigapipe-gpus-{os.getuid()}"
+    job = next((f"-{os.environ[name]}" for name in JOBS if name in os.environ), "")
+    folder = Path(tempfile.gettempdir()) / f"gigapipe-gpus-{os.getuid()}{job}"
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         held: dict[str, int] = {}

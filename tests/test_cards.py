@@ -29,6 +29,7 @@ class Job:
 @pytest.fixture(autouse=True)
 def four_cards(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where jobs hold their locks
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
 
 

@@ -31,4 +31,4 @@ def cards(args: argparse.Namespace) -> None:
         raise InputError(f"cards: {args.number} GPUs are needed, but {len(names) or 'none'} can be seen here")
     taken = ",".join(cards.take(args.number, names))
     logger.info(f"GPUs: {taken} of {','.join(names)}")
-    os.execvpe("env", ["env", *args.command], {**os.environ, cards.VISIBLE: taken})
+    os.execvpe("env", ["env", *args.command], {**os.environ, cards.visible(): taken})

@@ -5,7 +5,7 @@ import shlex
 import sys
 import types
 
-from gigapipe.cards import VISIBLE, cards
+from gigapipe.cards import cards, visible
 from gigapipe.packing import share_nodes
 
 
@@ -131,7 +131,7 @@ if NODE_MEMORY and workflow.is_main_process:
 # Of one machine, whose jobs share its GPUs; on a cluster the scheduler gives each job its own.
 CARDS = [] if RANKS_PER_NODE else cards()
 if CARDS:
-    os.environ[VISIBLE] = ",".join(CARDS)  # so that jobs need not ask torch
+    os.environ[visible()] = ",".join(CARDS)  # so that jobs need not ask torch
     if "gpus" not in workflow.global_resources:
         workflow.register_resource("gpus", len(CARDS))
 # What starts a single process; one that shares a node is started on it.
