@@ -55,9 +55,10 @@ def report(watch, phase: str, **more) -> dict:
     return found
 
 
-def trainable(make, mesh):
-    """A network on the mesh's device, and its optimiser, as `gigapipe train` has them after a step."""
-    model = decompose(make().to(memory_format=torch.channels_last).to(CUDA), mesh)
+def trainable(make, mesh=None):
+    """A network on the mesh's device, and its optimiser, as `gigapipe train` has them after a step; or as torch has."""
+    model = make().to(memory_format=torch.channels_last).to(CUDA)
+    model = decompose(model, mesh) if mesh else model
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -85,6 +86,15 @@ def held(network="resnet18", norm="batch", pool="average", mesh=(1, 8, 8), place
         image = SpatialTensor(pixels, (CANVAS, CANVAS), ranks)
         (found,) = phases(watch, step=lambda: step(*trained, image, ranks, precision))
     yield found | {"planned": planned(network, norm, pool, mesh, place, precision)}
+
+
+def undivided(network="resnet18", norm="batch", pool="average", precision="bfloat16"):
+    """The same step in plain torch, on a card that had the memory."""
+    with pretended(0, 1) as watch:
+        trained = trainable(lambda: RESNETS[network](2, norm, pool))
+        alone = mesh_of((1, 1, 1))
+        image = torch.zeros(1, 3, CANVAS, CANVAS, device=CUDA).contiguous(memory_format=torch.channels_last)
+        yield from phases(watch, step=lambda: step(*trained, image, alone, precision))
 
 
 def streamed(size=1536, memory=6e8):
@@ -158,6 +168,7 @@ def phases(watch, **runs):
 TRACES = {
     "held": held,
     "data": functools.partial(held, mesh=(36, 8, 8)),
+    "undivided": undivided,
     "streamed": streamed,
     "unet": unet,
     "trainer": trainer,

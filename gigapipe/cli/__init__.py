@@ -15,6 +15,7 @@ from gigapipe import exit_status
 from gigapipe.attempts import InVain
 from gigapipe.cli import (
     applying,
+    cards,
     check,
     classification,
     cohorts,
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gigapipe {gigapipe.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
     learning = (classification, segmentation, weights, applying)
-    for stage in (init, gdc, slides, pyramids, cohorts, *learning, results, check, plan, ending):
+    for stage in (init, gdc, slides, pyramids, cohorts, *learning, results, check, plan, cards, ending):
         stage.add_verbs(verbs)
     return top
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from gigapipe.spatial import Mesh, SpatialTensor, decompose
 from gigapipe.spatial.costs import MOMENTS, flops, trained_bytes, training_state
-from gigapipe.spatial.operators import convolution, normalisation
+from gigapipe.spatial.operators import convolution, normalisation, regathered
 from gigapipe.spatial.pooled import averaging
 from gigapipe.spatial.recording import without_pixels
 from gigapipe.spatial.transports import Alone, Message
@@ -138,13 +138,13 @@ class _Counter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _as_on_gpu() -> Iterator[None]:
-    """By a GPU's kernels, and without the bands of rows by which a convolution goes through an image on a CPU."""
-    before = normalisation.FUSED, convolution.LARGE
-    normalisation.FUSED, convolution.LARGE = {"cpu"}, 2**62
+    """By a GPU's kernels, of copied shards, without the bands of rows in which a CPU convolves an image."""
+    before = normalisation.FUSED, convolution.LARGE, regathered.WITHOUT_COPY
+    normalisation.FUSED, convolution.LARGE, regathered.WITHOUT_COPY = {"cpu"}, 2**62, set()
     try:
         yield
     finally:
-        normalisation.FUSED, convolution.LARGE = before
+        normalisation.FUSED, convolution.LARGE, regathered.WITHOUT_COPY = before
 
 
 def default_loss(output: torch.Tensor | SpatialTensor) -> torch.Tensor:

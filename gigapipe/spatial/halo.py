@@ -2,14 +2,20 @@
 
 What a rank needs is the interval arithmetic of `window.py` applied to the output that it owns; what it lacks is
 needed minus owned. Sizes and meshes are known to all, so each rank works out alone what to send to whom and what to
-expect from whom: at most one message for each ordered pair of ranks, corners included, however far the halo reaches.
-Nothing is negotiated.
+expect from whom, however far the halo reaches. Nothing is negotiated.
 
-The backward pass is the adjoint: the gradient of a received halo goes back to its owner, who adds it.
+Columns travel first, between the ranks of a row of the mesh; then rows, as wide as columns have made them, between the
+ranks of a column. What lies diagonally comes by way of a neighbour, so that a rank between eight others exchanges
+messages with four. Columns come first because the rows of an image in channels_last lie together in memory: they are
+sent from where they are. All that goes to one rank is one message, and what does not lie together is packed for all
+of them by one copy.
+
+The backward pass is the adjoint: gradients of received rows go back to their owners, who add them, then those of
+columns.
 """
 
-import math
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,99 +24,226 @@ import torch
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.window import Access, Interval, Rectangle, output_size
+from gigapipe.spatial.window import Access, Interval, Piece, Rectangle, output_size, split
+
+NOTHING = Interval(0, 0)
+ROWS, COLUMNS = -2, -1
 
 
-class Copy(NamedTuple):
-    """A rectangle of the image, and the rectangle of an operator's input that is a copy of it."""
+class Leg(NamedTuple):
+    """The exchange along one axis. Sources are global indices of the image, places those of an operator's input.
 
-    source: Rectangle
-    place: Rectangle
-    steps: tuple[int, int]  # along rows and columns; see window.Piece
+    `sends` and `receives` pair a rank with what goes to it and comes from it, in the same order on both sides.
+    """
+
+    axis: int
+    held: Interval
+    """What this rank has of the axis before, of which it sends and keeps parts."""
+    covered: Interval
+    """Where pieces come to lie: what is needed of the axis, without padding."""
+    kept: tuple[Piece, ...]
+    sends: tuple[tuple[int, tuple[Interval, ...]], ...]
+    receives: tuple[tuple[int, tuple[Piece, ...]], ...]
 
     @property
-    def flips(self) -> list[int]:
-        return [axis for axis, step in zip((-2, -1), self.steps, strict=True) if step == -1]
+    def received(self) -> list[Piece]:
+        return [piece for _, pieces in self.receives for piece in pieces]
 
-    def put(self, part: torch.Tensor, buffer: torch.Tensor, needed: Rectangle) -> None:
-        """Write `part`, which holds `source`, to its place in `buffer`, which holds `needed`."""
-        buffer[(..., *self.place.within(needed))] = part.flip(self.flips) if self.flips else part
+    @property
+    def full(self) -> bool:
+        """Whether pieces fill what they cover, once."""
+        return sum(piece.place.size for piece in (*self.kept, *self.received)) == self.covered.size
 
-    def gradient(self, grad: torch.Tensor, needed: Rectangle) -> torch.Tensor:
-        """The gradient of `source`, given that of `needed`: the adjoint of `put`."""
-        part = grad[(..., *self.place.within(needed))]
-        for axis, step in zip((-2, -1), self.steps, strict=True):
-            if step == 0:
-                part = part.sum(axis, keepdim=True)
-        return part.flip(self.flips) if self.flips else part
+    @property
+    def whole(self) -> bool:
+        """Whether all that is held is kept, as it is, in one piece."""
+        return len(self.kept) == 1 and self.kept[0].source == self.held and self.kept[0].step == 1
+
+    @property
+    def idle(self) -> bool:
+        return not self.sends and not self.receives
 
 
 @dataclass(frozen=True)
 class Halo:
-    """Who sends what to whom, in global rows and columns, so that one operator can run.
+    """Who sends what to whom so that one operator can run.
 
-    `needed` may reach past the image: what no copy writes is padding. `kept` are the copies of own pixels;
-    `sends` and `receives` pair a peer with what goes to it and comes from it, in the same order on both sides.
+    `needed` may reach past the image: what no piece covers is padding.
     """
 
     owned: Rectangle
     needed: Rectangle
-    kept: tuple[Copy, ...]
-    sends: tuple[tuple[int, tuple[Rectangle, ...]], ...]
-    receives: tuple[tuple[int, tuple[Copy, ...]], ...]
+    columns: Leg
+    rows: Leg
 
     @property
-    def received(self) -> list[Copy]:
-        return [copy for _, copies in self.receives for copy in copies]
+    def received(self) -> list[Rectangle]:
+        """What arrives, columns before rows, of an image in which all lies in its own place."""
+        columns = [Rectangle(self.rows.held, piece.source) for piece in self.columns.received]
+        return columns + [Rectangle(piece.source, self.columns.covered) for piece in self.rows.received]
 
     @property
     def nothing(self) -> bool:
         """Whether the operator's input on this rank is its shard, and others need none of it."""
-        return self.needed == self.owned and not self.sends and len(self.kept) <= 1
+        return self.needed == self.owned and all(leg.idle and len(leg.kept) <= 1 for leg in (self.columns, self.rows))
+
+    @property
+    def gaps(self) -> list[Rectangle]:
+        """What of `needed` is padding."""
+        if self.needed.empty:
+            return []
+        (above, below), (left, right) = self.needed
+        if not (self.rows.full and self.columns.full and self.rows.covered.size and self.columns.covered.size):
+            return [self.needed]
+        rows, columns = self.rows.covered, self.columns.covered
+        margins = [
+            Rectangle(Interval(above, rows.start), self.needed.columns),
+            Rectangle(Interval(rows.stop, below), self.needed.columns),
+            Rectangle(rows, Interval(left, columns.start)),
+            Rectangle(rows, Interval(columns.stop, right)),
+        ]
+        return [margin for margin in margins if not margin.empty]
 
 
 @remembered_by_mesh
 def plan(mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access]) -> Halo:
     """The halo of an operator that looks at an image of `size` by `accesses` (rows, columns)."""
     out_size = output_size(accesses, size)
-    nowhere = Rectangle(Interval(0, 0), Interval(0, 0))
 
-    def needs(row: int, column: int) -> Rectangle:
-        out = mesh.rectangle(out_size, row, column)
-        return nowhere if out.empty else Rectangle(accesses[0].needs(out.rows), accesses[1].needs(out.columns))
+    def needs(axis: int, parts: int, index: int) -> Interval:
+        out = split(out_size[axis], parts, index)
+        return accesses[axis].needs(out) if out.size else NOTHING
 
-    def copies(needed: Rectangle, owned: Rectangle) -> tuple[Copy, ...]:
+    def pieces(axis: int, needed: Interval, owned: Interval) -> tuple[Piece, ...]:
         """What of `needed` comes from `owned`."""
-        if needed.empty or owned.empty:
+        if not (needed.size and owned.size):
             return ()
-        rows, columns = (
-            [piece.of(o) for piece in access.pieces(n, s)]
-            for access, n, s, o in zip(accesses, needed, size, owned, strict=True)
+        found = (piece.of(owned) for piece in accesses[axis].pieces(needed, size[axis]))
+        return tuple(piece for piece in found if piece.source.size and piece.place.size)
+
+    def leg(axis: int, parts: int, own: int, rank_of: Callable[[int], int], other: Interval) -> Leg:
+        """Along `axis`, where `other` is what of the other axis goes along."""
+        cuts, needed = (
+            [split(size[axis], parts, i) for i in range(parts)],
+            [needs(axis, parts, i) for i in range(parts)],
         )
-        return tuple(
-            Copy(Rectangle(r.source, c.source), Rectangle(r.place, c.place), (r.step, c.step))
-            for r in rows
-            for c in columns
-            if r.source.size and c.source.size and r.place.size and c.place.size
+        held = _hull(piece.source for n in needed for piece in pieces(axis, n, cuts[own])) if axis == 0 else cuts[own]
+        covered = _hull(piece.place for piece in pieces(axis, needed[own], Interval(0, size[axis])))
+        peers = [i for i in range(parts) if i != own] if other.size else []
+        sends = [(rank_of(i), tuple(p.source for p in pieces(axis, needed[i], cuts[own]))) for i in peers]
+        receives = [(rank_of(i), pieces(axis, needed[own], cuts[i])) for i in peers]
+        return Leg(
+            axis - 2,
+            held,
+            covered,
+            pieces(axis, needed[own], cuts[own]) if other.size else (),
+            tuple(pair for pair in sends if pair[1]),
+            tuple(pair for pair in receives if pair[1]),
         )
 
-    owned, needed = mesh.rectangle(size), needs(mesh.row, mesh.column)
-    sends, receives = [], []
-    for rank, row, column in mesh.peers():
-        outgoing = copies(needs(row, column), owned)
-        incoming = copies(needed, mesh.rectangle(size, row, column))
-        if outgoing:
-            sends.append((rank, tuple(copy.source for copy in outgoing)))
-        if incoming:
-            receives.append((rank, incoming))
-    return Halo(owned, needed, copies(needed, owned), tuple(sends), tuple(receives))
+    # Rows that nobody in this rank's column of the mesh looks at need no columns from its neighbours.
+    held = leg(0, mesh.rows, mesh.row, lambda i: i * mesh.columns + mesh.column, NOTHING).held
+    columns = leg(1, mesh.columns, mesh.column, lambda i: mesh.row * mesh.columns + i, held)
+    rows = leg(0, mesh.rows, mesh.row, lambda i: i * mesh.columns + mesh.column, columns.covered)
+    needed = Rectangle(needs(0, mesh.rows, mesh.row), needs(1, mesh.columns, mesh.column))
+    nowhere = Rectangle(NOTHING, NOTHING)
+    return Halo(mesh.rectangle(size), nowhere if needed.empty else needed, columns, rows)
+
+
+def _hull(intervals: Iterable[Interval]) -> Interval:
+    found = list(intervals)
+    return Interval(min(i.start for i in found), max(i.stop for i in found)) if found else NOTHING
+
+
+def _cut(x: torch.Tensor, axis: int, part: Interval, held: Interval) -> torch.Tensor:
+    """`part` of an axis of which `x` holds `held`."""
+    return x if part == held else x.narrow(axis, part.start - held.start if part.size else 0, part.size)
+
+
+def _exchange(
+    outgoing: Sequence[tuple[int, Sequence[torch.Tensor]]],
+    incoming: Sequence[tuple[int, Sequence[int]]],
+    axis: int,
+    shape: Sequence[int],
+    mesh: Mesh,
+    like: torch.Tensor,
+) -> Callable[[], list[torch.Tensor]]:
+    """Send lists of strips and receive others, of these lengths along `axis` and as `shape` across it.
+
+    The result waits for what arrives, of `like`'s dtype and device. On the wire the axis comes first and channels last,
+    whatever the memory format on either side.
+    """
+    if not (outgoing or incoming):
+        return list
+    dimensions = range(len(shape))
+    first = dimensions[axis]
+    order = [first, *(d for d in dimensions if d != first)]
+    if len(shape) == 4:
+        order = [first, 0, dimensions[ROWS + COLUMNS - axis], 1]
+    strips = [[strip.permute(order) for strip in strips] for _, strips in outgoing]
+    if all(len(few) == 1 and few[0].is_contiguous() for few in strips):
+        leaving = [few[0] for few in strips]
+    else:
+        packed = torch.cat([strip for few in strips for strip in few])
+        leaving = packed.split([sum(len(strip) for strip in few) for few in strips])
+    lengths = [length for _, few in incoming for length in few]
+    arrived = like.new_empty([sum(lengths), *(shape[d] for d in order[1:])])
+    arriving = arrived.split([sum(few) for _, few in incoming]) if incoming else ()
+    wait = mesh.image.exchange(
+        [(rank, x) for (rank, _), x in zip(outgoing, leaving, strict=True)],
+        [(rank, x) for (rank, _), x in zip(incoming, arriving, strict=True)],
+    )
+    back = [order.index(d) for d in dimensions]
+
+    def arrive() -> list[torch.Tensor]:
+        wait()
+        return [strip.permute(back) for strip in arrived.split(lengths)] if lengths else []
+
+    return arrive
+
+
+def _send(x: torch.Tensor, leg: Leg, mesh: Mesh) -> Callable[[], list[torch.Tensor]]:
+    """Begin a leg of an image of which `x` has `leg.held` of the axis."""
+    outgoing = [(rank, [_cut(x, leg.axis, part, leg.held) for part in parts]) for rank, parts in leg.sends]
+    incoming = [(rank, [piece.source.size for piece in pieces]) for rank, pieces in leg.receives]
+    return _exchange(outgoing, incoming, leg.axis, x.shape, mesh, like=x)
+
+
+def _return(
+    grads: Iterable[torch.Tensor], leg: Leg, shape: Sequence[int], mesh: Mesh, like: torch.Tensor
+) -> Callable[[], list[torch.Tensor]]:
+    """Begin to return gradients of what was received; what arrives belongs to what was sent."""
+    remaining = iter(grads)
+    outgoing = [(rank, [next(remaining) for _ in pieces]) for rank, pieces in leg.receives]
+    incoming = [(rank, [part.size for part in parts]) for rank, parts in leg.sends]
+    return _exchange(outgoing, incoming, leg.axis, shape, mesh, like)
+
+
+def _sent(leg: Leg) -> list[Interval]:
+    return [part for _, parts in leg.sends for part in parts]
 
 
 def send_halos(local: torch.Tensor, halo: Halo, mesh: Mesh) -> Callable[[], list[torch.Tensor]]:
-    """Begin to exchange halos of the shard `local`; the result waits, and returns those of `halo.received`."""
-    outgoing = [(rank, [local[(..., *part.within(halo.owned))] for part in parts]) for rank, parts in halo.sends]
-    incoming = [(rank, [copy.source.shape for copy in copies]) for rank, copies in halo.receives]
-    return _exchange(outgoing, incoming, mesh, like=local)
+    """Begin to exchange the halos of a shard, of an operator for which all lies in its own place.
+
+    The result waits, and returns the strips of `halo.received`. While they travel, the shard must stay as it is.
+    """
+    columns, rows = halo.columns, halo.rows
+    held = _cut(local, ROWS, rows.held, halo.owned.rows)
+    strips = _send(held, columns, mesh)()
+    beside = [(piece.source, _cut(held, COLUMNS, piece.source, columns.held)) for piece in columns.kept]
+    beside += [(piece.source, strip) for piece, strip in zip(columns.received, strips, strict=True)]
+    beside.sort(key=lambda pair: pair[0])
+
+    def wide(part: Interval) -> torch.Tensor:
+        """Rows of the shard, with the columns that came."""
+        cut = [_cut(strip, ROWS, part, rows.held) for _, strip in beside]
+        return cut[0] if len(cut) == 1 else torch.cat(cut, COLUMNS)
+
+    outgoing = [(rank, [wide(part) for part in parts]) for rank, parts in rows.sends]
+    incoming = [(rank, [piece.source.size for piece in pieces]) for rank, pieces in rows.receives]
+    arrive = _exchange(outgoing, incoming, ROWS, (*local.shape[:-1], columns.covered.size), mesh, like=local)
+    return lambda: [*strips, *arrive()]
 
 
 def return_halos(
@@ -118,41 +251,133 @@ def return_halos(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Begin to return the gradients of `halo.received` to their owners: the adjoint of `send_halos`.
 
-    The result waits, and adds what this rank gets to the gradient of its shard, in place. `like` has the batch,
-    channels, dtype and device of both.
+    The result waits, and adds what this rank gets to the gradient of its shard, in place; those of columns change, too.
+    `like` has the shape, dtype and device of the shard.
     """
-    remaining = iter(grads)
-    outgoing = [(rank, [next(remaining) for _ in copies]) for rank, copies in halo.receives]
-    incoming = [(rank, [part.shape for part in parts]) for rank, parts in halo.sends]
-    arrive = _exchange(outgoing, incoming, mesh, like)
+    columns, rows = halo.columns, halo.rows
+    tall, wide = (*like.shape[:-2], rows.held.size, 0), (*like.shape[:-1], columns.covered.size)
+    of_columns, of_rows = grads[: len(columns.received)], grads[len(columns.received) :]
+    arrive = _return(of_rows, rows, wide, mesh, like)
+    early = _return(of_columns, columns, tall, mesh, like) if rows.idle else None
 
     def add_to(grad_local: torch.Tensor) -> torch.Tensor:
-        sent = [part for _, parts in halo.sends for part in parts]
-        for received, part in zip(arrive(), sent, strict=True):
-            grad_local[(..., *part.within(halo.owned))] += received
+        held = _cut(grad_local, ROWS, rows.held, halo.owned.rows)
+        beside = [(piece.source, _cut(held, COLUMNS, piece.source, columns.held)) for piece in columns.kept]
+        beside += [(piece.source, grad) for piece, grad in zip(columns.received, of_columns, strict=True)]
+        for grad, part in zip(arrive(), _sent(rows), strict=True):
+            for source, into in beside:
+                _cut(into, ROWS, part, rows.held).add_(_cut(grad, COLUMNS, source, columns.covered))
+        returned = early or _return(of_columns, columns, tall, mesh, like)
+        for grad, part in zip(returned(), _sent(columns), strict=True):
+            _cut(held, COLUMNS, part, columns.held).add_(grad)
         return grad_local
 
     return add_to
 
 
-def _exchange(outgoing, incoming, mesh: Mesh, like: torch.Tensor) -> Callable[[], list[torch.Tensor]]:
-    """Send lists of tensors and receive tensors of lists of shapes, one message for each other rank."""
-    lead = like.shape[:-2]
-    depth = lead.numel()
-    # As a list: what is sent must be contiguous, and in the same order whatever the memory format on either side.
-    messages = [(rank, torch.cat([part.reshape(-1) for part in parts])) for rank, parts in outgoing]
-    expected = [(rank, like.new_empty(depth * sum(r * c for r, c in shapes))) for rank, shapes in incoming]
-    wait = mesh.image.exchange(messages, expected)
+def gathered(
+    local: torch.Tensor, halo: Halo, mesh: Mesh, fill: float, strips: list[torch.Tensor] | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Own pixels, neighbours' pixels and `fill`: a new tensor (…, needed rows, needed columns), or the shard itself.
 
-    def arrive() -> list[torch.Tensor]:
-        wait()
-        return [
-            part.view(*lead, *shape)
-            for (_, message), (_, shapes) in zip(expected, incoming, strict=True)
-            for part, shape in zip(message.split([depth * r * c for r, c in shapes]), shapes, strict=True)
-        ]
+    Second, what was received. Given as `strips`, nothing is sent again.
+    """
+    if halo.nothing:
+        return local, []
+    columns, rows, needed = halo.columns, halo.rows, halo.needed
+    held = _cut(local, ROWS, rows.held, halo.owned.rows)
+    arrive = _send(held, columns, mesh) if strips is None else lambda: strips[: len(columns.received)]
+    buffer = _like(local, needed.shape)
+    for gap in halo.gaps:
+        buffer[(..., *gap.within(needed))] = fill
+    between = buffer if needed.empty else _cut(buffer, COLUMNS, columns.covered, needed.columns)
+    # With its columns the shard lies in the buffer, unless rows are taken in another order, twice, or not all.
+    if rows.whole:
+        wide = _cut(between, ROWS, rows.kept[0].place, needed.rows)
+    else:
+        wide = _like(local, (rows.held.size, columns.covered.size))
+        if not columns.full:
+            wide.fill_(fill)
+    own = [_cut(held, COLUMNS, piece.source, columns.held) for piece in columns.kept]
+    _place(columns.kept, own, wide, columns.covered, COLUMNS)
+    of_columns = arrive()
+    _place(columns.received, of_columns, wide, columns.covered, COLUMNS)
+    of_rows = _send(wide, rows, mesh)() if strips is None else strips[len(columns.received) :]
+    if not rows.whole:
+        own = [_cut(wide, ROWS, piece.source, rows.held) for piece in rows.kept]
+        _place(rows.kept, own, between, needed.rows, ROWS)
+    _place(rows.received, of_rows, between, needed.rows, ROWS)
+    return buffer, [*of_columns, *of_rows]
 
-    return arrive
+
+def _like(x: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Memory in the layout of `x`, by which torch picks an operator's kernel."""
+    return torch.empty((*x.shape[:-2], *shape), dtype=x.dtype, device=x.device, memory_format=layout(x))
+
+
+def _place(
+    pieces: Sequence[Piece], parts: Sequence[torch.Tensor], into: torch.Tensor, held: Interval, axis: int
+) -> None:
+    """Write sources to their places along an axis of which `into` has `held`."""
+    for piece, part in zip(pieces, parts, strict=True):
+        _cut(into, axis, piece.place, held).copy_(part.flip(axis) if piece.step == -1 else part)
+
+
+def _sources(pieces: Iterable[Piece], grad: torch.Tensor, held: Interval, axis: int) -> list[torch.Tensor]:
+    """The gradients of sources, of a tensor that has `held` of an axis: the adjoint of `_place`."""
+    found = []
+    for piece in pieces:
+        part = _cut(grad, axis, piece.place, held)
+        part = part.sum(axis, keepdim=True) if piece.step == 0 else part
+        found.append(part.flip(axis) if piece.step == -1 else part)
+    return found
+
+
+def scattered(grad: torch.Tensor, shape: torch.Size, halo: Halo, mesh: Mesh, own: bool = False) -> torch.Tensor:
+    """The adjoint of `gathered`: the gradient of the shard, of `shape`, given that of the gathered tensor.
+
+    If `grad` is the caller's `own`, it is changed, and the result may be a view of it.
+    """
+    if halo.nothing:
+        return grad
+    columns, rows, needed = halo.columns, halo.rows, halo.needed
+    empty = functools.partial(torch.empty, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
+    tall, wide = (*shape[:-2], rows.held.size, shape[-1]), (*shape[:-2], rows.held.size, columns.covered.size)
+    between = grad if needed.empty else _cut(grad, COLUMNS, columns.covered, needed.columns)
+    arrive = _return(_sources(rows.received, between, needed.rows, ROWS), rows, wide, mesh, like=grad)
+    if rows.whole:
+        of_wide = _cut(between, ROWS, rows.kept[0].place, needed.rows)
+        of_wide = of_wide if own else of_wide.clone(memory_format=layout(grad))
+    else:
+        of_wide = _kept_back(rows, between, needed.rows, empty(wide))
+    for part, into in zip(arrive(), _sent(rows), strict=True):
+        _cut(of_wide, ROWS, into, rows.held).add_(part)
+    arrive = _return(_sources(columns.received, of_wide, columns.covered, COLUMNS), columns, tall, mesh, like=grad)
+    if columns.whole:
+        held = _cut(of_wide, COLUMNS, columns.kept[0].place, columns.covered)
+    else:
+        held = _kept_back(columns, of_wide, columns.covered, empty(tall))
+    for part, into in zip(arrive(), _sent(columns), strict=True):
+        _cut(held, COLUMNS, into, columns.held).add_(part)
+    if rows.held == halo.owned.rows:
+        return held
+    grad_local = empty(shape).zero_()
+    _cut(grad_local, ROWS, rows.held, halo.owned.rows).copy_(held)
+    return grad_local
+
+
+def _kept_back(leg: Leg, grad: torch.Tensor, held: Interval, found: torch.Tensor) -> torch.Tensor:
+    """What the kept pieces give back to what was held before a leg, in the memory of `found`."""
+    found.zero_()
+    for piece, part in zip(leg.kept, _sources(leg.kept, grad, held, leg.axis), strict=True):
+        _cut(found, leg.axis, piece.source, leg.held).add_(part)
+    return found
+
+
+def layout(x: torch.Tensor) -> torch.memory_format:
+    """The memory format of an image (batch, channels, rows, columns)."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 class _Gather(torch.autograd.Function):
@@ -161,48 +386,13 @@ class _Gather(torch.autograd.Function):
         ctx.halo, ctx.mesh, ctx.local_shape = halo, mesh, local.shape
         # Activation checkpointing recomputes as far as something was saved: what all ranks must take part in, all save.
         ctx.save_for_backward(local.new_empty(0))
-        return gathered(local, halo, mesh, fill)
+        return gathered(local, halo, mesh, fill)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (_,) = ctx.saved_tensors
         return scattered(grad, ctx.local_shape, ctx.halo, ctx.mesh), None, None, None
-
-
-def gathered(local: torch.Tensor, halo: Halo, mesh: Mesh, fill: float) -> torch.Tensor:
-    """Own pixels, neighbours' pixels and `fill`: a new tensor (…, needed rows, needed columns)."""
-    arrive = send_halos(local, halo, mesh)
-    # torch picks an operator's kernel by memory layout: the buffer keeps the shard's.
-    buffer = torch.empty(
-        (*local.shape[:-2], *halo.needed.shape), dtype=local.dtype, device=local.device, memory_format=layout(local)
-    )
-    if sum(math.prod(copy.place.shape) for copy in (*halo.kept, *halo.received)) < math.prod(halo.needed.shape):
-        buffer.fill_(fill)
-    for copy in halo.kept:
-        copy.put(local[(..., *copy.source.within(halo.owned))], buffer, halo.needed)
-    for copy, part in zip(halo.received, arrive(), strict=True):
-        copy.put(part, buffer, halo.needed)
-    return buffer
-
-
-def scattered(grad: torch.Tensor, shape: torch.Size, halo: Halo, mesh: Mesh) -> torch.Tensor:
-    """The adjoint of `gathered`: the gradient of the shard, of `shape`, given that of the gathered tensor."""
-    received = [copy.gradient(grad, halo.needed) for copy in halo.received]
-    add_returned_to = return_halos(received, halo, mesh, like=grad)
-    if [copy.source for copy in halo.kept] == [halo.owned]:
-        grad_local = halo.kept[0].gradient(grad, halo.needed).clone(memory_format=layout(grad))
-    else:
-        grad_local = torch.zeros(shape, dtype=grad.dtype, device=grad.device)
-        for copy in halo.kept:
-            grad_local[(..., *copy.source.within(halo.owned))] += copy.gradient(grad, halo.needed)
-    return add_returned_to(grad_local)
-
-
-def layout(x: torch.Tensor) -> torch.memory_format:
-    """The memory format of an image (batch, channels, rows, columns)."""
-    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def gather_halo(

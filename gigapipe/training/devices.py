@@ -45,7 +45,7 @@ def choose(wanted: str, local_rank: int = 0, ranks: int = 1, several_hosts: bool
     if count <= (device.index or 0):
         raise Unavailable(
             f"device {wanted}: torch {torch.__version__} sees {count or 'none'} of its kind on {socket.gethostname()}; "
-            "install the build of torch for it (docs/clusters.md), check its driver, or give --device cpu"
+            "install the build of torch for it (docs/gpus.md), check its driver, or give --device cpu"
         )
     if device.index is not None or device.type == "mps":
         return Choice(device, shared=ranks > 1)

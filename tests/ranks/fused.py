@@ -1,4 +1,6 @@
-"""BatchNorm by a GPU's kernels, on real ranks without a GPU: definitions stand in for kernels, and refuse what they do.
+"""Layers as on a GPU, on real ranks without one: BatchNorm by its kernels, convolution and pooling of copied shards.
+
+Definitions stand in for the kernels, and refuse what they do.
 
 CPUs have none of them. What CUDA's demand is in the docstring of `_fused_backward`.
 """
@@ -12,7 +14,7 @@ from torch import nn
 
 from gigapipe.spatial import Mesh, decompose, shard
 from gigapipe.spatial.check import compare
-from gigapipe.spatial.operators import normalisation
+from gigapipe.spatial.operators import normalisation, regathered
 from gigapipe.spatial.transports.mpi import MpiTransport
 
 calls = []
@@ -70,7 +72,7 @@ torchs = torch.library.Library("aten", "IMPL", "CPU")
 torchs.impl("batch_norm_elemt", elemt)
 torchs.impl("batch_norm_backward_reduce", backward_reduce)
 torchs.impl("batch_norm_backward_elemt", backward_elemt)
-normalisation.FUSED = {"cpu"}
+normalisation.FUSED, regathered.WITHOUT_COPY = {"cpu"}, set()
 
 torch.set_num_threads(1)
 transport = MpiTransport(MPI.COMM_WORLD)
@@ -82,6 +84,7 @@ def network(affine: bool = True) -> nn.Module:
         nn.Conv2d(3, 6, 3, 2, 1),
         nn.BatchNorm2d(6, affine=affine),
         nn.ReLU(),
+        nn.MaxPool2d(2, 1, 1),
         nn.Conv2d(6, 4, 3, 2, 1),
         nn.BatchNorm2d(4, affine=affine, track_running_stats=affine),
         nn.ReLU(),  # or the mean behind would be that of normalised values, and all gradients zero

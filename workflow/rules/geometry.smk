@@ -5,6 +5,7 @@ import shlex
 import sys
 import types
 
+from gigapipe.cards import cards, visible
 from gigapipe.packing import share_nodes
 
 
@@ -127,6 +128,12 @@ NODE_MEMORY = number_of_profile("node_mem_mb") if RANKS_PER_NODE else None
 SLIDE_MEMORY = 2000  # MB of a slide whose pyramid is made, or its mask, by few threads; measured: docs/pyramids.md
 if NODE_MEMORY and workflow.is_main_process:
     share_nodes()
+# Of one machine, whose jobs share its GPUs; on a cluster the scheduler gives each job its own.
+CARDS = [] if RANKS_PER_NODE else cards()
+if CARDS:
+    os.environ[visible()] = ",".join(CARDS)  # so that jobs need not ask torch
+    if "gpus" not in workflow.global_resources:
+        workflow.register_resource("gpus", len(CARDS))
 # What starts a single process; one that shares a node is started on it.
 ALONE = of_profile("alone") or ""
 ON_NODE, BESIDE_OTHERS = (ALONE, "") if NODE_MEMORY else ("", ALONE)
@@ -245,6 +252,18 @@ def training_limits_of(wildcards):
     kept = f"--keep-checkpoints {training.keep_checkpoints}"
     watched = " --tensorboard" if training.tensorboard else ""
     return f"{limits_of(wildcards)} {kept}{watched}"
+
+
+def gpus_of(wildcards):
+    """How many of this machine's GPUs a job takes: one for each rank, as far as there are, where ranks choose them."""
+    chosen = training_of(wildcards).device in ("auto", "cuda")
+    return min(ranks_of(wildcards), len(CARDS)) if chosen else 0
+
+
+def command_before(wildcards):
+    """What starts the ranks of a resolution, on GPUs that are theirs alone."""
+    gpus = f"gigapipe cards {gpus} " if (gpus := gpus_of(wildcards)) else ""
+    return gpus + launcher_of(wildcards)
 
 
 def mpi_of(wildcards):

@@ -93,13 +93,15 @@ def ranks_for(output, beside_others=False):
     calls the cores of a rank.
     """
     of_mesh = {
-        "launcher": (launcher_of, ""),
+        "launcher": (command_before, ""),
         "mpi": (mpi_of, None),
         "nodes": (nodes_of, 1),
         "tasks": (ranks_of, 1),
         "cpus_per_task": (lambda wildcards: CORES_PER_RANK, 1),
         "per_node": (jobs_per_node if beside_others else lambda wildcards: 1, 1),
     }
+    if CARDS:
+        of_mesh["gpus"] = gpus_of, 0
     for name, value in OF_MESHES.items():
         # What a profile says of memory may be a formula, and a process that reads a file needs little.
         alone = 2000 if name == "mem_mb" else of_profile(name)

@@ -1,4 +1,4 @@
-"""Convolution of a shard, without a copy of it.
+"""Convolution of a shard: of a large one on a CPU without a copy of it, else as in regathered.py.
 
 A convolution is linear in its input, so the output of a shard with its halo is the output of the shard alone, padded
 with zeros, plus those of the halo's strips. The shard goes through torch's own kernel with the kernel's own padding,
@@ -8,12 +8,14 @@ the exchange goes on while the shard is computed, and both hold in the backward 
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
+from gigapipe.spatial.operators import regathered
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
@@ -101,6 +103,21 @@ def _gradients(grad, x, weight, stride, padding, dilation, groups, mask) -> tupl
     return grad_x, grad_weight, grad_bias
 
 
+class _Kernel(NamedTuple):
+    """A convolution without padding; its weight and bias are its parameters."""
+
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    fill: float = 0.0
+
+    def __call__(self, x, weight, bias):
+        return _kernel(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def gradients(self, grad, mask, x, weight, bias):
+        return _gradients(grad, x, weight, list(self.stride), [0, 0], list(self.dilation), self.groups, mask)
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local, weight, bias, mesh: Mesh, geometry: _Geometry, groups: int):
@@ -117,10 +134,10 @@ class _Convolution(torch.autograd.Function):
             y = local.new_zeros(len(local), len(weight), *geometry.out.shape)
             y += 0 if bias is None else bias.view(-1, 1, 1)
         strips = arrive()
-        for strip, copy in zip(strips, geometry.halo.received, strict=True):
-            reached = geometry.reached(copy.source)
+        for strip, source in zip(strips, geometry.halo.received, strict=True):
+            reached = geometry.reached(source)
             if not reached.empty:
-                padded = F.pad(strip, geometry.margins(copy.source))
+                padded = F.pad(strip, geometry.margins(source))
                 y[(..., *reached.within(geometry.out))] += _kernel(padded, weight, None, stride, 0, dilation, groups)
         ctx.save_for_backward(local, weight, *strips)
         return y
@@ -132,12 +149,12 @@ class _Convolution(torch.autograd.Function):
         geometry, (for_local, for_weight, for_bias) = ctx.geometry, ctx.needs_input_grad[:3]
         stride, dilation, groups = ctx.kernel
         grad_weights, strip_grads = [], []
-        for strip, copy in zip(strips, geometry.halo.received, strict=True):
-            reached = geometry.reached(copy.source)
+        for strip, source in zip(strips, geometry.halo.received, strict=True):
+            reached = geometry.reached(source)
             if reached.empty:
                 strip_grads.append(torch.zeros_like(strip))
                 continue
-            margins = geometry.margins(copy.source)
+            margins = geometry.margins(source)
             part = grad[(..., *reached.within(geometry.out))]
             padded, mask = F.pad(strip, margins), (for_local, for_weight, False)
             grad_padded, grad_weight, _ = _gradients(part, padded, weight, stride, [0, 0], dilation, groups, mask)
@@ -215,9 +232,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if x.mesh.image_ranks == 1 and x.shape[0] * len(weight) * math.prod(size) < LARGE:
         return SpatialTensor(torch.conv2d(x.local, weight, bias, stride, padding, dilation, groups), size, x.mesh)
     local, weight, bias = _mixed(x, weight, bias)
-    if weight.numel() > local.numel() or isinstance(x.mesh, Tile):
-        # Deep in a network there is more of the weights than of the shard: one gradient of them costs less than
-        # one for the shard and one for each strip, and a padded copy of the shard is small. A tile has its halo.
+    if isinstance(x.mesh, Tile):  # it has its halo
         return windowed(
             x.with_local(local),
             axes,
@@ -225,9 +240,17 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
             len(weight),
             parameters=[weight] if bias is None else [weight, bias],
         )
-    geometry = _geometry(x.mesh, x.image_size, axes)
     with torch.autocast(x.device.type, enabled=False):
-        return SpatialTensor(_Convolution.apply(local, weight, bias, x.mesh, geometry, groups), size, x.mesh)
+        # Deep in a network there is more of the weights than of the shard: one gradient of them costs less than
+        # one for the shard and one for each strip, and a padded copy of the shard is small.
+        if weight.numel() > local.numel() or x.device.type not in regathered.WITHOUT_COPY:
+            kernel = _Kernel(pair(stride), pair(dilation), groups)
+            shape = len(local), len(weight), *x.mesh.rectangle(size).shape
+            halo = plan(x.mesh, x.image_size, axes)
+            y = regathered.Regathered.apply(local, x.mesh, halo, kernel, shape, weight, bias)
+        else:
+            y = _Convolution.apply(local, weight, bias, x.mesh, _geometry(x.mesh, x.image_size, axes), groups)
+    return SpatialTensor(y, size, x.mesh)
 
 
 @decomposes(torch.conv_transpose2d)

@@ -1,17 +1,19 @@
-"""Max pooling of a shard, without a copy of it.
+"""Max pooling of a shard: on a CPU without a copy of it, else as in regathered.py.
 
 The shard goes through torch's own kernel with the kernel's own padding, while the halo travels. Then the bands of the
 output whose windows reach into the halo, a row or a column mostly, are pooled again, each from a small buffer.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
-from gigapipe.spatial.operators.windowed import Alone, images, pooling_windows, windowed
+from gigapipe.spatial.operators import regathered
+from gigapipe.spatial.operators.windowed import Alone, images, pair, pooling_windows, windowed
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
@@ -34,7 +36,7 @@ class _Band:
     @classmethod
     def of(cls, band: Rectangle, out: Rectangle, windows: tuple[Window, Window], halo: Halo) -> "_Band":
         needed = Rectangle(*(w.needs(o) for w, o in zip(windows, band, strict=True)))
-        sources = [halo.owned, *(copy.source for copy in halo.received)]
+        sources = [halo.owned, *halo.received]
         parts = [(i, source, source.intersect(needed)) for i, source in enumerate(sources)]
         return cls(
             (..., *band.within(out)),
@@ -93,6 +95,22 @@ def _seeing_only(window: Window, owned: Interval, size: int, out: Interval) -> I
     if owned.stop < size:
         stop = max(start, min(stop, window.sees(Interval(owned.stop, size), out).start))
     return Interval(start, stop)
+
+
+class _Kernel(NamedTuple):
+    """A max pooling without padding, which finds the maxima again in the backward pass; see `_MaxPool`."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    fill: float = float("-inf")
+
+    def __call__(self, x):
+        return F.max_pool2d(x, self.kernel, self.stride, 0, self.dilation)
+
+    def gradients(self, grad, mask, x):
+        arguments = self.kernel, self.stride, (0, 0), self.dilation, False
+        return (max_pool_backward(grad, x, *arguments, max_pool_with_indices(x, *arguments)[1]),)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -175,5 +193,11 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
             x.shape[1],
             fill=float("-inf"),
         )
-    local = _MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows))
-    return SpatialTensor(local, output_size(windows, x.image_size), x.mesh)
+    size = output_size(windows, x.image_size)
+    if x.device.type in regathered.WITHOUT_COPY:
+        local = _MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows))
+    else:
+        kernel = _Kernel(pair(kernel_size), pair(stride), pair(dilation))
+        shape = *x.shape[:2], *x.mesh.rectangle(size).shape
+        local = regathered.Regathered.apply(x.local, x.mesh, plan(x.mesh, x.image_size, windows), kernel, shape)
+    return SpatialTensor(local, size, x.mesh)

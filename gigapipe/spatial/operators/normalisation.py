@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.gradients import enter, is_common_leaf
 from gigapipe.spatial.halo import layout
-from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators.reductions import sum_over_image
 from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.pooled import across
@@ -26,59 +26,80 @@ def _bands(x: torch.Tensor) -> list[slice]:
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way."""
+    """Normalise by the mean and variance over all ranks; sums travel in float64, in one all-reduce each way.
+
+    `count` is how many pixels all ranks have, batches included; None where data ranks' batches may differ. Then it is
+    summed as well, but nobody waits for it: it stays on the device. Many tiny operations would cost a GPU more time
+    than the image: they are as few as give the precision.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float, whole: bool):
+    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float, whole: bool, count: int | None):
         channels = x.shape[1]
         pixels = x.numel() // channels
         precision = torch.promote_types(x.dtype, torch.float32)  # of the statistics, as torch has it for bfloat16
-        mean, variance = x.new_zeros(2, channels, dtype=precision)
-        if pixels:  # a rank may own nothing of a feature map smaller than the mesh
-            # torch's fast kernel, of this shard; its results have the precision of the running statistics it is given
-            mean, variance = torch.batch_norm_update_stats(x, mean, variance, 0.0)
+        if pixels:
+            # torch's fast kernel, of this shard. Its results have the precision of the running statistics that it is
+            # given, which mean nothing: nobody reads them.
+            running_mean, running_variance = x.new_empty(2, channels, dtype=precision)
+            mean, variance = torch.batch_norm_update_stats(x, running_mean, running_variance, 0.0)
+        else:  # a rank may own nothing of a feature map smaller than the mesh
+            mean, variance = x.new_zeros(2, channels, dtype=precision)
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
         # subtracted below is then small, and nothing cancels.
-        offset = mean.double() - shift.double()
-        # Summed as well, for data ranks' batches may differ; but nobody waits for it: it stays on the device.
-        count = torch.full((1,), pixels, dtype=torch.float64, device=x.device)
-        sums = mesh.everyone.sum_(torch.cat([count, pixels * offset, pixels * (variance.double() + offset**2)]))
-        count = sums[0]
-        offset, square = sums[1:].div(count).split(channels)
-        mean = (shift.double() + offset).to(precision)
-        variance = (square - offset**2).clamp_min(0).to(precision)
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.mesh, ctx.eps, ctx.has_bias, ctx.whole = mesh, eps, bias is not None, whole
+        sums = x.new_empty(2 * channels + (count is None), dtype=torch.float64)
+        moments = sums[: 2 * channels]
+        offset, square = moments.view(2, channels)
+        torch.sub(mean, shift, out=offset)
+        torch.addcmul(variance, offset, offset, out=square)
+        if count is None:
+            moments.mul_(pixels)
+            sums[-1].fill_(pixels)
+            mesh.everyone.sum_(sums)
+            moments.div_(sums[-1])
+        else:
+            mesh.everyone.sum_(moments.mul_(pixels / count))
+        mean, variance = x.new_empty(2, channels, dtype=precision)
+        torch.add(shift, offset, out=mean)
+        torch.addcmul(square, offset, offset, value=-1, out=variance).clamp_min_(0)
+        inverse = (variance + eps).rsqrt_()
+        total = sums[-1].clone() if count is None else None
+        ctx.save_for_backward(x, weight, mean, variance, inverse, total)
+        ctx.mesh, ctx.eps, ctx.has_bias, ctx.whole, ctx.count = mesh, eps, bias is not None, whole, count
         ctx.across = across(f"batch norm of {channels}")
-        ctx.mark_non_differentiable(mean, variance, count)
-        y = _normalise(x, weight, bias, mean, variance, eps) if pixels else x.clone()
-        return y, mean, variance, count
+        ctx.mark_non_differentiable(mean, variance, *([] if total is None else [total]))
+        ctx.set_materialize_grads(False)
+        y = _normalise(x, weight, bias, mean, variance, inverse, eps) if pixels else x.clone()
+        return y, mean, variance, total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
-        x, weight, mean, variance, count = ctx.saved_tensors
+        x, weight, mean, variance, inverse, total = ctx.saved_tensors
         backward = _fused_backward if x.device.type in FUSED else _backward
 
         def summed(*sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            total = ctx.mesh.everyone.sum_(torch.cat(sums).double())
-            whole = total.to(mean.dtype).chunk(len(sums)) if ctx.whole else sums
-            return *(total / count).to(mean.dtype).chunk(len(sums)), *whole
+            together = mean.new_empty(len(sums) * len(mean), dtype=torch.float64)
+            ctx.mesh.everyone.sum_(torch.cat(sums, out=together))
+            whole = together.to(mean.dtype).chunk(len(sums)) if ctx.whole else sums
+            means = torch.div(together, ctx.count or total, out=mean.new_empty(together.shape))
+            return *means.chunk(len(sums)), *whole
 
-        grad_x, grad_weight, grad_bias = backward(grad, x, weight, mean, variance, ctx.eps, summed)
+        of_shard = grad, x, weight, mean, variance, inverse
+        grad_x, grad_weight, grad_bias = backward(*of_shard, ctx.mesh, ctx.eps, summed)
         of_weight, of_bias = None if weight is None else grad_weight, grad_bias if ctx.has_bias else None
-        return grad_x, of_weight, of_bias, None, None, None, None
+        return grad_x, of_weight, of_bias, None, None, None, None, None
 
 
-def _normalise(x, weight, bias, mean, variance, eps: float) -> torch.Tensor:
+def _normalise(x, weight, bias, mean, variance, inverse, eps: float) -> torch.Tensor:
     """A shard that is not empty, by given statistics."""
     if x.device.type in FUSED:
         weight, bias = (v if v is None else v.to(mean.dtype) for v in (weight, bias))
-        return torch.batch_norm_elemt(x, weight, bias, mean, torch.rsqrt(variance + eps), eps)
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
     return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
 
-def _backward(grad, x, weight, mean, variance, eps: float, summed) -> tuple[torch.Tensor, ...]:
+def _backward(grad, x, weight, mean, variance, inverse, _, eps: float, summed) -> tuple[torch.Tensor, ...]:
     """Gradients of a shard, of the weight and of the bias.
 
     `summed` makes of this rank's sums means over all ranks' pixels, and what the gradients of weight and bias are made
@@ -95,7 +116,6 @@ def _backward(grad, x, weight, mean, variance, eps: float, summed) -> tuple[torc
         sum_product = sum_grad = torch.zeros_like(mean)
     mean_grad, mean_product, sum_grad, sum_product = summed(sum_grad, sum_product)
     # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
-    inverse = torch.rsqrt(variance + eps)
     scale = inverse if weight is None else inverse * weight
     slope = -scale * inverse * mean_product
     constant = -scale * mean_grad - slope * mean
@@ -107,7 +127,7 @@ def _backward(grad, x, weight, mean, variance, eps: float, summed) -> tuple[torc
     return grad_x, sum_product, sum_grad
 
 
-def _fused_backward(grad, x, weight, mean, variance, eps: float, summed) -> tuple[torch.Tensor, ...]:
+def _fused_backward(grad, x, weight, mean, _, inverse, mesh: Mesh, eps: float, summed) -> tuple[torch.Tensor, ...]:
     """The same by the kernels of SyncBatchNorm, which keep no copies of the image in float32.
 
     What they demand, read in ATen's Normalization.cu and .cuh (ROCm/pytorch ee04104d), not run:
@@ -119,7 +139,6 @@ def _fused_backward(grad, x, weight, mean, variance, eps: float, summed) -> tupl
     - the counts of the ranks in int32, on the device, which are added up. Here the sums are divided already: an image
       may have more pixels than int32 can count.
     """
-    inverse = torch.rsqrt(variance + eps)
     weight = None if weight is None else weight.to(mean.dtype)
     if x.numel():
         grad = grad.contiguous(memory_format=layout(x))
@@ -130,9 +149,15 @@ def _fused_backward(grad, x, weight, mean, variance, eps: float, summed) -> tupl
     mean_grad, mean_product, sum_grad, sum_product = summed(sum_grad, sum_product)
     grad_x = torch.empty_like(x)
     if x.numel():
-        one = torch.ones(1, dtype=torch.int32, device=x.device)
-        grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, mean_grad, mean_product, one)
+        grad_x = torch.batch_norm_backward_elemt(
+            grad, x, mean, inverse, weight, mean_grad, mean_product, _one(mesh, x.device)
+        )
     return grad_x, sum_product * inverse, sum_grad  # their sum of products is of dy * (x - mean)
+
+
+@remembered_by_mesh
+def _one(mesh: Mesh, device: torch.device) -> torch.Tensor:
+    return torch.ones(1, dtype=torch.int32, device=device)
 
 
 @decomposes(F.batch_norm, enters_itself=True)
@@ -165,12 +190,14 @@ def batch_norm(
     if x.shape[0] * x.image_size[0] * x.image_size[1] * x.mesh.data <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
     x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device, layer=True)
+    count = x.shape[0] * x.image_size[0] * x.image_size[1] if x.mesh.data == 1 else None
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
-    y, mean, variance, count = _BatchNorm.apply(local, weight, bias, shift.clone(), x.mesh, eps, whole)
+    y, mean, variance, total = _BatchNorm.apply(local, weight, bias, shift, x.mesh, eps, whole, count)
     if running_mean is not None:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        unbiased = variance * (count / (count - 1)).to(variance.dtype)
-        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        n = count or total
+        unbiased = variance * (n / (n - 1))
+        new = [mean.to(running_mean.dtype), unbiased.to(running_var.dtype)]
+        torch._foreach_lerp_([running_mean, running_var], new, momentum)
     return x.with_local(y)
 
 

@@ -1,0 +1,38 @@
+"""How many operations a rank's step starts on its GPU, beside the undivided step in plain torch; counted without a GPU.
+
+    python benchmarks/launches.py [--networks resnet18 resnet50] [--mesh 1 8 8] [--precision bfloat16]
+
+A step is forward, backward and AdamW, of one image of 22,528 × 22,528 px a data rank. Counted are the operations of
+ATen that compute or copy on the device: an operation may be several kernels. Views, and memory that is only asked for,
+are none. Where the counts come from: watch.py and fake_cuda.py. They are no times.
+"""
+
+import argparse
+import json
+
+from watch import traced  # before torch
+
+
+def row(network: str, place: str, found: dict, alone: int) -> str:
+    sums, messages = (found["collectives"].get(kind, 0) for kind in ("allreduce", "send"))
+    ratio = found["operations"] / alone
+    cells = network, place, found["operations"], f"{ratio:.1f}", sum(found["syncs"].values()), sums, messages
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--mesh", type=int, nargs=3, default=[1, 8, 8], metavar=("DATA", "ROWS", "COLUMNS"))
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
+    args = parser.parse_args()
+    print(f"mesh {'×'.join(map(str, args.mesh))}, {args.precision}\n")
+    print("| network | rank | operations | × undivided | the host waits | sums | messages |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for network in args.networks:
+        options = {"network": network, "precision": args.precision}
+        (alone,) = traced("undivided", json.dumps(options))
+        print(row(network, "undivided", alone, alone["operations"]), flush=True)
+        for place in ("corner", "edge", "interior"):
+            (found,) = traced("held", json.dumps(options | {"mesh": args.mesh, "place": place}))
+            print(row(network, place, found, alone["operations"]), flush=True)
