@@ -90,4 +90,4 @@ def test_the_workflow_plans_the_cohorts_of_the_config(tmp_path):
     assert "results/2um/fold-3/model.pt --pyramids results/external/hospital-b/pyramids" in output
     other = ["other"] + ["solid"] * (len(rows) - 1)
     assert "its label other is none of those of the cohort (acinar, solid)" in planned(label=other)
-    assert "patient PH-000 is in the cohort, too" in planned(patient=["PH-000"] * len(rows))
+    assert "1 of its patients, as PH-000, have the name of one in the cohort" in planned(patient="PH-000")

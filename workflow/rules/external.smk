@@ -19,7 +19,7 @@ def external_sheets():
 
 
 def check_external(where, rows):
-    """Refuse slides of an external cohort that are not here, that the cohort has, too, or whose class it lacks."""
+    """Refuse slides of an external cohort that are not here, or whose class the cohort lacks; name common patients."""
     known = {row["label"] for row in SHEET.values()}
     patients = {row["patient"] for row in SHEET.values()}
     for slide, row in rows.items():
@@ -34,11 +34,14 @@ def check_external(where, rows):
                 f"{where}: slide {slide}: its label {row['label']} is none of those of the cohort "
                 f"({', '.join(sorted(known))}); rename it, or remove the row"
             )
-        if row["patient"] in patients:
-            refuse(
-                f"{where}: slide {slide}: patient {row['patient']} is in the cohort, too; remove the row, or, if it "
-                "is another person, rename the patient"
-            )
+    # Hospitals number their patients alike.
+    both = sorted(patients & {row["patient"] for row in rows.values()})
+    if both and workflow.is_main_process:
+        print(
+            f"{where}: {len(both)} of its patients, as {both[0]}, have the name of one in the cohort, and are taken for "
+            "others; if they are the same, remove their rows, or what is found there is not of new patients",
+            file=sys.stderr,
+        )
 
 
 EXTERNAL = external_sheets()
