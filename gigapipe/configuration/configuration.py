@@ -157,8 +157,18 @@ class Learning(Options):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number] = Field(
         default=0.0003, description="maximum learning rate of AdamW, reached after a linear warm-up"
     )
+    first_layer_rate: Annotated[float, Field(gt=0, le=1), Number, Since("0.2")] = Field(
+        default=1.0,
+        description="learning rate of the first layer as a share of learning_rate, which is that of the last layer; it "
+        "rises by the same factor from each layer to the next. 1: all layers have the same",
+    )
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), Number] = Field(
         default=0.01, description="weight decay of AdamW"
+    )
+    weight_average: Annotated[Share, Since("0.2")] = Field(
+        default=0.0,
+        description="exponential moving average of the weights, which is validated and saved instead of the weights "
+        "themselves: its decay per step, as 0.99; 0: none",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
