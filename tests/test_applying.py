@@ -9,8 +9,9 @@ from launching import gigapipe
 from gigapipe.evaluation.applying import fitted, temperature, tempered
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.appearance import Appearance, unlike
+from gigapipe.pyramids.build import build_pyramid
 from gigapipe.pyramids.maps import read_map
-from gigapipe.slides.phantom import cohort, render, write_slide
+from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,28 @@ def test_new_slides_are_scored_by_those_networks_that_were_not_trained_on_them(s
     gigapipe(*again, "--mesh", 1, 1, 2, "--output", tmp_path / "two", ranks=2)
     two = pd.read_csv(tmp_path / "two/applied.tsv", sep="\t").set_index("slide")
     assert two.loc["new", "highest"] == pytest.approx(table.loc["new", "highest"], abs=1e-5)
+
+
+def test_slides_of_another_cohort_are_scored_by_all_networks_together(small_cohort, models, tmp_path):
+    others = list({one.label: one for one in cohort(seed=78, patients=6, folder=str(tmp_path))}.values())
+    for one in others:
+        write_slide(tmp_path / f"{one.slide}.svs", render(one))
+        build_pyramid(tmp_path / f"{one.slide}.svs", tmp_path / "pyramids" / one.slide, [8.0])
+    sheet = pd.DataFrame(map(sheet_row, others))
+    sheet.to_csv(tmp_path / "b.tsv", sep="\t", index=False)
+    common = ("--cohort", "b", "--models", *models, "--pyramids", tmp_path / "pyramids")
+    gigapipe("predict-external", tmp_path / "b.tsv", *common, "--output", tmp_path / "scores.tsv")
+    predictions = [model.with_name("predictions.tsv") for model in models]
+    trainings = [model.with_name("training.json") for model in models]
+    networks = ("--predictions", *predictions, "--trainings", *trainings)
+    gigapipe("evaluate-external", "--external", tmp_path / "scores.tsv", *networks, "--output", tmp_path)
+    row = pd.read_csv(tmp_path / "external.tsv", sep="\t").iloc[0]
+    assert row["cohort"] == "b" and (row["slides"], row["networks"]) == (2, 3) and row["auc"] in (0, 0.5, 1)
+    known = pd.read_csv(small_cohort / "slides.tsv", sep="\t", dtype=str)
+    known.to_csv(tmp_path / "known.tsv", sep="\t", index=False)
+    again = ("--cohort", "b", "--models", *models, "--pyramids", small_cohort / "pyramids", "--output", tmp_path / "x")
+    said = gigapipe("predict-external", tmp_path / "known.tsv", *again, check=False).stdout
+    assert "was trained on the file of slide" in said and "so that it is not external" in said
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,19 @@ def test_a_long_epoch_is_gone_on_with_in_its_middle(small_cohort, tmp_path, monk
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_the_average_of_the_weights_is_what_is_saved_and_is_gone_on_with(small_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("gigapipe.training.loop.CHECKPOINT_EVERY", 0.0)
+    more = {"weight_average": 0.9, "first_layer_rate": 0.1, "learning_rate": 0.01}
+    train(in_process(small_cohort, **more), tmp_path / "a/model.pt")
+    with pytest.raises(KeyboardInterrupt):
+        train(in_process(small_cohort, stop_at=1, **more), tmp_path / "b/model.pt")
+    train(in_process(small_cohort, **more), tmp_path / "b/model.pt")
+    train(in_process(small_cohort, **more | {"weight_average": 0.0}), tmp_path / "c/model.pt")
+    whole, resumed, last = (weights(tmp_path / name / "model.pt") for name in "abc")
+    assert same(whole, resumed)
+    assert not torch.equal(whole["fc.weight"], last["fc.weight"])
+
+
 def test_a_plateau_returns_to_the_best_and_is_gone_on_with_after_a_kill(small_cohort, tmp_path):
     # So fast that validation soon gets worse.
     more = {"schedule": "plateau", "patience": 1, "epochs": 40, "learning_rate": 0.03, "norm": "none"}

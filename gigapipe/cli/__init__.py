@@ -20,6 +20,7 @@ from gigapipe.cli import (
     classification,
     cohorts,
     ending,
+    external,
     gdc,
     init,
     plan,
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gigapipe", description=gigapipe.__doc__)
     top.add_argument("--version", action="version", version=f"gigapipe {gigapipe.__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    learning = (classification, segmentation, weights, applying)
+    learning = (classification, segmentation, weights, applying, external)
     for stage in (init, gdc, slides, pyramids, cohorts, *learning, results, check, plan, cards, ending):
         stage.add_verbs(verbs)
     return top

@@ -14,10 +14,12 @@ from gigapipe.configuration.folds import Folds
 from gigapipe.configuration.messages import either
 from gigapipe.configuration.options import Options
 from gigapipe.configuration.pyramids import Pyramids
+from gigapipe.configuration.resolutions import PHANTOMS_RESOLUTIONS, Resolution
 from gigapipe.configuration.sources import Archive, Cohort, Phantom
 from gigapipe.configuration.tasks import TASKS, Task, TaskName
 from gigapipe.configuration.values import (
     Bytes,
+    CohortName,
     Count,
     Device,
     Distinct,
@@ -27,9 +29,7 @@ from gigapipe.configuration.values import (
     Function,
     Keywords,
     MethodName,
-    Micrometres,
     Number,
-    Pixels,
     Said,
     Seed,
     Share,
@@ -49,26 +49,6 @@ class Places(Options):
 
     results: Folder = Field(default="results", description="all results of one run")
     resources: Folder = Field(default="resources", description="downloaded slides")
-
-
-class Resolution(Options):
-    """A network is trained at each resolution."""
-
-    mpp: Micrometres = Field(description="the resolution")
-    canvas: Pixels | Literal["auto"] = Field(
-        default="auto",
-        description="side length of the image that the network sees, centred on the tissue; auto: large enough for the "
-        "tissue of nearly all slides, chosen when the pyramids are finished. Tasks tissue and segmentation use whole "
-        "slides",
-    )
-    mesh: tuple[Count, Count, Count] | Literal["auto"] = Field(
-        default="auto",
-        description="number of ranks: data, rows, columns; auto: as many ranks for an image as are needed to hold a "
-        "training step in their memory, or one rank that streams it",
-    )
-
-    def __str__(self) -> str:
-        return f"{self.mpp:g} µm/px"
 
 
 class OwnNetwork(Options):
@@ -177,8 +157,18 @@ class Learning(Options):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number] = Field(
         default=0.0003, description="maximum learning rate of AdamW, reached after a linear warm-up"
     )
+    first_layer_rate: Annotated[float, Field(gt=0, le=1), Number, Since("0.2")] = Field(
+        default=1.0,
+        description="learning rate of the first layer as a share of learning_rate, which is that of the last layer; it "
+        "rises by the same factor from each layer to the next. 1: all layers have the same",
+    )
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), Number] = Field(
         default=0.01, description="weight decay of AdamW"
+    )
+    weight_average: Annotated[Share, Since("0.2")] = Field(
+        default=0.0,
+        description="exponential moving average of the weights, which is validated and saved instead of the weights "
+        "themselves: its decay per step, as 0.99; 0: none",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -291,13 +281,6 @@ class Comparison(Options):
     )
 
 
-PHANTOMS_RESOLUTIONS = [
-    Resolution(mpp=2, canvas=208, mesh=(1, 2, 1)),
-    Resolution(mpp=8, canvas=52, mesh=(1, 1, 1)),
-    Resolution(mpp=48, canvas=9, mesh=(1, 1, 1)),
-]
-
-
 class Configuration(Options):
     """A run of the workflow. The defaults are a phantom cohort, to try everything without a slide."""
 
@@ -351,6 +334,11 @@ class Configuration(Options):
     methods: Annotated[list[Method], Said("a list, each with a name, and keys of training")] = Field(
         default=[],
         description="methods to compare on the same slides and folds, as they differ from training; empty: it alone",
+    )
+    external: Annotated[dict[CohortName, File], Since("0.2")] = Field(
+        default={},
+        description="sample sheets of other cohorts, as {hospital-b: b.tsv}: the networks of all folds predict their "
+        "slides together, and the report shows how far AUC and calibration are from those of the test folds",
     )
     comparison: Comparison = Field(default=Comparison(), description="how resolutions are compared")
     maps: Annotated[int, Field(ge=0), Number, Flag("--number")] = Field(
@@ -409,6 +397,8 @@ class Configuration(Options):
         """What does not suit the task; of one of the user's it is to be asked when its code is run."""
         if not task.divisions and len(self.folds.splits) * len(self.seeds) > 1:
             yield f"task: {self.task} allows one seed and one kind of folds only; give one of each"
+        if self.external and task.needs != "label":
+            yield f"external: other cohorts are compared for task classes only, not {self.task}; use `gigapipe apply`"
         if self.methods and not task.canvas:
             yield f"methods: task {self.task} has one method only; set its options in training"
         if task.needs == "mask" and not self.mask_classes:

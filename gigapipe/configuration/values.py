@@ -91,6 +91,11 @@ MethodName = Annotated[
     AfterValidator(_not_taken),
     Said("a name of letters, digits and the characters _ and -, beginning with a letter; not maps, fold-0 or site-0"),
 ]
+CohortName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$"),
+    Said("a name of letters, digits and the characters _ and -, beginning with a letter"),
+]
 Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$"), Said("an address, http:// or https://")]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$"), Said("a host name, as localhost")]
 Project = Annotated[

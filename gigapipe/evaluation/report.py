@@ -37,12 +37,13 @@ from gigapipe.evaluation.columns import (
 )
 from gigapipe.evaluation.comparison_text import NOTE_OF_FLAGS
 from gigapipe.evaluation.decisions import decided, rule
+from gigapipe.evaluation.external import NOTE as NOTE_OF_EXTERNAL
 from gigapipe.evaluation.identity import of_networks
 from gigapipe.evaluation.learning import flags_of, none_learned
 from gigapipe.evaluation.predictions import classes_of, read_predictions
 from gigapipe.evaluation.recommendation import recommend
 from gigapipe.evaluation.report_pictures import Place, found, inline_picture, inline_svg, maps, wrong_slides
-from gigapipe.evaluation.report_tables import between, blocks, costs, decisions, runtimes, worth
+from gigapipe.evaluation.report_tables import between, blocks, costs, decisions, external, runtimes, worth
 from gigapipe.evaluation.software import revision, versions
 from gigapipe.evaluation.targets import SCORE
 from gigapipe.pyramids.survey import same_files, summary
@@ -110,6 +111,7 @@ def report(
         decisions=decisions(table),
         costs=costs(table),
         between=between(results, table),
+        external=external(results, table),
         figures=drawn,
         cohort=cohort(results),
         slides=slides(place),
@@ -117,6 +119,7 @@ def report(
         none_learned=none_learned(table),
         note_of_flags=NOTE_OF_FLAGS,
         note_of_methods=NOTE_OF_METHODS,
+        note_of_external=NOTE_OF_EXTERNAL,
         decided_by=rule(classes_of(predictions)) if predictions is not None and TARGET not in table else "",
         maps=list(maps(place, table, first)),
         mistakes=wrong_slides(place, predictions, first),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from gigapipe.evaluation import between_methods
+from gigapipe.evaluation import external as external_cohorts
 from gigapipe.evaluation.columns import (
     CANVAS,
     COSTS,
@@ -14,6 +15,7 @@ from gigapipe.evaluation.columns import (
     MESH,
     METHOD,
     METHOD_NAME,
+    MPP,
     RANKS,
     SEEDS,
     SLIDES,
@@ -61,6 +63,18 @@ def between(results: Path, table: pd.DataFrame) -> Table | None:
     columns = between_methods.columns(main_figure(table).heading)
     rows = read_written(path).to_dict("records")
     return Table([column.heading for column in columns], [[column.text(row) for column in columns] for row in rows])
+
+
+def external(results: Path, table: pd.DataFrame) -> Table | None:
+    """What the networks are worth on other cohorts, of a folder of results, if they were asked."""
+    path = results / external_cohorts.FILE
+    if not path.exists():
+        return None
+    rows = read_written(path)
+    rows = rows[rows[MPP].isin(table[MPP])]
+    columns = external_cohorts.columns(rows)
+    cells = [[column.text(row) for column in columns] for row in rows.to_dict("records")]
+    return Table([column.heading for column in columns], cells)
 
 
 def runtimes(benchmarks: Path) -> Table | None:

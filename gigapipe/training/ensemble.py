@@ -38,8 +38,10 @@ class Ensemble:
                         f"model {path}: its {name} is {getattr(one, name)}, not {getattr(settings[0], name)}, that of "
                         f"{paths[0]}; give models of one resolution and one question"
                     )
-        assert isinstance(settings[0], CanvasSettings)
-        self.settings: CanvasSettings = settings[0]
+        of_networks = [one for one in settings if isinstance(one, CanvasSettings)]
+        assert len(of_networks) == len(paths)
+        self.of_networks: list[CanvasSettings] = of_networks
+        self.settings: CanvasSettings = of_networks[0]
 
     def asked(
         self, slides: Sequence[Sequence[str]], pyramids: Path, memory: int | None, stage: Path | None, maps: bool

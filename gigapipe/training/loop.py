@@ -1,5 +1,6 @@
 """The training loop: whatever is learnt of whole slides, with one network, at one resolution, for one fold."""
 
+import contextlib
 import itertools
 import logging
 import math
@@ -13,11 +14,12 @@ import torch
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh
+from gigapipe.training.average import Average
 from gigapipe.training.batches import batches, steps_per_epoch
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.curves import FOLDER, Curves
 from gigapipe.training.model_files import write_model
-from gigapipe.training.optimizer import AdamW
+from gigapipe.training.optimizer import AdamW, groups, set_learning_rate
 from gigapipe.training.record import Recorder, write_record
 from gigapipe.training.schedule import Schedule
 from gigapipe.training.state import Resumable, State
@@ -49,10 +51,12 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
     speak = mesh.rank == 0
     steps = steps_per_epoch(task)
     schedule = Schedule(settings, steps)
-    optimizer = AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    layers = groups(model, settings.first_layer_rate)
+    optimizer = AdamW(layers, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     checkpoints = Checkpoints(output.with_name("checkpoints"), keep)
     resumable = Resumable(task, optimizer, checkpoints, steps)
     state = resumable.resume()
+    average = Average(model, settings.weight_average, state.average) if settings.weight_average else None
     recorder = Recorder(mesh, state)
     curves = Curves(output.with_name(FOLDER), state) if speak and tensorboard else None
 
@@ -65,6 +69,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
                 loss = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch)
             state.losses.append(loss)
             state.step += 1
+            if average:
+                average.update(state.epoch * steps + state.step)
             next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
             stopping = agreed(stop, next_takes, mesh)
             if speak and (stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY):
@@ -74,14 +80,17 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
                 raise unfinished(f"after epoch {state.epoch} and {state.step} steps, for {stopping}", mesh)
 
         mesh.phase = f"validation after epoch {state.epoch + 1}"
-        with recorder.validation():
-            validation = task.validate(itertools.chain.from_iterable(batches(task, state.epoch)))
-            _refuse_divergence(validation["loss"], state.epoch)
-        state.end_epoch(validation, model, optimizer.param_groups[0]["lr"])
+        with average.in_place() if average else contextlib.nullcontext():
+            with recorder.validation():
+                validation = task.validate(itertools.chain.from_iterable(batches(task, state.epoch)))
+                _refuse_divergence(validation["loss"], state.epoch)
+            state.end_epoch(validation, model, optimizer.param_groups[-1]["lr"])
         if schedule.ends(state):
             state.ended = True
         elif schedule.falls(state):
             _fall_back(state, task, optimizer)
+            if average:
+                average.restart()
         if speak:
             said = {name: value for name, value in {**state.history[-1], **state.took[-1]}.items() if name != "ended"}
             logger.info("  ".join(f"{name} {value:.4g}" for name, value in said.items()))
@@ -103,8 +112,7 @@ def step(task: Task, optimizer: AdamW, learning_rate: float, slides: list[list[i
     `slides` are this rank's, of each batch that is accumulated. Raises InputError if the loss is no number.
     """
     mesh, count = task.mesh, len(slides)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad()
     own = sum(_backward(task, indices, epoch) for indices in slides) / count
     if count > 1:

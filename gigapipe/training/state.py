@@ -18,7 +18,7 @@ from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-SINCE_0_2 = {"took", "epoch_seconds"}
+SINCE_0_2 = {"took", "epoch_seconds", "average"}
 """What checkpoints of 0.1 lack."""
 
 
@@ -53,6 +53,8 @@ class State:
     epoch_seconds: float = 0.0
     """Of the steps that have ended of the epoch after them."""
     best: Best = field(default_factory=lambda: Best(loss=math.inf))
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The moving average of the weights, if there is one: see average.py."""
     since: int = 0
     """The epoch from which patience counts."""
     falls: int = 0

@@ -73,3 +73,4 @@ rule evaluate:
 rule evaluated:
     input:
         rules.evaluate.output,
+        "<results>/external.tsv" if CONFIG.external else [],

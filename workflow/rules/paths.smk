@@ -31,16 +31,16 @@ def date_of(path):
     return Path(path).stat().st_mtime if Path(path).exists() else 0
 
 
-def check_paths():
-    """Refuse files in whose paths Snakemake would fill something in, or that are dated in the future, and on a cluster
-    paths that no job is told as they are.
+def check_paths(named):
+    """Refuse those of `named` (where, path) in whose paths Snakemake would fill something in, or that are dated in the
+    future, and on a cluster paths that no job is told as they are.
     """
     if re.search("[{}]", workflow.basedir):
         refuse(
             f"{workflow.basedir}: the workflow is in a folder with a brace in its name, which Snakemake would "
             "replace; move it (the folder in which you run it may have any name)"
         )
-    files = [(where, path) for where, path in given_files() if path]
+    files = [(where, path) for where, path in named if path]
     for where, path in files:
         if filled := WILDCARD_REGEX.search(path) or PATHVAR_REGEX.search(path):
             refuse(
@@ -63,4 +63,4 @@ def check_paths():
 
 
 if workflow.is_main_process:
-    check_paths()
+    check_paths(given_files())

@@ -37,6 +37,7 @@ rule page:
         folds=once_each(rules.folds.output.text),
         slides=rules.survey.output.picture,
         maps=(expand(MAPS, mpp=RESOLUTIONS, method=METHODS) if CONFIG.maps else []),
+        external="<results>/external.tsv" if CONFIG.external else [],
         config=rules.settings.output,
     output:
         page="<results>/report.html",
