@@ -17,7 +17,9 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, held: dict[str, torch.Tensor]):
         self.decay, self.held = decay, held
-        self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._weights: dict[str, torch.Tensor] = {
+            name: value for name, value in model.named_parameters() if value.requires_grad
+        }
         if held:
             held |= {name: held[name].to(value.device) for name, value in self._weights.items()}
         else:
