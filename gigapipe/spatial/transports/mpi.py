@@ -11,8 +11,8 @@ from mpi4py import MPI
 from gigapipe.spatial.transports import Message, reduced_bytes
 
 AT_ONCE = 2**20  # elements that are summed at a time, for which MPI takes as much memory again
-BUSY = 1e-3  # seconds of a wait in which a rank polls without a pause
-PAUSE = 1e-3  # seconds between two polls after that, at most; and no more than a twentieth of the wait
+BUSY = 1e-3  # seconds of a wait in which a rank that has a core of its own polls without a pause
+PAUSES = 2e-5, 1e-3  # seconds between two polls after that: at first, and at most
 _SUMMABLE = {
     torch.float32: MPI.FLOAT,
     torch.float64: MPI.DOUBLE,
@@ -30,18 +30,19 @@ class MpiTransport:
 
     def __init__(self, communicator: MPI.Intracomm, timeout: float = 600):
         # A communicator of its own: no message of another user of MPI can be taken for one of ours.
-        self._take(communicator.Dup(), timeout)
+        self._take(communicator.Dup(), timeout, 0.0 if _share_cores(communicator) else BUSY)
 
-    def _take(self, communicator: MPI.Intracomm, timeout: float) -> None:
+    def _take(self, communicator: MPI.Intracomm, timeout: float, busy: float) -> None:
         self.communicator = communicator
         weakref.finalize(self, _free, communicator).atexit = False  # where MPI ends
         self.rank, self.size = communicator.rank, communicator.size
-        self.timeout = timeout
+        self.timeout, self.busy = timeout, busy
         self.sent_bytes = 0
 
     def subset(self, ranks: Sequence[int]) -> "MpiTransport":
         subset = MpiTransport.__new__(MpiTransport)
-        subset._take(self.communicator.Create_group(self.communicator.group.Incl(ranks)), self.timeout)
+        members = self.communicator.Create_group(self.communicator.group.Incl(ranks))
+        subset._take(members, self.timeout, self.busy)
         return subset
 
     def exchange(self, outgoing: list[Message], incoming: list[Message]) -> Callable[[], None]:
@@ -75,13 +76,25 @@ class MpiTransport:
         return x
 
     def _wait(self, requests: list[MPI.Request], what: str) -> None:
-        begun = time.monotonic()
+        begun, (pause, longest) = time.monotonic(), PAUSES
         while not _done(requests, what):
             waited = time.monotonic() - begun
-            # Where ranks share a core, the one that is waited for must get it; a longer wait leaves it to others, too.
-            os.sched_yield() if waited < BUSY else time.sleep(min(waited / 20, PAUSE))
+            if waited < self.busy:
+                os.sched_yield()
+            else:  # a longer wait leaves the core to others
+                time.sleep(pause)
+                pause = min(1.5 * pause, longest)
             if waited > self.timeout:
                 raise TimeoutError(f"rank {self.rank} of {self.size} waited {self.timeout:g} s for {what}")
+
+
+def _share_cores(communicator: MPI.Intracomm) -> bool:
+    """Whether this host has more of the ranks than cores for them: who waits must then leave its core to the others."""
+    here = communicator.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return len(set().union(*here.allgather(os.sched_getaffinity(0)))) < here.size
+    finally:
+        here.Free()
 
 
 def _free(communicator: MPI.Comm) -> None:
