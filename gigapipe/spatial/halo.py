@@ -123,10 +123,8 @@ def plan(mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access]) -> 
 
     def leg(axis: int, parts: int, own: int, rank_of: Callable[[int], int], other: Interval) -> Leg:
         """Along `axis`, where `other` is what of the other axis goes along."""
-        cuts, needed = (
-            [split(size[axis], parts, i) for i in range(parts)],
-            [needs(axis, parts, i) for i in range(parts)],
-        )
+        cuts = [split(size[axis], parts, i) for i in range(parts)]
+        needed = [needs(axis, parts, i) for i in range(parts)]
         held = _hull(piece.source for n in needed for piece in pieces(axis, n, cuts[own])) if axis == 0 else cuts[own]
         covered = _hull(piece.place for piece in pieces(axis, needed[own], Interval(0, size[axis])))
         peers = [i for i in range(parts) if i != own] if other.size else []
