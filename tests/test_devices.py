@@ -128,6 +128,12 @@ def test_interfaces_in_every_spelling(monkeypatch, variable, told, expected):
         assert ranks.address() == expected
 
 
+def test_float32_is_float32_where_a_card_could_do_with_less(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+    with ranks.started(1, 1, 1, device="cpu"):
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize(
     "wanted, gpus, on_this_host, expected",
     [
@@ -201,7 +207,7 @@ def test_any_torch_from_a_version_on_will_do():
     for version in ("2.11.0", "2.13.0+rocm7.1", "2.12.1+cu126", "2.15.0"):
         assert torchs.specifier.contains(version)
     assert "torch==2.13.0\n" in (ROOT / "envs/constraints.txt").read_text()
-    page = (ROOT / "docs/clusters.md").read_text()
+    page = (ROOT / "docs/gpus.md").read_text()
     for build in ("/cpu", "/cu126", "/rocm"):
         assert f"https://download.pytorch.org/whl{build}" in page
 

@@ -1,6 +1,7 @@
 """One call after which a model trains on images that are divided over a mesh."""
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.refusals import LAYERS
 from gigapipe.spatial.tensor import SpatialTensor, refuse_lost_gradient
 from gigapipe.spatial.torch_internals import AnyBatchNorm, remove_forward_hooks
+
+MESSAGE = 2**26
+"""Bytes that ranks are told at a time."""
 
 
 def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
@@ -26,8 +30,7 @@ def decompose(model: nn.Module, mesh: Mesh) -> nn.Module:
     image: use the same seed, otherwise the backward pass raises NotDecomposed.
     """
     mesh.agree([(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters()])
-    for tensor in (*model.parameters(), *model.buffers()):
-        _share(tensor, mesh)
+    _share([*model.parameters(), *model.buffers()], mesh)
     recompose(model)
     for name, module in model.named_modules():
         module.register_forward_pre_hook(functools.partial(_enter, name, mesh.data))
@@ -56,12 +59,32 @@ def synchronise_as_batch_norm(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _share(tensor: torch.Tensor, mesh: Mesh) -> None:
-    """Rank 0's values, to all: a sum in which the others are zero, so that no rounding comes in."""
-    if mesh.size > 1:
-        mine = tensor.detach().contiguous().clone() if mesh.rank == 0 else torch.zeros_like(tensor).contiguous()
-        mesh.everyone.sum_(mine.view(-1).view(torch.uint8))  # byte by byte, so that any dtype may come
-        tensor.copy_(mine)
+def _share(tensors: list[torch.Tensor], mesh: Mesh) -> None:
+    """Rank 0's values, to all: few sums in which the others are zero, so that no rounding comes in."""
+    if mesh.size == 1:
+        return
+    for few in _together(tensors):
+        # Byte by byte, so that any dtype may come. Those of long words first: each then begins at a whole word.
+        few.sort(key=lambda tensor: -tensor.element_size())
+        bytes_of = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in few]
+        mine = torch.cat(bytes_of)
+        mesh.everyone.sum_(mine if mesh.rank == 0 else mine.zero_())
+        for tensor, part in zip(few, mine.split([len(own) for own in bytes_of]), strict=True):
+            tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
+
+
+def _together(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors of one device, as many at a time as make a message of `MESSAGE` bytes; none is empty."""
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        few: list[torch.Tensor] = []
+        for tensor in tensors:
+            if tensor.device == device and tensor.numel():
+                few.append(tensor)
+                if sum(one.nbytes for one in few) >= MESSAGE:
+                    yield few
+                    few = []
+        if few:
+            yield few
 
 
 def _enter(name: str, data_ranks: int, module: nn.Module, inputs: tuple) -> None:

@@ -14,10 +14,9 @@ The backward pass is the adjoint: gradients of received rows go back to their ow
 columns.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property, partial
 
 import torch
 
@@ -30,7 +29,8 @@ NOTHING = Interval(0, 0)
 ROWS, COLUMNS = -2, -1
 
 
-class Leg(NamedTuple):
+@dataclass(frozen=True)
+class Leg:
     """The exchange along one axis. Sources are global indices of the image, places those of an operator's input.
 
     `sends` and `receives` pair a rank with what goes to it and comes from it, in the same order on both sides.
@@ -45,21 +45,21 @@ class Leg(NamedTuple):
     sends: tuple[tuple[int, tuple[Interval, ...]], ...]
     receives: tuple[tuple[int, tuple[Piece, ...]], ...]
 
-    @property
+    @cached_property
     def received(self) -> list[Piece]:
         return [piece for _, pieces in self.receives for piece in pieces]
 
-    @property
+    @cached_property
     def full(self) -> bool:
         """Whether pieces fill what they cover, once."""
         return sum(piece.place.size for piece in (*self.kept, *self.received)) == self.covered.size
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether all that is held is kept, as it is, in one piece."""
         return len(self.kept) == 1 and self.kept[0].source == self.held and self.kept[0].step == 1
 
-    @property
+    @cached_property
     def idle(self) -> bool:
         return not self.sends and not self.receives
 
@@ -76,18 +76,18 @@ class Halo:
     columns: Leg
     rows: Leg
 
-    @property
+    @cached_property
     def received(self) -> list[Rectangle]:
         """What arrives, columns before rows, of an image in which all lies in its own place."""
         columns = [Rectangle(self.rows.held, piece.source) for piece in self.columns.received]
         return columns + [Rectangle(piece.source, self.columns.covered) for piece in self.rows.received]
 
-    @property
+    @cached_property
     def nothing(self) -> bool:
         """Whether the operator's input on this rank is its shard, and others need none of it."""
         return self.needed == self.owned and all(leg.idle and len(leg.kept) <= 1 for leg in (self.columns, self.rows))
 
-    @property
+    @cached_property
     def gaps(self) -> list[Rectangle]:
         """What of `needed` is padding."""
         if self.needed.empty:
@@ -123,10 +123,8 @@ def plan(mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access]) -> 
 
     def leg(axis: int, parts: int, own: int, rank_of: Callable[[int], int], other: Interval) -> Leg:
         """Along `axis`, where `other` is what of the other axis goes along."""
-        cuts, needed = (
-            [split(size[axis], parts, i) for i in range(parts)],
-            [needs(axis, parts, i) for i in range(parts)],
-        )
+        cuts = [split(size[axis], parts, i) for i in range(parts)]
+        needed = [needs(axis, parts, i) for i in range(parts)]
         held = _hull(piece.source for n in needed for piece in pieces(axis, n, cuts[own])) if axis == 0 else cuts[own]
         covered = _hull(piece.place for piece in pieces(axis, needed[own], Interval(0, size[axis])))
         peers = [i for i in range(parts) if i != own] if other.size else []
@@ -341,7 +339,7 @@ def scattered(grad: torch.Tensor, shape: torch.Size, halo: Halo, mesh: Mesh, own
     if halo.nothing:
         return grad
     columns, rows, needed = halo.columns, halo.rows, halo.needed
-    empty = functools.partial(torch.empty, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
+    empty = partial(torch.empty, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
     tall, wide = (*shape[:-2], rows.held.size, shape[-1]), (*shape[:-2], rows.held.size, columns.covered.size)
     between = grad if needed.empty else _cut(grad, COLUMNS, columns.covered, needed.columns)
     arrive = _return(_sources(rows.received, between, needed.rows, ROWS), rows, wide, mesh, like=grad)

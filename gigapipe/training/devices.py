@@ -80,7 +80,11 @@ def identity(device: torch.device) -> str | None:
 
 
 def use(device: torch.device) -> None:
-    """Make a GPU the current one of its kind, by which NCCL goes, too."""
+    """Make a GPU the current one of its kind, by which NCCL goes, too; and let float32 be float32 there.
+
+    torch lets cuDNN convolve float32 in TF32, with 10 bits of mantissa, where a card can.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # that of matrix products is off by default
     if device.type in GPUS:
         torch.get_device_module(device).set_device(device)
 
