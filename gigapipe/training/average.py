@@ -33,8 +33,8 @@ class Average:
     def update(self, steps: int) -> None:
         """By the weights after so many steps of training."""
         new = 1 - min(self.decay, steps / (steps + 9))
-        names = list(self._weights)
-        torch._foreach_lerp_([self.held[name] for name in names], [self._weights[name] for name in names], new)
+        for name, value in self._weights.items():
+            self.held[name].lerp_(value, new)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
