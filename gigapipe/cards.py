@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from gigapipe.errors import InputError
+
 VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 """The variables by which a process knows its GPUs; AMD's HIP reads both, and goes by the first."""
 
@@ -45,6 +47,8 @@ def take(number: int, names: list[str]) -> list[str]:
     job = next((f"-{os.environ[name]}" for name in JOBS if name in os.environ), "")
     folder = Path(tempfile.gettempdir()) / f"gigapipe-gpus-{os.getuid()}{job}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise InputError(f"GPUs: {folder} belongs to another user; remove it, or set TMPDIR to a folder of yours")
     while True:
         held: dict[str, int] = {}
         for name in names:
