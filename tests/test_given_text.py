@@ -180,13 +180,15 @@ def test_every_text_of_config_and_sheet_is_received_as_it_is(hostile_project, mo
     )
     for at in (("training", "weights"), ("methods", "weights"), ("gdc", "token")):
         Path(keys[at]).touch()
-    ours = {at: value for at, value in keys.items() if at[0] not in ("cohort", "methods")}
+    elsewhere = [row | {"slide": f"e{i}"} for i, row in enumerate(rows[:6])]
+    pd.DataFrame(elsewhere).to_csv(keys["external",]["a"], sep="\t", index=False)
+    ours = {at: value for at, value in keys.items() if at[0] not in ("cohort", "external", "methods")}
     config = nested(ours) | {"resolutions": [{"mpp": 8, "canvas": 52, "mesh": [1, 1, 1]}], "phantom": {"patients": 8}}
     config["training"]["batch"] = 1
     found = []
     tasks = {task.needs: name for name, task in TASKS.items()}
     for needed in ("label", "target", "mask"):
-        write_config(config | {"task": tasks[needed]})
+        write_config(config | {"task": tasks[needed]} | ({"external": keys["external",]} if needed == "label" else {}))
         _, output = snakemake(folder, "-n", "-p", "--cores", 1, "--configfile", "mine.yaml")
         found += run_commands(output, folder)
     method = {at[1]: value for at, value in keys.items() if at[0] == "methods"}
