@@ -85,7 +85,7 @@ def test_the_workflow_plans_the_cohorts_of_the_config(tmp_path):
 
     output = planned()
     assert output.count("gigapipe pyramid --mpp") == len(phantom.cohort()) + len(rows)
-    assert output.count("gigapipe predict-external b.tsv --cohort hospital-b") == 3  # resolutions
+    assert output.count("gigapipe predict-external --cohort hospital-b") == 3  # resolutions
     assert output.count("gigapipe evaluate-external --external") == 1
     assert "results/2um/fold-3/model.pt --pyramids results/external/hospital-b/pyramids" in output
     other = ["other"] + ["solid"] * (len(rows) - 1)

@@ -468,7 +468,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
-    rgb = np.tile(render(cohort(patients=6)[0]), (4, 4, 1))
+    rgb = np.tile(render(cohort(patients=6)[0]), (3, 4, 1))
     write_slide(tmp_path / "s.svs", rgb)
     program = (
         "import sys; from gigapipe.pyramids import blocks, build, settings; blocks.BLOCK = (256, 256);"

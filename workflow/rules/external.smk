@@ -162,14 +162,15 @@ rule predict_external:
         limits=applying_limits_of,
     params:
         pyramids=lambda wildcards: RESULTS / "external" / wildcards.cohort / "pyramids",
-        source=[
+        source=lambda wildcards: [
             *(option("--source", CONFIG.source) if CONFIG.source else []),
             *(f"--confirmed-label={label}" for label in CONFIG.confirmed_labels),
         ],
     shell:
-        "{resources.launcher} gigapipe predict-external {input.sheet:q} --cohort {wildcards.cohort} {params.source:q}"
+        "{resources.launcher} gigapipe predict-external --cohort {wildcards.cohort} {params.source:q}"
         " --models {input.models} --pyramids {params.pyramids} --mesh {resources.mesh}"
-        " --threads {resources.cores_per_rank} {resources.limits} --output {output} {resources.attempts} > {log} 2>&1"
+        " --threads {resources.cores_per_rank} {resources.limits} --output {output} {resources.attempts}"
+        " -- {input.sheet:q} > {log} 2>&1"
         " || gigapipe explain $? --output {output} --log {log} {resources.attempts} 2>> {log}"
 
 
