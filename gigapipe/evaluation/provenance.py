@@ -67,6 +67,7 @@ SAYS = {
     "splits.tsv": "the role of each slide for each test fold",
     "comparison.tsv": "the comparison of resolutions",
     "methods.tsv": "the differences between methods",
+    "external.tsv": "the comparison with other cohorts",
     "dice.tsv": "the overlap of true and predicted masks",
     "report.html": "the report",
     "model.pt": "weights of a trained network",
