@@ -39,8 +39,23 @@ TOGETHER = {
     "test_adding.py": "adding",
 }
 """Files whose tests share something dear, and so run in one process; the longest first, for they begin first."""
-SLOW = {"demo", "link", "lsf", "own_slides", "place", "project", "ranks", "regions", "slurm", "small_cohort", "trained"}
-"""Fixtures whose tests start ranks, Snakemake or trainings: `make check` has none of them but those marked `check`."""
+SLOW = {
+    "demo",
+    "link",
+    "lsf",
+    "own_slides",
+    "place",
+    "project",
+    "ranks",
+    "regions",
+    "slurm",
+    "small_cohort",
+    "tables",
+    "trained",
+}
+"""Fixtures whose tests start ranks, Snakemake or trainings, or simulate: `make check` has none of them but those marked
+`check`.
+"""
 
 
 class Together(LoadScopeScheduling):

@@ -101,6 +101,7 @@ def test_a_group_goes_through_the_command_line(group, given):
     assert group.of(values(group, line.parse_args([]))) == group()
 
 
+@pytest.mark.slow
 def test_an_option_that_is_added_in_one_place_reaches_all(tmp_path):
     """A line in the class: YAML, schema, table, command line, and what is written into a model."""
     shutil.copytree(ROOT / "gigapipe", tmp_path / "gigapipe")

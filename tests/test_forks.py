@@ -10,6 +10,8 @@ import psutil
 import pytest
 from forks import with_forks
 
+pytestmark = pytest.mark.slow
+
 
 def start(folder, *arguments, **more) -> subprocess.Popen:
     command, environment = ["gigapipe", *map(str, arguments)], with_forks(dict(os.environ), "gigapipe") | more

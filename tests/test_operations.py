@@ -23,6 +23,7 @@ def test_the_page_lists_what_is_registered():
     assert PAGE.read_text() == operations.page(PAGE.read_text()), "run python docs/operations.py"
 
 
+@pytest.mark.slow
 def test_an_operation_is_added_as_the_page_says():
     program = PAGE.read_text().split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)

@@ -36,6 +36,7 @@ class TwoRanks(zoo.Ranks):
     SIZE = 2
 
 
+@pytest.mark.slow
 def test_a_model_that_crashes_takes_no_other_with_it():
     crashes = zoo.Entry("monai", "MONAI", "of this name there is none", None)
     with TwoRanks() as two:
