@@ -1,6 +1,7 @@
 """Methods compared with each other: paired differences at the same resolution, on the same slides and folds."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,13 @@ from gigapipe.evaluation.columns import (
     Column,
     P,
     bounds,
-    signed,
+    signed_interval,
 )
 
 OTHER, CORRECTED = "other", "p_corrected"
 FILE = "methods.tsv"
 """Where the table lies, beside comparison.tsv."""
+NOT_PAIRED = "not tested on the same slides"
 
 NOTE = (
     "Δ is the first method minus the second, at the same resolution, on the same slides and folds, with its 95 % "
@@ -80,18 +82,10 @@ def columns(heading: str) -> list[Column]:
     return [
         Column("µm/px", [MPP], lambda row: f"{row[MPP]:g}"),
         Column("methods", [METHOD_NAME, OTHER], lambda row: f"{row[METHOD_NAME]} − {row[OTHER]}"),
-        Column(f"Δ {heading} (95 % interval)", [DELTA], _difference),
+        Column(f"Δ {heading} (95 % interval)", [DELTA], partial(signed_interval, name=DELTA, missing=NOT_PAIRED)),
         Column("p", [P], lambda row: _p(row[P])),
         Column("p, corrected", [CORRECTED], lambda row: _p(row[CORRECTED])),
     ]
-
-
-def _difference(row: dict) -> str:
-    low, high = bounds(DELTA)
-    if pd.isna(row[DELTA]):
-        return "not tested on the same slides"
-    limits = "no interval" if pd.isna(row[low]) else f"{signed(row[low])} to {signed(row[high])}"
-    return f"{signed(row[DELTA])} ({limits})"
 
 
 def _p(p: float) -> str:

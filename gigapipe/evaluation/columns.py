@@ -215,6 +215,15 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
+def signed_interval(row: dict, name: str, missing: str) -> str:
+    """A difference with its 95 % interval, or what is said where it is `missing`."""
+    if pd.isna(row[name]):
+        return missing
+    low, high = bounds(name)
+    limits = "no interval" if pd.isna(row[low]) else f"{signed(row[low])} to {signed(row[high])}"
+    return f"{signed(row[name])} ({limits})"
+
+
 def interval(row: dict | pd.Series, name: str, deviation: bool = False) -> str:
     """A figure with its 95 % interval, where the table has one; if asked for, with its deviation over seeds."""
     if pd.isna(row[name]):

@@ -84,9 +84,7 @@ def as_markdown(table: pd.DataFrame, between: pd.DataFrame | None = None) -> str
     """
     lines = []
     for title, columns in _tables(table, between).items():
-        lines += [f"**{title}**", "", _line(columns), "|" + "---:|" * len(columns)]
-        lines += [_line(row) for row in zip(*columns.values(), strict=True)]
-        lines.append("")
+        lines += [f"**{title}**", "", *in_markdown(columns), ""]
     return "\n".join(lines) + "\n" + "\n\n".join(_notes(table, between)) + "\n"
 
 
@@ -123,14 +121,21 @@ def _tables(table: pd.DataFrame, between: pd.DataFrame | None) -> dict[str, dict
     if AUC in table:
         parts[f"Decisions and probabilities, {SPLITS[table[SPLIT].iloc[0]]}"] = read(*DECISIONS_AND_PROBABILITIES)
     parts["Cost"] = costs
-    found = {title: _cells(table, row_names + columns) for title, columns in parts.items()}
+    found = {title: cells(table, row_names + columns) for title, columns in parts.items()}
     if between is not None:
-        found["Methods at the same resolution"] = _cells(between, between_methods.columns(main_figure(table).heading))
+        found["Methods at the same resolution"] = cells(between, between_methods.columns(main_figure(table).heading))
     return found
 
 
-def _cells(table: pd.DataFrame, columns: list[Column]) -> dict[str, list[str]]:
+def cells(table: pd.DataFrame, columns: list[Column]) -> dict[str, list[str]]:
+    """Of each column's heading what stands in its rows."""
     return {column.heading: [column.text(row) for row in table.to_dict("records")] for column in columns}
+
+
+def in_markdown(columns: dict[str, list[str]]) -> list[str]:
+    """The lines of a table: of each heading its cells."""
+    rows = [_line(row) for row in zip(*columns.values(), strict=True)]
+    return [_line(columns), "|" + "---:|" * len(columns), *rows]
 
 
 def _line(cells) -> str:

@@ -4,6 +4,7 @@ On its test fold every network is alone, whereas other slides are scored by all 
 networks is usually better than one. So the drop is of single networks: their mean AUC on test folds, less that there.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,10 @@ from gigapipe.evaluation.columns import (
     TEST,
     Column,
     bounds,
-    signed,
+    signed_interval,
     without_unnamed,
 )
+from gigapipe.evaluation.comparison_text import cells, in_markdown
 from gigapipe.evaluation.intervals import difference_limits
 from gigapipe.evaluation.metrics import brier, calibration_error, reliability
 from gigapipe.evaluation.targets import Targets, targets_of
@@ -147,7 +149,7 @@ def columns(table: pd.DataFrame) -> list[Column]:
         Column(f"internal AUC, {about}", [internal(AUC)], lambda row: _auc(row, internal(AUC))),
         Column("external AUC, all networks", [AUC], lambda row: _auc(row, AUC)),
         Column("external AUC, single networks", [ALONE], lambda row: _auc(row, ALONE)),
-        Column("drop", [DROP], _drop),
+        Column("drop", [DROP], partial(signed_interval, name=DROP, missing="unknown")),
         *(
             Column(f"{what}: internal, external", [name], lambda row, name=name: _both(row, name))
             for what, name in (("calibration error", CALIBRATION_ERROR), ("Brier score", BRIER))
@@ -157,10 +159,7 @@ def columns(table: pd.DataFrame) -> list[Column]:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table for people, and what its columns mean."""
-    shown = columns(table)
-    lines = ["| " + " | ".join(column.heading for column in shown) + " |", "|" + "---:|" * len(shown)]
-    lines += ["| " + " | ".join(column.text(row) for column in shown) + " |" for row in table.to_dict("records")]
-    return "\n".join([*lines, "", NOTE]) + "\n"
+    return "\n".join([*in_markdown(cells(table, columns(table))), "", NOTE]) + "\n"
 
 
 def _auc(row: dict, name: str) -> str:
@@ -169,14 +168,6 @@ def _auc(row: dict, name: str) -> str:
         return "none: a class is missing"
     limits = "no interval: one patient of a class" if np.isnan(row[low]) else f"{row[low]:.3f}–{row[high]:.3f}"
     return f"{row[name]:.3f} ({limits})"
-
-
-def _drop(row: dict) -> str:
-    low, high = bounds(DROP)
-    if np.isnan(row[DROP]):
-        return "unknown"
-    limits = "no interval" if np.isnan(row[low]) else f"{signed(row[low])} to {signed(row[high])}"
-    return f"{signed(row[DROP])} ({limits})"
 
 
 def _both(row: dict, name: str) -> str:

@@ -243,13 +243,13 @@ def slide_file(slide):
     return f"<resources>/slides/{slide}.{suffix}"
 
 
-def reader_of(slide):
+def reader_of(file):
     """The user's function that reads a slide's file; None where OpenSlide does."""
-    return CONFIG.pyramids.readers.get(suffix_of(slide_file(slide)))
+    return CONFIG.pyramids.readers.get(suffix_of(file))
 
 
-def reader_option(wildcards):
-    own = reader_of(wildcards.slide)
+def reader_option(file):
+    own = reader_of(file)
     return [shlex.join(option("--reader", own))] if own else []
 
 

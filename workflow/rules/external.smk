@@ -111,14 +111,7 @@ rule external_pyramid:
     params:
         mpp=" ".join(RESOLUTIONS),
         settings=lambda wildcards, input: " ".join(
-            [
-                arguments(CONFIG.pyramids, PyramidPixels),
-                *(
-                    [shlex.join(option("--reader", own))]
-                    if (own := CONFIG.pyramids.readers.get(suffix_of(input.slide)))
-                    else []
-                ),
-            ]
+            [arguments(CONFIG.pyramids, PyramidPixels), *reader_option(input.slide)]
         ),
         code=lambda wildcards, input: READERS.get(suffix_of(input.slide), NOTHING),
         own_mpp=lambda wildcards: (

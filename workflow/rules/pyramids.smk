@@ -31,7 +31,7 @@ rule pyramid:
         mpp_as_noted=as_noted("<results>/pyramids/{slide}", MPPS),
         made_of=made_of,
         settings=lambda wildcards: " ".join(
-            [arguments(CONFIG.pyramids, PyramidPixels), *reader_option(wildcards)]
+            [arguments(CONFIG.pyramids, PyramidPixels), *reader_option(slide_file(wildcards.slide))]
         ),
         # That its code has changed.
         code=lambda wildcards: READERS.get(
@@ -79,7 +79,7 @@ rule add:
         slide=lambda wildcards, input: (
             option("--slide", str(input.slide)) if input.slide else []
         ),
-        reader=lambda wildcards: " ".join(reader_option(wildcards)),
+        reader=lambda wildcards: " ".join(reader_option(slide_file(wildcards.slide))),
     shell:
         "{resources.alone} gigapipe add {input.pyramid} --mpp {params.mpp} {params.slide:q} {params.reader}"
         " {resources.scheduler} {resources.verify} --threads {threads} --output {output} {resources.attempts} > {log} 2>&1"
