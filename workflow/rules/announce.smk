@@ -41,7 +41,10 @@ def pixels_of_pyramids(slide):
     pixels = {
         name: getattr(CONFIG.pyramids, name) for name in PyramidPixels.model_fields
     }
-    return pixels | {"mpp": float(mpp) if mpp else None, "reader": reader_of(slide_file(slide))}
+    return pixels | {
+        "mpp": float(mpp) if mpp else None,
+        "reader": reader_of(slide_file(slide)),
+    }
 
 
 def to_convert():

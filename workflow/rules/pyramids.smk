@@ -31,7 +31,10 @@ rule pyramid:
         mpp_as_noted=as_noted("<results>/pyramids/{slide}", MPPS),
         made_of=made_of,
         settings=lambda wildcards: " ".join(
-            [arguments(CONFIG.pyramids, PyramidPixels), *reader_option(slide_file(wildcards.slide))]
+            [
+                arguments(CONFIG.pyramids, PyramidPixels),
+                *reader_option(slide_file(wildcards.slide)),
+            ]
         ),
         # That its code has changed.
         code=lambda wildcards: READERS.get(
