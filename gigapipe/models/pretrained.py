@@ -85,7 +85,9 @@ def take_imagenet(model: nn.Module, network: str, weights: Mapping[str, torch.Te
     strange = sorted(set(own) ^ set(theirs)) or [n for n in theirs if theirs[n].shape != own[n].shape]
     if strange:
         raise InputError(f"{where}: not of this network and norm ({strange[0]} differs); correct network or norm")
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.deviation))
+    mean, deviation = (
+        torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (form.mean, form.deviation)
+    )
     kernel, shift = theirs[f"{form.stem}.weight"], f"{form.norm}.running_mean"
     theirs[f"{form.stem}.weight"] = -kernel / deviation
     theirs[shift] = theirs[shift] - (kernel * (1 - mean) / deviation).sum((1, 2, 3))
