@@ -72,6 +72,17 @@ def start(
     )
 
 
+def kill(process: subprocess.Popen) -> None:
+    """Kill a run and all that it started; forks, which are in no session of its own, have ended, too."""
+    folder = os.readlink(f"/proc/{process.pid}/cwd")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while left := [p.pid for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == folder and p.pid != os.getpid()]:
+        assert time.monotonic() < deadline, f"of a killed run there are processes {left}"
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
     """Nothing of a process's session is left behind."""
@@ -79,8 +90,7 @@ def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
         yield process
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill(process)
 
 
 def snakemake(folder: Path, *arguments, check: bool = True, before: Sequence[str] = ()) -> tuple[int, str]:

@@ -1,9 +1,7 @@
 """A cohort of the GDC through the workflow, over a network that fails, killed and started again."""
 
 import hashlib
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import yaml
 from gdc_server import Archive, Fault, serving
 from launching import MORE, gigapipe
-from projects import fresh_copy, snakemake, start
+from projects import fresh_copy, kill, snakemake, start
 
 pytestmark = pytest.mark.slow
 KINDS = ["cut", "reset", "503", "429", "500", "short", "wrong", "json", "html", "no_range", "stall"]
@@ -63,8 +61,7 @@ def test_sixty_slides_arrive_whole_through_faults_and_kills(shared, tmp_path):
             while len(list(folder.glob("TCGA*.svs"))) < share * len(slides):
                 assert process.poll() is None, process.communicate()[0]
                 time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            kill(process)
         for path in folder.glob("TCGA*.svs"):
             assert path.read_bytes() == slides[full_name(path, slides)][0].read_bytes()
         _, output = snakemake(project, *arguments, "slides")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from cohorts import made_once
 from launching import ROOT
-from projects import configured, fresh_copy, plan, snakemake, start
+from projects import configured, fresh_copy, kill, plan, snakemake, start
 
 from gigapipe.published_weights import OFFICIAL
 from gigapipe.pyramids import Pyramid
@@ -297,8 +296,7 @@ def test_an_interrupted_run_leaves_nothing_that_is_taken_for_whole(own_slides):
     while not list((folder / "results/pyramids").glob(".*.partial")):
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     snakemake(folder, *arguments)  # nothing is to be unlocked first
     pyramids = [p for p in (folder / "results/pyramids").iterdir()]
     assert {p.name for p in pyramids} == set(sheet["slide"])
