@@ -17,9 +17,11 @@ columns.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 
 import torch
 
+from gigapipe.spatial import kernels
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tile import Tile
@@ -58,6 +60,16 @@ class Leg:
     def whole(self) -> bool:
         """Whether all that is held is kept, as it is, in one piece."""
         return len(self.kept) == 1 and self.kept[0].source == self.held and self.kept[0].step == 1
+
+    @cached_property
+    def sent(self) -> list[Interval]:
+        return [part for _, parts in self.sends for part in parts]
+
+    @cached_property
+    def sent_apart(self) -> bool:
+        """Whether nothing is sent twice, so that what comes back may be added in any order."""
+        parts = sorted(self.sent)
+        return all(before.stop <= after.start for before, after in pairwise(parts))
 
     @cached_property
     def idle(self) -> bool:
@@ -182,7 +194,7 @@ def _exchange(
     if all(len(few) == 1 and few[0].is_contiguous() for few in strips):
         leaving = [few[0] for few in strips]
     else:
-        packed = torch.cat([strip for few in strips for strip in few])
+        packed = kernels.join([strip for few in strips for strip in few])
         leaving = packed.split([sum(len(strip) for strip in few) for few in strips])
     lengths = [length for _, few in incoming for length in few]
     arrived = like.new_empty([sum(lengths), *(shape[d] for d in order[1:])])
@@ -215,10 +227,6 @@ def _return(
     outgoing = [(rank, [next(remaining) for _ in pieces]) for rank, pieces in leg.receives]
     incoming = [(rank, [part.size for part in parts]) for rank, parts in leg.sends]
     return _exchange(outgoing, incoming, leg.axis, shape, mesh, like)
-
-
-def _sent(leg: Leg) -> list[Interval]:
-    return [part for _, parts in leg.sends for part in parts]
 
 
 def send_halos(local: torch.Tensor, halo: Halo, mesh: Mesh) -> Callable[[], list[torch.Tensor]]:
@@ -262,11 +270,11 @@ def return_halos(
         held = _cut(grad_local, ROWS, rows.held, halo.owned.rows)
         beside = [(piece.source, _cut(held, COLUMNS, piece.source, columns.held)) for piece in columns.kept]
         beside += [(piece.source, grad) for piece, grad in zip(columns.received, of_columns, strict=True)]
-        for grad, part in zip(arrive(), _sent(rows), strict=True):
+        for grad, part in zip(arrive(), rows.sent, strict=True):
             for source, into in beside:
                 _cut(into, ROWS, part, rows.held).add_(_cut(grad, COLUMNS, source, columns.covered))
         returned = early or _return(of_columns, columns, tall, mesh, like)
-        for grad, part in zip(returned(), _sent(columns), strict=True):
+        for grad, part in zip(returned(), columns.sent, strict=True):
             _cut(held, COLUMNS, part, columns.held).add_(grad)
         return grad_local
 
@@ -297,14 +305,20 @@ def gathered(
         if not columns.full:
             wide.fill_(fill)
     own = [_cut(held, COLUMNS, piece.source, columns.held) for piece in columns.kept]
-    _place(columns.kept, own, wide, columns.covered, COLUMNS)
+    pairs = _places(columns.kept, own, wide, columns.covered, COLUMNS)
+    if strips is None:  # the shard's copy is made while columns travel
+        kernels.copy(pairs)
+        pairs = []
     of_columns = arrive()
-    _place(columns.received, of_columns, wide, columns.covered, COLUMNS)
+    pairs += _places(columns.received, of_columns, wide, columns.covered, COLUMNS)
+    if strips is None or not rows.whole:
+        kernels.copy(pairs)
+        pairs = []
     of_rows = _send(wide, rows, mesh)() if strips is None else strips[len(columns.received) :]
     if not rows.whole:
         own = [_cut(wide, ROWS, piece.source, rows.held) for piece in rows.kept]
-        _place(rows.kept, own, between, needed.rows, ROWS)
-    _place(rows.received, of_rows, between, needed.rows, ROWS)
+        pairs += _places(rows.kept, own, between, needed.rows, ROWS)
+    kernels.copy(pairs + _places(rows.received, of_rows, between, needed.rows, ROWS))
     return buffer, [*of_columns, *of_rows]
 
 
@@ -313,16 +327,17 @@ def _like(x: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return torch.empty((*x.shape[:-2], *shape), dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-def _place(
+def _places(
     pieces: Sequence[Piece], parts: Sequence[torch.Tensor], into: torch.Tensor, held: Interval, axis: int
-) -> None:
-    """Write sources to their places along an axis of which `into` has `held`."""
-    for piece, part in zip(pieces, parts, strict=True):
-        _cut(into, axis, piece.place, held).copy_(part.flip(axis) if piece.step == -1 else part)
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The place of each source along an axis of which `into` has `held`, and what belongs there."""
+    places = [_cut(into, axis, piece.place, held) for piece in pieces]
+    turned = [part.flip(axis) if piece.step == -1 else part for piece, part in zip(pieces, parts, strict=True)]
+    return [(place, part.expand_as(place)) for place, part in zip(places, turned, strict=True)]
 
 
 def _sources(pieces: Iterable[Piece], grad: torch.Tensor, held: Interval, axis: int) -> list[torch.Tensor]:
-    """The gradients of sources, of a tensor that has `held` of an axis: the adjoint of `_place`."""
+    """The gradients of sources, of a tensor that has `held` of an axis: the adjoint of `_places`."""
     found = []
     for piece in pieces:
         part = _cut(grad, axis, piece.place, held)
@@ -348,15 +363,15 @@ def scattered(grad: torch.Tensor, shape: torch.Size, halo: Halo, mesh: Mesh, own
         of_wide = of_wide if own else of_wide.clone(memory_format=layout(grad))
     else:
         of_wide = _kept_back(rows, between, needed.rows, empty(wide))
-    for part, into in zip(arrive(), _sent(rows), strict=True):
-        _cut(of_wide, ROWS, into, rows.held).add_(part)
+    into = [_cut(of_wide, ROWS, part, rows.held) for part in rows.sent]
+    kernels.copy(list(zip(into, arrive(), strict=True)), True, rows.sent_apart)
     arrive = _return(_sources(columns.received, of_wide, columns.covered, COLUMNS), columns, tall, mesh, like=grad)
     if columns.whole:
         held = _cut(of_wide, COLUMNS, columns.kept[0].place, columns.covered)
     else:
         held = _kept_back(columns, of_wide, columns.covered, empty(tall))
-    for part, into in zip(arrive(), _sent(columns), strict=True):
-        _cut(held, COLUMNS, into, columns.held).add_(part)
+    into = [_cut(held, COLUMNS, part, columns.held) for part in columns.sent]
+    kernels.copy(list(zip(into, arrive(), strict=True)), True, columns.sent_apart)
     if rows.held == halo.owned.rows:
         return held
     grad_local = empty(shape).zero_()
