@@ -104,9 +104,7 @@ for _name in ("copy", "moments", "statistics", "of_sums"):
 _OPERATIONS.impl("copy", lambda into, parts, add: None, "Meta")
 _OPERATIONS.impl(
     "moments",
-    lambda mean, variance, shift, pixels, count: mean.new_empty(
-        2 * len(mean) + (count is None), dtype=torch.float64
-    ),
+    lambda mean, variance, shift, pixels, count: mean.new_empty(2 * len(mean) + (count is None), dtype=torch.float64),
     "Meta",
 )
 _OPERATIONS.impl("statistics", lambda sums, shift, *_: sums.new_empty(3, len(shift), dtype=_[-1]), "Meta")

@@ -61,7 +61,7 @@ def _ordered(into: torch.Tensor, part: torch.Tensor) -> tuple[tuple[int, int, in
 
 @lru_cache(maxsize=2**12)
 def _described(geometry: tuple, device: torch.device) -> tuple[torch.Tensor, int]:
-    """What `_copy` reads of copies of these axes, and how many blocks they have. It stays on the device: shapes recur."""
+    """What `_copy` reads of copies of these axes, and how many blocks they have. It stays there, for shapes recur."""
     fields, blocks = [], 0
     for axes in geometry:
         sizes, strides_into, strides_part = zip(*axes, strict=True)
@@ -99,7 +99,7 @@ def _moments(mean, variance, shift, sums, channels, pixels, count, COUNTED: tl.c
         weight = weight / count.to(tl.float64)
     tl.store(sums + i, offset * weight, mask=inside)
     tl.store(sums + channels + i, square * weight, mask=inside)
-    if not COUNTED:
+    if not COUNTED:  # noqa: SIM102
         if tl.program_id(0) == 0:
             tl.store(sums + 2 * channels, weight)
 

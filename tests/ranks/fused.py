@@ -17,6 +17,7 @@ sys.path += sys.argv[1:]
 import torch
 from mpi4py import MPI
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gigapipe.spatial import Mesh, decompose, kernels, shard
 from gigapipe.spatial.check import compare
@@ -86,9 +87,15 @@ torch.set_num_threads(1)
 transport = MpiTransport(MPI.COMM_WORLD)
 
 
-def network(affine: bool = True) -> nn.Module:
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def network(affine: bool = True, derived: bool = False) -> nn.Module:
+    """With weights of a norm that are `derived`, of which each rank has the gradients of its shard."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(3, 6, 3, 2, 1),
         nn.BatchNorm2d(6, affine=affine),
         nn.ReLU(),
@@ -99,18 +106,24 @@ def network(affine: bool = True) -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
+    if derived:
+        parametrize.register_parametrization(layers[1], "weight", Doubled())
+    return layers
 
 
 LAYOUTS, SIZES = [torch.contiguous_format, torch.channels_last], [(23, 18), (3, 4)]
-cases = itertools.product([(1, 2, 1), (2, 1, 1)], LAYOUTS, [True, False], SIZES)
+cases = itertools.product([(1, 2, 1), (2, 1, 1)], LAYOUTS, [True, False], [False], SIZES)
 if kernels.DEVICES:  # an interpreter is slow
     meshes = [(1, 2, 1), (1, 1, 2), (2, 1, 1)]
-    cases = [(mesh, LAYOUTS[1], True, SIZES[0]) for mesh in meshes] + [(meshes[0], LAYOUTS[0], True, SIZES[1])]
-for shape, layout, affine, size in cases:
+    cases = [(mesh, LAYOUTS[1], True, mesh == meshes[1], SIZES[0]) for mesh in meshes]
+    cases.append((meshes[0], LAYOUTS[0], True, False, SIZES[1]))
+for shape, layout, affine, derived, size in cases:
     mesh = Mesh(*shape, transport=transport)
     torch.manual_seed(1)
     images = torch.rand(2, 3, *size, dtype=torch.float64).contiguous(memory_format=layout)
-    worst = compare(network(affine).to(memory_format=layout), images, mesh)[0]  # a rank owns nothing of the smallest
+    worst = compare(network(affine, derived).to(memory_format=layout), images, mesh)[
+        0
+    ]  # a rank owns nothing of the smallest
     if mesh.rank == 0:
         print(json.dumps({"case": f"{shape} {layout} {affine} {size}", "error": worst.error, "calls": len(calls)}))
 
