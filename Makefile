@@ -6,6 +6,7 @@ PYTHON ?= python3
 CORES ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
+TRITON := .venv/triton/ready
 
 # Tests run side by side, two more of them than cores, for some wait; each has one thread, or threads would wait for one
 # another. What they compare are the digits of CPUs: whatever GPUs there are, they do not see them. Some thousand
@@ -27,7 +28,7 @@ check: SIDE_BY_SIDE = -n $$(($(CORES) < 8 ? $(CORES) : 8))
 check: lint
 	$(PYTEST_HERE) -m "not slow" --quiet $(PYTEST)
 
-test: lint
+test: lint $(TRITON)
 	$(PYTEST_HERE) $(PYTEST)
 
 lint: $(READY)
@@ -47,4 +48,10 @@ $(READY): pyproject.toml envs/constraints.txt
 	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) cannot make environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint envs/constraints.txt --editable ".[mpi,test]"
+	touch $@
+
+# Triton runs the GPU kernels of gigapipe.spatial in its interpreter, in one test. 1 GB, in a folder of its own: who
+# only runs the demo needs none.
+$(TRITON): $(READY)
+	.venv/bin/pip install --quiet --no-deps --constraint envs/constraints.txt --upgrade --target $(@D) triton
 	touch $@

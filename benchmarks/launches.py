@@ -4,7 +4,8 @@
 
 A step is forward, backward and AdamW, of one image of 22,528 × 22,528 px a data rank. Counted are the operations of
 ATen that compute or copy on the device: an operation may be several kernels. Views, and memory that is only asked for,
-are none. Where the counts come from: watch.py and fake_cuda.py. They are no times.
+are none. "With kernels" is with those of gigapipe/spatial/kernels.py, which are off unless GIGAPIPE_TRITON=1. Where the
+counts come from: watch.py and fake_cuda.py. They are no times.
 """
 
 import argparse
@@ -13,10 +14,10 @@ import json
 from watch import traced  # before torch
 
 
-def row(network: str, place: str, found: dict, alone: int) -> str:
+def row(network: str, place: str, found: dict, kernels: int, alone: int) -> str:
     sums, messages = (found["collectives"].get(kind, 0) for kind in ("allreduce", "send"))
-    ratio = found["operations"] / alone
-    cells = network, place, found["operations"], f"{ratio:.1f}", sum(found["syncs"].values()), sums, messages
+    counts = [cell for n in (found["operations"], kernels) for cell in (n, f"{n / alone:.1f}")]
+    cells = network, place, *counts, sum(found["syncs"].values()), sums, messages
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -27,12 +28,12 @@ if __name__ == "__main__":
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     args = parser.parse_args()
     print(f"mesh {'×'.join(map(str, args.mesh))}, {args.precision}\n")
-    print("| network | rank | operations | × undivided | the host waits | sums | messages |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print("| network | rank | operations | × undivided | with kernels | × | the host waits | sums | messages |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for network in args.networks:
         options = {"network": network, "precision": args.precision}
         (alone,) = traced("undivided", json.dumps(options))
-        print(row(network, "undivided", alone, alone["operations"]), flush=True)
+        print(row(network, "undivided", alone, alone["operations"], alone["operations"]), flush=True)
         for place in ("corner", "edge", "interior"):
-            (found,) = traced("held", json.dumps(options | {"mesh": args.mesh, "place": place}))
-            print(row(network, place, found, alone["operations"]), flush=True)
+            found, kernels = traced("held", json.dumps(options | {"mesh": args.mesh, "place": place, "own": True}))
+            print(row(network, place, found, kernels["operations"], alone["operations"]), flush=True)

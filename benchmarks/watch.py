@@ -28,7 +28,7 @@ from made_slides import Slides
 
 from gigapipe.models import RESNETS
 from gigapipe.planning.cost import step_cost
-from gigapipe.spatial import SpatialTensor, decompose, plan_streaming, stream
+from gigapipe.spatial import SpatialTensor, decompose, kernels, plan_streaming, stream
 from gigapipe.spatial.pooled import averaging
 from gigapipe.training import loop
 from gigapipe.training.activation import Mapper
@@ -76,16 +76,29 @@ def step(model, optimizer, image, mesh, precision: str = "bfloat16") -> None:
     optimizer.step()
 
 
-def held(network="resnet18", norm="batch", pool="average", mesh=(1, 8, 8), place="interior", precision="bfloat16"):
-    """A step of a ResNet whose ranks hold their shards."""
+def held(
+    network="resnet18", norm="batch", pool="average", mesh=(1, 8, 8), place="interior", precision="bfloat16", own=False
+):
+    """A step of a ResNet whose ranks hold their shards, and if asked one with gigapipe's `own` kernels."""
     with pretended(place_of(place, mesh), math.prod(mesh)) as watch:
         ranks = mesh_of(mesh)
         trained = trainable(lambda: RESNETS[network](2, norm, pool), ranks)
         rectangle = ranks.rectangle((CANVAS, CANVAS))
         pixels = torch.zeros(1, 3, *rectangle.shape, device=CUDA).contiguous(memory_format=torch.channels_last)
         image = SpatialTensor(pixels, (CANVAS, CANVAS), ranks)
-        (found,) = phases(watch, step=lambda: step(*trained, image, ranks, precision))
+
+        def run():
+            step(*trained, image, ranks, precision)
+
+        def with_kernels():
+            trained[1].zero_grad()
+            kernels.DEVICES.add("cuda")
+            run()
+            kernels.DEVICES.clear()
+
+        found, *of_kernels = phases(watch, step=run, **({"kernels": with_kernels} if own else {}))
     yield found | {"planned": planned(network, norm, pool, mesh, place, precision)}
+    yield from of_kernels
 
 
 def undivided(network="resnet18", norm="batch", pool="average", precision="bfloat16"):
@@ -166,7 +179,7 @@ def phases(watch, **runs):
 
 
 TRACES = {
-    "held": held,
+    "held": functools.partial(held, own=True),
     "data": functools.partial(held, mesh=(36, 8, 8)),
     "undivided": undivided,
     "streamed": streamed,
@@ -224,7 +237,7 @@ if __name__ == "__main__":
     print("|---|---:|---:|---:|---:|---:|---:|")
     faults = collections.Counter()
     for options in matrix():
-        (found,) = traced("held", json.dumps(options))
+        (found,) = traced("held", json.dumps(options | {"own": False}))
         name = " ".join(str(v).replace(", ", "×").strip("()") for v in options.values())
         print(summary(name, found), flush=True)
         faults.update(found["faults"])

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from launching import ROOT, gigapipe, run_program
 from packaging.requirements import Requirement
 from projects import fresh_copy, snakemake
+from requirements import missing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -40,6 +41,18 @@ def test_batch_norm_by_a_gpus_kernels_is_exact():
     """Their definitions stand in for them, and refuse what CUDA's refuse."""
     found = run_program("fused.py", 2)
     assert len(found) == 18
+    for case in found:
+        assert case["calls"] and case["error"] <= 1e-10, case
+
+
+@pytest.mark.slow
+def test_kernels_in_triton_are_exact():
+    """Those that copy halos and those of BatchNorm's sums, run by Triton's interpreter."""
+    folder = ROOT / ".venv/triton"
+    if not (folder / "triton").exists():
+        missing(f"Triton is not in {folder}: make {folder.relative_to(ROOT)}/ready")
+    found = run_program("fused.py", 2, folder)
+    assert len(found) == 6
     for case in found:
         assert case["calls"] and case["error"] <= 1e-10, case
 

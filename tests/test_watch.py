@@ -22,6 +22,7 @@ COMPILERS = [os.environ.get("CXX", "g++"), "clang++"]
 # image, one of the sums asks whether its ranks are alike there.
 COUNTS = {
     ("held", "step"): (839, 62, 124),
+    ("held", "kernels"): (520, 62, 124),
     ("data", "step"): (1072, 86, 124),
     ("streamed", "step"): (949, 0, 0),
     ("unet", "backward"): (318, 8, 24),
@@ -100,8 +101,9 @@ def test_a_step_on_a_gpu(traces, trace):
     assert losses in ([], [1]) or trace == ("trainer", "train"), losses
 
 
-def test_a_step_of_a_held_image_waits_once(traces):
-    assert traces["held", "step"]["syncs"] == {"spatial/gradients.py: of_images": 1}
+@pytest.mark.parametrize("phase", ["step", "kernels"])
+def test_a_step_of_a_held_image_waits_once(traces, phase):
+    assert traces["held", phase]["syncs"] == {"spatial/gradients.py: of_images": 1}
 
 
 def test_memory_is_as_planned(traces):

@@ -1,156 +1,23 @@
 """The halo exchange: every rank gets the part of its neighbours' shards that its next operator looks at.
 
-What a rank needs is the interval arithmetic of `window.py` applied to the output that it owns; what it lacks is
-needed minus owned. Sizes and meshes are known to all, so each rank works out alone what to send to whom and what to
-expect from whom, however far the halo reaches. Nothing is negotiated.
-
-Columns travel first, between the ranks of a row of the mesh; then rows, as wide as columns have made them, between the
-ranks of a column. What lies diagonally comes by way of a neighbour, so that a rank between eight others exchanges
-messages with four. Columns come first because the rows of an image in channels_last lie together in memory: they are
-sent from where they are. All that goes to one rank is one message, and what does not lie together is packed for all
-of them by one copy.
+Who sends what to whom is in `halo_plan.py`: columns, then rows. All that goes to one rank is one message, and what does
+not lie together in memory is packed for all of them by one copy.
 
 The backward pass is the adjoint: gradients of received rows go back to their owners, who add them, then those of
 columns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 
-from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
+from gigapipe.spatial import kernels
+from gigapipe.spatial.halo_plan import COLUMNS, ROWS, Halo, Leg, plan
+from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.window import Access, Interval, Piece, Rectangle, output_size, split
-
-NOTHING = Interval(0, 0)
-ROWS, COLUMNS = -2, -1
-
-
-@dataclass(frozen=True)
-class Leg:
-    """The exchange along one axis. Sources are global indices of the image, places those of an operator's input.
-
-    `sends` and `receives` pair a rank with what goes to it and comes from it, in the same order on both sides.
-    """
-
-    axis: int
-    held: Interval
-    """What this rank has of the axis before, of which it sends and keeps parts."""
-    covered: Interval
-    """Where pieces come to lie: what is needed of the axis, without padding."""
-    kept: tuple[Piece, ...]
-    sends: tuple[tuple[int, tuple[Interval, ...]], ...]
-    receives: tuple[tuple[int, tuple[Piece, ...]], ...]
-
-    @cached_property
-    def received(self) -> list[Piece]:
-        return [piece for _, pieces in self.receives for piece in pieces]
-
-    @cached_property
-    def full(self) -> bool:
-        """Whether pieces fill what they cover, once."""
-        return sum(piece.place.size for piece in (*self.kept, *self.received)) == self.covered.size
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether all that is held is kept, as it is, in one piece."""
-        return len(self.kept) == 1 and self.kept[0].source == self.held and self.kept[0].step == 1
-
-    @cached_property
-    def idle(self) -> bool:
-        return not self.sends and not self.receives
-
-
-@dataclass(frozen=True)
-class Halo:
-    """Who sends what to whom so that one operator can run.
-
-    `needed` may reach past the image: what no piece covers is padding.
-    """
-
-    owned: Rectangle
-    needed: Rectangle
-    columns: Leg
-    rows: Leg
-
-    @cached_property
-    def received(self) -> list[Rectangle]:
-        """What arrives, columns before rows, of an image in which all lies in its own place."""
-        columns = [Rectangle(self.rows.held, piece.source) for piece in self.columns.received]
-        return columns + [Rectangle(piece.source, self.columns.covered) for piece in self.rows.received]
-
-    @cached_property
-    def nothing(self) -> bool:
-        """Whether the operator's input on this rank is its shard, and others need none of it."""
-        return self.needed == self.owned and all(leg.idle and len(leg.kept) <= 1 for leg in (self.columns, self.rows))
-
-    @cached_property
-    def gaps(self) -> list[Rectangle]:
-        """What of `needed` is padding."""
-        if self.needed.empty:
-            return []
-        (above, below), (left, right) = self.needed
-        if not (self.rows.full and self.columns.full and self.rows.covered.size and self.columns.covered.size):
-            return [self.needed]
-        rows, columns = self.rows.covered, self.columns.covered
-        margins = [
-            Rectangle(Interval(above, rows.start), self.needed.columns),
-            Rectangle(Interval(rows.stop, below), self.needed.columns),
-            Rectangle(rows, Interval(left, columns.start)),
-            Rectangle(rows, Interval(columns.stop, right)),
-        ]
-        return [margin for margin in margins if not margin.empty]
-
-
-@remembered_by_mesh
-def plan(mesh: Mesh, size: tuple[int, int], accesses: tuple[Access, Access]) -> Halo:
-    """The halo of an operator that looks at an image of `size` by `accesses` (rows, columns)."""
-    out_size = output_size(accesses, size)
-
-    def needs(axis: int, parts: int, index: int) -> Interval:
-        out = split(out_size[axis], parts, index)
-        return accesses[axis].needs(out) if out.size else NOTHING
-
-    def pieces(axis: int, needed: Interval, owned: Interval) -> tuple[Piece, ...]:
-        """What of `needed` comes from `owned`."""
-        if not (needed.size and owned.size):
-            return ()
-        found = (piece.of(owned) for piece in accesses[axis].pieces(needed, size[axis]))
-        return tuple(piece for piece in found if piece.source.size and piece.place.size)
-
-    def leg(axis: int, parts: int, own: int, rank_of: Callable[[int], int], other: Interval) -> Leg:
-        """Along `axis`, where `other` is what of the other axis goes along."""
-        cuts = [split(size[axis], parts, i) for i in range(parts)]
-        needed = [needs(axis, parts, i) for i in range(parts)]
-        held = _hull(piece.source for n in needed for piece in pieces(axis, n, cuts[own])) if axis == 0 else cuts[own]
-        covered = _hull(piece.place for piece in pieces(axis, needed[own], Interval(0, size[axis])))
-        peers = [i for i in range(parts) if i != own] if other.size else []
-        sends = [(rank_of(i), tuple(p.source for p in pieces(axis, needed[i], cuts[own]))) for i in peers]
-        receives = [(rank_of(i), pieces(axis, needed[own], cuts[i])) for i in peers]
-        return Leg(
-            axis - 2,
-            held,
-            covered,
-            pieces(axis, needed[own], cuts[own]) if other.size else (),
-            tuple(pair for pair in sends if pair[1]),
-            tuple(pair for pair in receives if pair[1]),
-        )
-
-    # Rows that nobody in this rank's column of the mesh looks at need no columns from its neighbours.
-    held = leg(0, mesh.rows, mesh.row, lambda i: i * mesh.columns + mesh.column, NOTHING).held
-    columns = leg(1, mesh.columns, mesh.column, lambda i: mesh.row * mesh.columns + i, held)
-    rows = leg(0, mesh.rows, mesh.row, lambda i: i * mesh.columns + mesh.column, columns.covered)
-    needed = Rectangle(needs(0, mesh.rows, mesh.row), needs(1, mesh.columns, mesh.column))
-    nowhere = Rectangle(NOTHING, NOTHING)
-    return Halo(mesh.rectangle(size), nowhere if needed.empty else needed, columns, rows)
-
-
-def _hull(intervals: Iterable[Interval]) -> Interval:
-    found = list(intervals)
-    return Interval(min(i.start for i in found), max(i.stop for i in found)) if found else NOTHING
+from gigapipe.spatial.window import Access, Interval, Piece, Rectangle
 
 
 def _cut(x: torch.Tensor, axis: int, part: Interval, held: Interval) -> torch.Tensor:
@@ -182,7 +49,7 @@ def _exchange(
     if all(len(few) == 1 and few[0].is_contiguous() for few in strips):
         leaving = [few[0] for few in strips]
     else:
-        packed = torch.cat([strip for few in strips for strip in few])
+        packed = kernels.join([strip for few in strips for strip in few])
         leaving = packed.split([sum(len(strip) for strip in few) for few in strips])
     lengths = [length for _, few in incoming for length in few]
     arrived = like.new_empty([sum(lengths), *(shape[d] for d in order[1:])])
@@ -215,10 +82,6 @@ def _return(
     outgoing = [(rank, [next(remaining) for _ in pieces]) for rank, pieces in leg.receives]
     incoming = [(rank, [part.size for part in parts]) for rank, parts in leg.sends]
     return _exchange(outgoing, incoming, leg.axis, shape, mesh, like)
-
-
-def _sent(leg: Leg) -> list[Interval]:
-    return [part for _, parts in leg.sends for part in parts]
 
 
 def send_halos(local: torch.Tensor, halo: Halo, mesh: Mesh) -> Callable[[], list[torch.Tensor]]:
@@ -262,11 +125,11 @@ def return_halos(
         held = _cut(grad_local, ROWS, rows.held, halo.owned.rows)
         beside = [(piece.source, _cut(held, COLUMNS, piece.source, columns.held)) for piece in columns.kept]
         beside += [(piece.source, grad) for piece, grad in zip(columns.received, of_columns, strict=True)]
-        for grad, part in zip(arrive(), _sent(rows), strict=True):
+        for grad, part in zip(arrive(), rows.sent, strict=True):
             for source, into in beside:
                 _cut(into, ROWS, part, rows.held).add_(_cut(grad, COLUMNS, source, columns.covered))
         returned = early or _return(of_columns, columns, tall, mesh, like)
-        for grad, part in zip(returned(), _sent(columns), strict=True):
+        for grad, part in zip(returned(), columns.sent, strict=True):
             _cut(held, COLUMNS, part, columns.held).add_(grad)
         return grad_local
 
@@ -297,14 +160,20 @@ def gathered(
         if not columns.full:
             wide.fill_(fill)
     own = [_cut(held, COLUMNS, piece.source, columns.held) for piece in columns.kept]
-    _place(columns.kept, own, wide, columns.covered, COLUMNS)
+    pairs = _places(columns.kept, own, wide, columns.covered, COLUMNS)
+    if strips is None:  # the shard's copy is made while columns travel
+        kernels.copy(pairs)
+        pairs = []
     of_columns = arrive()
-    _place(columns.received, of_columns, wide, columns.covered, COLUMNS)
+    pairs += _places(columns.received, of_columns, wide, columns.covered, COLUMNS)
+    if strips is None or not rows.whole:
+        kernels.copy(pairs)
+        pairs = []
     of_rows = _send(wide, rows, mesh)() if strips is None else strips[len(columns.received) :]
     if not rows.whole:
         own = [_cut(wide, ROWS, piece.source, rows.held) for piece in rows.kept]
-        _place(rows.kept, own, between, needed.rows, ROWS)
-    _place(rows.received, of_rows, between, needed.rows, ROWS)
+        pairs += _places(rows.kept, own, between, needed.rows, ROWS)
+    kernels.copy(pairs + _places(rows.received, of_rows, between, needed.rows, ROWS))
     return buffer, [*of_columns, *of_rows]
 
 
@@ -313,16 +182,17 @@ def _like(x: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return torch.empty((*x.shape[:-2], *shape), dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-def _place(
+def _places(
     pieces: Sequence[Piece], parts: Sequence[torch.Tensor], into: torch.Tensor, held: Interval, axis: int
-) -> None:
-    """Write sources to their places along an axis of which `into` has `held`."""
-    for piece, part in zip(pieces, parts, strict=True):
-        _cut(into, axis, piece.place, held).copy_(part.flip(axis) if piece.step == -1 else part)
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The place of each source along an axis of which `into` has `held`, and what belongs there."""
+    places = [_cut(into, axis, piece.place, held) for piece in pieces]
+    turned = [part.flip(axis) if piece.step == -1 else part for piece, part in zip(pieces, parts, strict=True)]
+    return [(place, part.expand_as(place)) for place, part in zip(places, turned, strict=True)]
 
 
 def _sources(pieces: Iterable[Piece], grad: torch.Tensor, held: Interval, axis: int) -> list[torch.Tensor]:
-    """The gradients of sources, of a tensor that has `held` of an axis: the adjoint of `_place`."""
+    """The gradients of sources, of a tensor that has `held` of an axis: the adjoint of `_places`."""
     found = []
     for piece in pieces:
         part = _cut(grad, axis, piece.place, held)
@@ -348,15 +218,15 @@ def scattered(grad: torch.Tensor, shape: torch.Size, halo: Halo, mesh: Mesh, own
         of_wide = of_wide if own else of_wide.clone(memory_format=layout(grad))
     else:
         of_wide = _kept_back(rows, between, needed.rows, empty(wide))
-    for part, into in zip(arrive(), _sent(rows), strict=True):
-        _cut(of_wide, ROWS, into, rows.held).add_(part)
+    into = [_cut(of_wide, ROWS, part, rows.held) for part in rows.sent]
+    kernels.copy(list(zip(into, arrive(), strict=True)), True, rows.sent_apart)
     arrive = _return(_sources(columns.received, of_wide, columns.covered, COLUMNS), columns, tall, mesh, like=grad)
     if columns.whole:
         held = _cut(of_wide, COLUMNS, columns.kept[0].place, columns.covered)
     else:
         held = _kept_back(columns, of_wide, columns.covered, empty(tall))
-    for part, into in zip(arrive(), _sent(columns), strict=True):
-        _cut(held, COLUMNS, into, columns.held).add_(part)
+    into = [_cut(held, COLUMNS, part, columns.held) for part in columns.sent]
+    kernels.copy(list(zip(into, arrive(), strict=True)), True, columns.sent_apart)
     if rows.held == halo.owned.rows:
         return held
     grad_local = empty(shape).zero_()

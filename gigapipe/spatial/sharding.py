@@ -3,7 +3,8 @@
 import torch
 
 from gigapipe.spatial.gradients import enter_image, of_images
-from gigapipe.spatial.halo import Halo, gather_halo, gathered, plan
+from gigapipe.spatial.halo import gather_halo, gathered
+from gigapipe.spatial.halo_plan import Halo, plan
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.pooled import Pooled, across
 from gigapipe.spatial.refusals import once_differentiable

@@ -1,4 +1,5 @@
 """Layers as on a GPU, on real ranks without one: BatchNorm by its kernels, convolution and pooling of copied shards.
+With an argument, the folder in which Triton is, small operations are its kernels, run by its interpreter.
 
 Definitions stand in for the kernels, and refuse what they do.
 
@@ -7,12 +8,18 @@ CPUs have none of them. What CUDA's demand is in the docstring of `_fused_backwa
 
 import itertools
 import json
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path += sys.argv[1:]
 
 import torch
 from mpi4py import MPI
 from torch import nn
+from torch.nn.utils import parametrize
 
-from gigapipe.spatial import Mesh, decompose, shard
+from gigapipe.spatial import Mesh, decompose, kernels, shard
 from gigapipe.spatial.check import compare
 from gigapipe.spatial.operators import normalisation, regathered
 from gigapipe.spatial.transports.mpi import MpiTransport
@@ -73,14 +80,22 @@ torchs.impl("batch_norm_elemt", elemt)
 torchs.impl("batch_norm_backward_reduce", backward_reduce)
 torchs.impl("batch_norm_backward_elemt", backward_elemt)
 normalisation.FUSED, regathered.WITHOUT_COPY = {"cpu"}, set()
+if sys.argv[1:]:
+    kernels.DEVICES.add("cpu")
 
 torch.set_num_threads(1)
 transport = MpiTransport(MPI.COMM_WORLD)
 
 
-def network(affine: bool = True) -> nn.Module:
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def network(affine: bool = True, derived: bool = False) -> nn.Module:
+    """With weights of a norm that are `derived`, of which each rank has the gradients of its shard."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(3, 6, 3, 2, 1),
         nn.BatchNorm2d(6, affine=affine),
         nn.ReLU(),
@@ -91,15 +106,24 @@ def network(affine: bool = True) -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
+    if derived:
+        parametrize.register_parametrization(layers[1], "weight", Doubled())
+    return layers
 
 
-for shape, layout, affine, size in itertools.product(
-    [(1, 2, 1), (2, 1, 1)], [torch.contiguous_format, torch.channels_last], [True, False], [(23, 18), (3, 4)]
-):
+LAYOUTS, SIZES = [torch.contiguous_format, torch.channels_last], [(23, 18), (3, 4)]
+cases = itertools.product([(1, 2, 1), (2, 1, 1)], LAYOUTS, [True, False], [False], SIZES)
+if kernels.DEVICES:  # an interpreter is slow
+    meshes = [(1, 2, 1), (1, 1, 2), (2, 1, 1)]
+    cases = [(mesh, LAYOUTS[1], True, mesh == meshes[1], SIZES[0]) for mesh in meshes]
+    cases.append((meshes[0], LAYOUTS[0], True, False, SIZES[1]))
+for shape, layout, affine, derived, size in cases:
     mesh = Mesh(*shape, transport=transport)
     torch.manual_seed(1)
     images = torch.rand(2, 3, *size, dtype=torch.float64).contiguous(memory_format=layout)
-    worst = compare(network(affine).to(memory_format=layout), images, mesh)[0]  # a rank owns nothing of the smallest
+    worst = compare(network(affine, derived).to(memory_format=layout), images, mesh)[
+        0
+    ]  # a rank owns nothing of the smallest
     if mesh.rank == 0:
         print(json.dumps({"case": f"{shape} {layout} {affine} {size}", "error": worst.error, "calls": len(calls)}))
 

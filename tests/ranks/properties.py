@@ -16,7 +16,8 @@ from ranks.meshes import WORLD, mesh_of
 from torch import nn
 
 from gigapipe.spatial.check import compare
-from gigapipe.spatial.halo import gather_halo, plan
+from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.halo_plan import plan
 from gigapipe.spatial.window import Bins, Padded, Shuffled, Transposed, Window
 
 meshes = st.sampled_from([(1, 2, 3), (1, 6, 1), (1, 1, 6), (2, 1, 3)]).map(mesh_of)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from gigapipe.spatial.halo import Halo, layout, plan, return_halos, send_halos
+from gigapipe.spatial.halo import layout, return_halos, send_halos
+from gigapipe.spatial.halo_plan import Halo, plan
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators import regathered
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial import kernels
 from gigapipe.spatial.gradients import enter, is_common_leaf
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
@@ -34,7 +35,7 @@ class _BatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, mesh: Mesh, eps: float, whole: bool, count: int | None):
+    def forward(ctx, x, weight, bias, shift, running, momentum, mesh: Mesh, eps: float, whole: bool, count: int | None):
         channels = x.shape[1]
         pixels = x.numel() // channels
         precision = torch.promote_types(x.dtype, torch.float32)  # of the statistics, as torch has it for bfloat16
@@ -46,49 +47,72 @@ class _BatchNorm(torch.autograd.Function):
         else:  # a rank may own nothing of a feature map smaller than the mesh
             mean, variance = x.new_zeros(2, channels, dtype=precision)
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
-        # subtracted below is then small, and nothing cancels.
-        sums = x.new_empty(2 * channels + (count is None), dtype=torch.float64)
-        moments = sums[: 2 * channels]
-        offset, square = moments.view(2, channels)
-        torch.sub(mean, shift, out=offset)
-        torch.addcmul(variance, offset, offset, out=square)
-        if count is None:
-            moments.mul_(pixels)
-            sums[-1].fill_(pixels)
-            mesh.everyone.sum_(sums)
-            moments.div_(sums[-1])
+        # subtracted later is then small, and nothing cancels.
+        if x.device.type in kernels.DEVICES:
+            sums = mesh.everyone.sum_(kernels.moments(mean, variance, shift, pixels, count))
+            mean, variance, inverse = kernels.statistics(sums, shift, running, count, momentum, eps, precision)
         else:
-            mesh.everyone.sum_(moments.mul_(pixels / count))
-        mean, variance = x.new_empty(2, channels, dtype=precision)
-        torch.add(shift, offset, out=mean)
-        torch.addcmul(square, offset, offset, value=-1, out=variance).clamp_min_(0)
-        inverse = (variance + eps).rsqrt_()
+            sums = mesh.everyone.sum_(_moments(mean, variance, shift, pixels, count))
+            mean, variance, inverse = _statistics(sums, shift, running, count, momentum, eps, precision)
         total = sums[-1].clone() if count is None else None
         ctx.save_for_backward(x, weight, mean, variance, inverse, total)
         ctx.mesh, ctx.eps, ctx.has_bias, ctx.whole, ctx.count = mesh, eps, bias is not None, whole, count
         ctx.across = across(f"batch norm of {channels}")
-        ctx.mark_non_differentiable(mean, variance, *([] if total is None else [total]))
-        ctx.set_materialize_grads(False)
-        y = _normalise(x, weight, bias, mean, variance, inverse, eps) if pixels else x.clone()
-        return y, mean, variance, total
+        return _normalise(x, weight, bias, mean, variance, inverse, eps) if pixels else x.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad):
         x, weight, mean, variance, inverse, total = ctx.saved_tensors
         backward = _fused_backward if x.device.type in FUSED else _backward
 
-        def summed(*sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            together = mean.new_empty(len(sums) * len(mean), dtype=torch.float64)
-            ctx.mesh.everyone.sum_(torch.cat(sums, out=together))
-            whole = together.to(mean.dtype).chunk(len(sums)) if ctx.whole else sums
+        def summed(*sums: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+            together = torch.cat(sums, out=mean.new_empty(2 * len(mean), dtype=torch.float64))
+            if x.device.type in kernels.DEVICES and scale is not None:
+                own = together if ctx.whole else together.clone()
+                ctx.mesh.everyone.sum_(together)
+                return kernels.of_sums(together, own, scale, total, ctx.count, ctx.whole).unbind()
+            ctx.mesh.everyone.sum_(together)
+            of_bias, of_weight = together.to(mean.dtype).chunk(2) if ctx.whole else sums
             means = torch.div(together, ctx.count or total, out=mean.new_empty(together.shape))
-            return *means.chunk(len(sums)), *whole
+            return *means.chunk(2), of_bias, of_weight if scale is None else of_weight * scale
 
         of_shard = grad, x, weight, mean, variance, inverse
         grad_x, grad_weight, grad_bias = backward(*of_shard, ctx.mesh, ctx.eps, summed)
         of_weight, of_bias = None if weight is None else grad_weight, grad_bias if ctx.has_bias else None
-        return grad_x, of_weight, of_bias, None, None, None, None, None
+        return grad_x, of_weight, of_bias, *[None] * 7
+
+
+def _moments(mean, variance, shift, pixels: int, count: int | None) -> torch.Tensor:
+    """As `kernels.moments`."""
+    channels = len(mean)
+    sums = mean.new_empty(2 * channels + (count is None), dtype=torch.float64)
+    moments = sums[: 2 * channels]
+    offset, square = moments.view(2, channels)
+    torch.sub(mean, shift, out=offset)
+    torch.addcmul(variance, offset, offset, out=square)
+    if count is None:
+        moments.mul_(pixels)
+        sums[-1].fill_(pixels)
+    else:
+        moments.mul_(pixels / count)
+    return sums
+
+
+def _statistics(sums, shift, running, count: int | None, momentum: float, eps: float, precision: torch.dtype):
+    """As `kernels.statistics`."""
+    channels = len(shift)
+    moments, total = sums[: 2 * channels], sums[-1]
+    offset, square = (moments if count else moments / total).view(2, channels)
+    mean, variance = sums.new_empty(2, channels, dtype=precision)
+    torch.add(shift, offset, out=mean)
+    torch.addcmul(square, offset, offset, value=-1, out=variance).clamp_min_(0)
+    inverse = (variance + eps).rsqrt_()
+    if running is not None:
+        n = count or total
+        new = zip(running, (mean, variance * (n / (n - 1))), strict=True)
+        torch._foreach_lerp_(list(running), [value.to(old.dtype) for old, value in new], momentum)
+    return mean, variance, inverse
 
 
 def _normalise(x, weight, bias, mean, variance, inverse, eps: float) -> torch.Tensor:
@@ -102,8 +126,8 @@ def _normalise(x, weight, bias, mean, variance, inverse, eps: float) -> torch.Te
 def _backward(grad, x, weight, mean, variance, inverse, _, eps: float, summed) -> tuple[torch.Tensor, ...]:
     """Gradients of a shard, of the weight and of the bias.
 
-    `summed` makes of this rank's sums means over all ranks' pixels, and what the gradients of weight and bias are made
-    of: the sums of all ranks where nobody adds them up later, else this rank's.
+    `summed` makes of this rank's sums means over all ranks' pixels, then the gradients of bias and weight: the sums of
+    all ranks where nobody adds them up later, else this rank's, that of the weight times `scale`.
     """
     if x.numel():
         # With given statistics torch's kernel returns this shard's sums of dy * x̂ and of dy. It takes the empty tensors
@@ -114,7 +138,7 @@ def _backward(grad, x, weight, mean, variance, inverse, _, eps: float, summed) -
         )
     else:
         sum_product = sum_grad = torch.zeros_like(mean)
-    mean_grad, mean_product, sum_grad, sum_product = summed(sum_grad, sum_product)
+    mean_grad, mean_product, of_bias, of_weight = summed(sum_grad, sum_product)
     # dx = scale * (dy - mean(dy) - x̂ * mean(dy * x̂)), one multiply-add for x and one for dy.
     scale = inverse if weight is None else inverse * weight
     slope = -scale * inverse * mean_product
@@ -124,7 +148,7 @@ def _backward(grad, x, weight, mean, variance, inverse, _, eps: float, summed) -
     for rows in _bands(x):
         of_x, of_grad = x[:, :, rows].to(scale.dtype), grad[:, :, rows].to(scale.dtype)
         grad_x[:, :, rows] = torch.addcmul(constant, of_x, slope).addcmul_(of_grad, scale)
-    return grad_x, sum_product, sum_grad
+    return grad_x, of_weight, of_bias
 
 
 def _fused_backward(grad, x, weight, mean, _, inverse, mesh: Mesh, eps: float, summed) -> tuple[torch.Tensor, ...]:
@@ -146,13 +170,14 @@ def _fused_backward(grad, x, weight, mean, _, inverse, mesh: Mesh, eps: float, s
         sum_grad, sum_product, *_ = torch.batch_norm_backward_reduce(grad, x, mean, inverse, weight, True, asked, asked)
     else:
         sum_grad = sum_product = torch.zeros_like(mean)
-    mean_grad, mean_product, sum_grad, sum_product = summed(sum_grad, sum_product)
+    # Their sum of products is of dy * (x - mean).
+    mean_grad, mean_product, of_bias, of_weight = summed(sum_grad, sum_product, scale=inverse)
     grad_x = torch.empty_like(x)
     if x.numel():
         grad_x = torch.batch_norm_backward_elemt(
             grad, x, mean, inverse, weight, mean_grad, mean_product, _one(mesh, x.device)
         )
-    return grad_x, sum_product * inverse, sum_grad  # their sum of products is of dy * (x - mean)
+    return grad_x, of_weight, of_bias
 
 
 @remembered_by_mesh
@@ -192,12 +217,8 @@ def batch_norm(
     x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device, layer=True)
     count = x.shape[0] * x.image_size[0] * x.image_size[1] if x.mesh.data == 1 else None
     shift = torch.zeros(x.shape[1], device=x.device) if running_mean is None else running_mean.detach()
-    y, mean, variance, total = _BatchNorm.apply(local, weight, bias, shift, x.mesh, eps, whole, count)
-    if running_mean is not None:
-        n = count or total
-        unbiased = variance * (n / (n - 1))
-        new = [mean.to(running_mean.dtype), unbiased.to(running_var.dtype)]
-        torch._foreach_lerp_([running_mean, running_var], new, momentum)
+    running = None if running_mean is None else (running_mean, running_var)
+    y = _BatchNorm.apply(local, weight, bias, shift, running, momentum, x.mesh, eps, whole, count)
     return x.with_local(y)
 
 

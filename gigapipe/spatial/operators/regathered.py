@@ -9,7 +9,8 @@ from typing import Protocol
 
 import torch
 
-from gigapipe.spatial.halo import Halo, gathered, scattered
+from gigapipe.spatial.halo import gathered, scattered
+from gigapipe.spatial.halo_plan import Halo
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import once_differentiable
 
