@@ -133,11 +133,11 @@ class Interrupted(Classification):
 
     stop_at = 1_000
 
-    def backward(self, indices, epoch):
+    def backward(self, indices, epoch, scale=1.0):
         if self.stop_at == 0:
             raise KeyboardInterrupt
         self.stop_at -= 1
-        return super().backward(indices, epoch)
+        return super().backward(indices, epoch, scale)
 
 
 def in_process(cohort: Path, stop_at: int = 1_000, **more) -> Interrupted:

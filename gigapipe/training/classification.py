@@ -138,7 +138,7 @@ class OfCanvases(ABC):
         begun_with = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files]
         return [self.training.identity(), self.validation.identity(), begun_with]
 
-    def backward(self, indices: list[int], epoch: int) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         augmentations = [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
         if self.features:
             outputs = self.features.outputs(self.training, indices, augmentations)
@@ -148,7 +148,7 @@ class OfCanvases(ABC):
             with self.settings.autocast(self.mesh.device):
                 outputs = self.model(images)
         loss = self.loss(outputs.float(), self.training.truth[indices].to(outputs.device))
-        loss.backward()
+        (loss if scale == 1 else loss * scale).backward()
         self.streaming.done()
         if self.features and not self.features.maps:
             average_gradients(self.model.parameters(), self.mesh)  # no image led to them

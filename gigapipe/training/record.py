@@ -65,6 +65,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "identity": identity(task),
         appearance.KEY: appearance.of_all(task.training.pyramids),
         "best_epoch": state.best["epoch"],
+        "loss_scale": state.loss_scale or None,
         "mesh": [mesh.data, mesh.rows, mesh.columns],
         "memory": task.streaming.memory,
         "streamed": task.streaming.tiled,

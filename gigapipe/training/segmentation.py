@@ -177,13 +177,13 @@ class Segmentation:
     def identity(self) -> list:
         return [self.training.identity(), self.validation.identity()]
 
-    def backward(self, indices: list[int], epoch: int) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         self._prepare()
         total = 0.0
         for index in indices:  # of different sizes: one after another
             augmentation = self.settings.augmentation(epoch, self.training.slides[index])
             loss = self._compared(self.training, index, augmentation, self.settings.loss)[0] / len(indices)
-            loss.backward()
+            (loss if scale == 1 else loss * scale).backward()
             self.streaming.done()
             total += loss.item()
         return total

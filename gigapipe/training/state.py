@@ -18,7 +18,7 @@ from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-SINCE_0_2 = {"took", "epoch_seconds", "average"}
+SINCE_0_2 = {"took", "epoch_seconds", "average", "loss_scale"}
 """What checkpoints of 0.1 lack."""
 
 
@@ -55,6 +55,8 @@ class State:
     best: Best = field(default_factory=lambda: Best(loss=math.inf))
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """The moving average of the weights, if there is one: see average.py."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """By what losses are multiplied in float16: see loss_scale.py."""
     since: int = 0
     """The epoch from which patience counts."""
     falls: int = 0
