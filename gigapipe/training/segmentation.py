@@ -195,7 +195,7 @@ class Segmentation:
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
             both = self._compared(self.validation, index, UNCHANGED, self.settings.loss, self.settings.dice)
-            found[index] = torch.stack(both) / self.mesh.image_ranks
+            found[index] = (torch.stack(both) / self.mesh.image_ranks).cpu()
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
 
