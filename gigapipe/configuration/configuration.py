@@ -224,6 +224,11 @@ class Computing(Options):
         description="folder on a node's local disk, as $TMPDIR/gigapipe, which caches what is read from pyramids, as "
         "long as there is space",
     )
+    deterministic: Annotated[bool, Since("0.2")] = Field(
+        default=False,
+        description="on GPUs, take the kernels that give the same bits each time, where torch has them, and warn of "
+        "operations that have none; slower. CPUs give the same bits without it",
+    )
 
 
 class Training(Computing, Network, Learning):
