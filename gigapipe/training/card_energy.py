@@ -1,5 +1,6 @@
 """The energy that a GPU has used, where its vendor's library is installed and tells: NVIDIA's NVML, or AMD's SMI."""
 
+import importlib
 import warnings
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ def card_counter(device: torch.device) -> Callable[[], float] | None:
 
 def _of_nvidia(device: torch.device) -> Callable[[], float]:
     """Found by its UUID: numbers of NVML are not those of CUDA. A part of a card (MIG) has none of its own."""
-    import pynvml
+    pynvml = importlib.import_module("pynvml")
 
     pynvml.nvmlInit()
     card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
@@ -28,7 +29,7 @@ def _of_nvidia(device: torch.device) -> Callable[[], float]:
 
 
 def _of_amd(device: torch.device) -> Callable[[], float]:
-    import amdsmi
+    amdsmi = importlib.import_module("amdsmi")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # before ROCm 6.4 torch may find another card, and warns

@@ -90,7 +90,8 @@ def use(device: torch.device, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it starts
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+        # Nothing here reads what it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore [missing-attribute]
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if device.type in GPUS:
         torch.get_device_module(device).set_device(device)

@@ -4,8 +4,6 @@ As torch.amp.GradScaler has it (Micikevicius et al., ICLR 2018, arXiv:1710.03740
 ranks together, and known on the host: a step with a gradient that is not finite on one rank is skipped on all.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from gigapipe.errors import InputError
@@ -34,7 +32,7 @@ class LossScale:
     def factor(self) -> float:
         return self.held["factor"]
 
-    def unscale(self, gradients: Sequence[torch.Tensor], overflow: bool) -> bool:
+    def unscale(self, gradients: list[torch.Tensor], overflow: bool) -> bool:
         """Whether the step is to be made; then `gradients` are those of the loss. The factor of the next one is set.
 
         Raises InputError if the factor has come down to `LEAST`.
@@ -55,7 +53,7 @@ class LossScale:
         return True
 
 
-def loss_and_overflow(own: float, gradients: Sequence[torch.Tensor], mesh: Mesh) -> tuple[float, bool]:
+def loss_and_overflow(own: float, gradients: list[torch.Tensor], mesh: Mesh) -> tuple[float, bool]:
     """The mean of all ranks' losses, and whether a gradient of one of them is not finite.
 
     In one message, which ranks with a GPU make there: the host waits for it once, and for nothing else.

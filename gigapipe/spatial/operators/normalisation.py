@@ -25,7 +25,8 @@ def moments_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if x.device.type == "cpu" or x.device.type in FUSED:
         # torch's fast kernel. Its results have the precision of the running statistics that it is given, which mean
         # nothing: nobody reads them.
-        return torch.batch_norm_update_stats(x, *x.new_empty(2, x.shape[1], dtype=precision), 0.0)
+        running_mean, running_variance = x.new_empty(2, x.shape[1], dtype=precision)
+        return torch.batch_norm_update_stats(x, running_mean, running_variance, 0.0)
     variance, mean = torch.var_mean(x.to(precision), (0, 2, 3), correction=0)
     return mean, variance
 
