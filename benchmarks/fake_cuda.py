@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 import warnings
 import weakref
 from pathlib import Path
@@ -103,8 +104,10 @@ class Watch(TorchDispatchMode):
     """Counts, of what is done on the device: operations, host synchronisations, collectives, and bytes at a time.
 
     `faults` are operations that mix devices, and large images that lose their layout (channels_last) or their dtype
-    (float64 of any, float32 of bfloat16), each by where in gigapipe it is.
+    (float64 of any, float32 of bfloat16), each by where in gigapipe it is. `without_float64`, so is any float64 at all.
     """
+
+    without_float64 = False
 
     def __init__(self):
         super().__init__()
@@ -164,6 +167,8 @@ class Watch(TorchDispatchMode):
         on_device = [t for t in (*given, *results) if t.is_cuda]
         if not on_device:
             return
+        if self.without_float64 and _makes_float64(function, given, results):
+            self.faults[f"{name} makes float64 of a device that has none in {where()}"] += 1
         if function in COPIES and given[-1].is_cuda and not results[0].is_cuda:  # the host waits for what comes to it
             self.syncs[where()] += 1
         if not function.is_view and "empty" not in name and name not in ("detach", "alias", "device"):
@@ -201,6 +206,12 @@ class Watch(TorchDispatchMode):
     def free(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.alive -= size
+
+
+def _makes_float64(function, given, results) -> bool:
+    """Whether a device would have float64; it converts what it sends before it does."""
+    sent = function in COPIES and given[-1].is_cuda and given[-1].dtype != torch.float64
+    return any(t.dtype == torch.float64 and (t.is_cuda or sent) for t in results)
 
 
 def _is_image(t: torch.Tensor) -> bool:
@@ -259,6 +270,7 @@ def pretended(rank: int, ranks: int):
         torch.cuda: {
             "is_available": True, "device_count": 1, "current_device": 0, "set_device": None, "get_device_name": "fake",
             "memory_allocated": 0, "max_memory_allocated": 0, "is_bf16_supported": True,
+            "get_device_properties": types.SimpleNamespace(uuid="fake"),
         },
     }  # fmt: skip
     for module, functions in answers.items():

@@ -23,16 +23,20 @@ from fake_cuda import CUDA, interior, mesh_of, place_of, pretended  # before tor
 
 # isort: split
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from made_slides import Slides
+from torch import nn
 
 from gigapipe.models import RESNETS
 from gigapipe.planning.cost import step_cost
-from gigapipe.spatial import SpatialTensor, decompose, kernels, plan_streaming, stream
+from gigapipe.spatial import Plan, SpatialTensor, decompose, kernels, plan_streaming, stream, wide
+from gigapipe.spatial.operators import normalisation
 from gigapipe.spatial.pooled import averaging
 from gigapipe.training import loop
 from gigapipe.training.activation import Mapper
 from gigapipe.training.classification import Classification, ClassifierSettings, predict
+from gigapipe.training.regression import Regression, RegressorSettings
 from gigapipe.training.segmentation import Segmentation, SegmenterSettings, segment
 from gigapipe.training.streaming import Streaming
 
@@ -166,6 +170,74 @@ def trainer(class_weights="balanced", pool="average", norm="batch", size=2048):
         )
 
 
+def operations(mesh):
+    """Of an image of one rank, those that sum, draw or look for places."""
+    image = SpatialTensor(torch.rand(1, 4, 32, 32, device=CUDA).requires_grad_(), (64, 64), mesh)
+    labels, weights = torch.zeros(1, 64, 64, dtype=torch.long, device=CUDA), torch.ones(4, device=CUDA)
+    pooled, places = F.max_pool2d(image, 2, return_indices=True)
+    yield F.max_unpool2d(pooled, places, 2)
+    yield F.cross_entropy(image, labels, weights, ignore_index=3)
+    yield F.cross_entropy(image, labels)
+    yield from (F.interpolate(image, scale_factor=s, mode=m) for s in (2, 1.5) for m in ("bilinear", "bicubic"))
+    yield from (image.amax((2, 3)), image.amin(2), image.std((2, 3)), F.adaptive_max_pool2d(image, 1))
+    yield F.instance_norm(image, torch.zeros(4, device=CUDA), torch.ones(4, device=CUDA))
+    yield F.group_norm(image, 2, weights, weights)
+    yield F.dropout(image) + torch.rand_like(image) + torch.randn_like(image) + torch.bernoulli(image.sigmoid())
+
+
+def differentiated(results) -> None:
+    for result in results:
+        result.sum().backward()
+
+
+def tiled(mesh, size: int) -> None:
+    """Forward and backward of a network with norms, tile by tile."""
+    norms = nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(4, 8), nn.InstanceNorm2d(8, track_running_stats=True)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *norms, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    model = decompose(network.to(CUDA), mesh)
+
+    def read(rectangle):
+        return torch.zeros(1, 3, *rectangle.shape).to(CUDA)
+
+    with torch.autocast("cuda", torch.bfloat16):
+        logits = model(stream(read, Plan(tile=size // 4), mesh, (1, 3, size, size), device=CUDA))
+    F.cross_entropy(logits.float(), torch.zeros(1, dtype=torch.long, device=CUDA)).backward()
+
+
+def without_float64(size=128):
+    """What a rank does whose device has no float64, on a small scale: its faults are where some is made on it.
+
+    Sums of ranks go through the host, as Apple's GPUs' do.
+    """
+    wide.WITHOUT.add("cuda")
+    normalisation.FUSED = set()
+    small = {"canvas": size, "network": "resnet10", "width": 8}
+    # By one thread: that of what is on the host, and that of the device, would use the mode without memory at once.
+    with pretended(0, 4) as watch, torch.autograd.set_multithreading_enabled(False):
+        watch.without_float64 = True
+        dist.get_backend_config = lambda group=None: "cpu:gloo,cuda:nccl"
+        mesh = mesh_of((1, 2, 2))
+        numbered, labelled, masked = (Slides(2, size, mesh) for _ in range(3))
+        numbered.truth = numbered.truth.double()
+        numbers = RegressorSettings(**SETTINGS, **small, target="age", mean=0.5, deviation=0.5)
+        of_numbers = Regression(numbers, numbered, numbered, mesh, None)
+        labels = ClassifierSettings(**SETTINGS, **small, classes=["a", "b"], norm="none", pool="gated")
+        of_labels = Classification(labels, labelled, labelled, mesh, None)
+        of_masks = Segmentation(SegmenterSettings(**SETTINGS), masked, masked, mesh, None)
+        runs = {
+            "operations": lambda: differentiated(operations(mesh)),
+            "streamed": lambda: tiled(mesh, size),
+            "numbers": lambda: of_numbers.backward([0], 0),
+            "numbers, validate": lambda: of_numbers.validate(iter([[0]])),
+            "numbers, map": lambda: list(Mapper(of_numbers.model, numbers).activations(numbered, of_numbers.streaming)),
+            "labels": lambda: of_labels.backward([0], 0),
+            "masks": lambda: of_masks.backward([0], 0),
+            "masks, validate": lambda: of_masks.validate(iter([])),
+        }
+        for found in phases(watch, **runs):
+            yield found | {"faults": {f: n for f, n in found["faults"].items() if "float64" in f}, "syncs": {}}
+
+
 def phases(watch, **runs):
     """Each runs by itself, so that one that fails hides no other."""
     for phase, run in runs.items():
@@ -185,6 +257,7 @@ TRACES = {
     "streamed": streamed,
     "unet": unet,
     "trainer": trainer,
+    "without_float64": without_float64,
 }
 
 

@@ -27,6 +27,7 @@ TOGETHER = {
     "test_slurm.py": "slurm",
     "test_demo.py": "demo",
     "test_spatial.py": "ranks",
+    "test_loss_scale.py": "ranks",
     "test_exactness.py": "ranks",
     "test_operations.py": "ranks",
     "test_contract.py": "ranks",

@@ -4,6 +4,7 @@ What their kernels would do is in test_watch.py.
 """
 
 import multiprocessing
+import os
 import re
 import resource
 import socket
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from launching import ROOT, gigapipe, run_program
 from packaging.requirements import Requirement
 from projects import fresh_copy, snakemake
@@ -24,6 +26,8 @@ from requirements import missing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from gigapipe.cli import parser
+from gigapipe.cli.distributed import launching
 from gigapipe.errors import InputError
 from gigapipe.exit_status import AGAIN
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
@@ -171,6 +175,54 @@ def test_the_device_is_chosen(monkeypatch, wanted, gpus, on_this_host, expected)
     else:
         device, _, why = expected.partition(" (")
         assert str(choice.device) == device and re.search(why.removesuffix(")"), choice.why), choice
+
+
+def test_kernels_that_give_the_same_bits_are_asked_for():
+    arguments = ["--folds", "f", "--pyramids", "p", "--model", "m", "--output", "o", "--deterministic"]
+    assert launching(parser().parse_args(["predict", *arguments]))["deterministic"]
+    before = torch.backends.cudnn.deterministic
+    try:
+        with ranks.started(1, 1, 1, device="cpu", deterministic=True):
+            assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            with pytest.warns(UserWarning, match="does not have a deterministic implementation"):
+                F.max_unpool2d(torch.rand(1, 1, 2, 2), torch.tensor([[[[0, 2], [8, 10]]]]), 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = before
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_nccl_leaves_word_beside_the_output_unless_the_user_said_where(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7"})
+    ranks.keep_flight_record(tmp_path / "model.pt.failed")
+    assert os.environ == {
+        "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/model.pt.failed/rank-nccl-",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "7",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    }
+
+
+BEGINS = """
+import argparse, sys, types
+from gigapipe import cli
+from gigapipe.training import launched
+
+args = argparse.Namespace(transport=sys.argv[1], run=lambda args: None)
+launched.world = lambda: print("torch" in sys.modules)
+cli.parser = lambda: types.SimpleNamespace(parse_args=lambda _: args)
+cli.end_with_run = lambda: None
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("transport, site, expected", [("mpi", "", "False"), ("auto", "1", "False"), ("auto", "", "")])
+def test_mpi_begins_before_torch_is_imported_where_it_must(transport, site, expected):
+    """MPI itself is left out."""
+    environment = os.environ | {"PMI_SIZE": "2", "GIGAPIPE_MPI_FIRST": site}
+    command = [sys.executable, "-c", BEGINS, transport]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
 
 
 def test_on_several_hosts_too_few_gpus_are_refused(monkeypatch):

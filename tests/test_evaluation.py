@@ -180,8 +180,9 @@ def compared(folders) -> pd.DataFrame:
 
 
 def test_the_comparison_has_a_row_a_resolution(tmp_path):
+    energy = {8: {"joules_per_step": 12.0, "energy_counted": "processors and cards"}, 2: {}}
     folders = [
-        network(tmp_path / f"{mpp}-{fold}", mpp, signal, fold=fold, mesh=(1, 2, 2))
+        network(tmp_path / f"{mpp}-{fold}", mpp, signal, fold=fold, mesh=(1, 2, 2), **energy[mpp])
         for mpp, signal in ((8, 0.0), (2, 3.0))
         for fold in range(3)
     ]
@@ -194,7 +195,8 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
     assert list(table["peak_memory_per_rank_mb"]) == [102, 102]  # the most
     assert table["auc"].iloc[0] < 0.7 < 0.9 < table["auc"].iloc[1]
     assert ((table["auc_low"] <= table["auc"]) & (table["auc"] <= table["auc_high"])).all()
-    assert np.isnan(table["delta"].iloc[0]) and table["joules_per_step"].isna().all()
+    assert np.isnan(table["delta"].iloc[0]) and list(table["joules_per_step"].isna()) == [False, True]
+    assert list(table["energy_counted"]) == ["processors and cards", "unknown"]
     assert table["coarser"].iloc[1] == 8 and table["p"].iloc[1] < 0.001
     assert table["delta"].iloc[1] == pytest.approx(table["auc"].iloc[1] - table["auc"].iloc[0], abs=1e-12)
     assert list(table["to_best"]) == pytest.approx([-table["delta"].iloc[1], table["delta"].iloc[1]])
@@ -211,6 +213,7 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
         f"{table['delta'].iloc[1]:+.3f} (p < 0.001)",
         "1,234,567",
         "1 × 2 × 2",
+        "12 (processors and cards)",
     ):
         assert shown in text and escape(shown) in page
     assert "not measured" in text and "unknown" not in text  # the energy

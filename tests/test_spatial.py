@@ -76,8 +76,9 @@ def test_training_agrees(ranks, case):
         assert row.get("moved", 1) > 0.01, row  # or there was nothing to agree on
 
 
-def test_bf16_is_as_good_on_a_mesh_as_undivided(ranks):
-    for row in ranks("models.mixed_precision", mesh=(1, 2, 2)):
+@pytest.mark.parametrize("lower", ["bfloat16", "float16"])
+def test_16_bits_are_as_good_on_a_mesh_as_undivided(ranks, lower):
+    for row in ranks("models.mixed_precision", lower, mesh=(1, 2, 2)):
         assert row["ours"] <= 1.1 * row["plain"], row
 
 

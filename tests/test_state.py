@@ -24,7 +24,7 @@ COST = {
     "mesh": [1, 1, 1], "memory": None, "seconds": [1.0, 2.0], "spent": [(0.0, 1.0), (0.0, 2.0)], "peak_memory_mb": 100.0
 }  # fmt: skip
 
-SINCE_0_2 = {"took": [], "epoch_seconds": 0.0, "average": {}}
+SINCE_0_2 = {"took": [], "epoch_seconds": 0.0, "average": {}, "loss_scale": {}, "energy_counted": []}
 """What checkpoints of 0.1 lack, at its beginning."""
 
 

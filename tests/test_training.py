@@ -21,6 +21,7 @@ from gigapipe.evaluation.comparison import compare
 from gigapipe.evaluation.folds import read_folds, roles
 from gigapipe.evaluation.networks import read_networks
 from gigapipe.spatial import Mesh
+from gigapipe.training import loss_scale
 from gigapipe.training.classification import Classification, ClassifierSettings, balance
 from gigapipe.training.loop import train
 from gigapipe.training.optimizer import AdamW
@@ -133,11 +134,11 @@ class Interrupted(Classification):
 
     stop_at = 1_000
 
-    def backward(self, indices, epoch):
+    def backward(self, indices, epoch, scale=1.0):
         if self.stop_at == 0:
             raise KeyboardInterrupt
         self.stop_at -= 1
-        return super().backward(indices, epoch)
+        return super().backward(indices, epoch, scale)
 
 
 def in_process(cohort: Path, stop_at: int = 1_000, **more) -> Interrupted:
@@ -187,6 +188,29 @@ def test_the_average_of_the_weights_is_what_is_saved_and_is_gone_on_with(small_c
     whole, resumed, last = (weights(tmp_path / name / "model.pt") for name in "abc")
     assert same(whole, resumed)
     assert not torch.equal(whole["fc.weight"], last["fc.weight"])
+
+
+def test_a_training_in_float16_skips_what_overflows_and_goes_on_to_the_same_weights(
+    small_cohort, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("gigapipe.training.loop.CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(loss_scale, "BEGINNING", 2.0**20)  # the logits' gradients are beyond float16
+    more = {"precision": "float16", "epochs": 3, "learning_rate": 1e-3}
+    with caplog.at_level("INFO"):
+        train(in_process(small_cohort, **more), tmp_path / "a/model.pt")
+    scale = record(tmp_path / "a")["loss_scale"]
+    assert scale["steps_skipped"] >= 2 and scale["factor"] == 2.0 ** (20 - scale["steps_skipped"]), scale
+    assert "of epoch 1: a gradient is beyond float16: skipped; losses are scaled by 524288 now" in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        train(in_process(small_cohort, stop_at=2, **more), tmp_path / "b/model.pt")
+    train(in_process(small_cohort, **more), tmp_path / "b/model.pt")
+    assert same(weights(tmp_path / "b/model.pt"), weights(tmp_path / "a/model.pt"))
+    assert record(tmp_path / "b")["loss_scale"] == scale
+    train(in_process(small_cohort, **more | {"precision": "float32"}), tmp_path / "c/model.pt")
+    assert record(tmp_path / "c")["loss_scale"] is None
+    assert record(tmp_path / "a")["history"][0]["training_loss"] == pytest.approx(
+        record(tmp_path / "c")["history"][0]["training_loss"], rel=0.05
+    )
 
 
 def test_a_plateau_returns_to_the_best_and_is_gone_on_with_after_a_kill(small_cohort, tmp_path):

@@ -81,7 +81,7 @@ def traces(tmp_path_factory) -> dict[tuple[str, str], dict]:
 
     library = tmp_path_factory.mktemp("watch") / "fake_cuda.so"
     subprocess.run([sys.executable, ROOT / "benchmarks/fake_cuda.py", library], check=True)
-    names = ["trainer", "streamed", "held", "data", "unet"]
+    names = ["trainer", "streamed", "held", "data", "unet", "without_float64"]
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(names, pool.map(trace, names), strict=True))
     return {(name, phase["phase"]): phase for name, phases in found.items() for phase in phases}
@@ -110,6 +110,14 @@ def test_memory_is_as_planned(traces):
     held, streamed = traces["held", "step"], traces["streamed", "step"]
     assert held["gigabytes"] == pytest.approx(held["planned"], rel=0.05)
     assert streamed["gigabytes"] <= streamed["planned"]
+
+
+def test_no_float64_reaches_a_device_that_has_none(traces):
+    """As Apple's GPUs, and some of Intel's: a training step held and streamed, validation, maps and masks."""
+    found = {phase: f for (trace, phase), f in traces.items() if trace == "without_float64"}
+    assert len(found) == 8
+    assert not {phase: f["failed"] for phase, f in found.items() if "failed" in f}
+    assert not {phase: f["faults"] for phase, f in found.items() if f["faults"]}
 
 
 def test_all_that_is_allowed_is_needed(traces):

@@ -36,6 +36,7 @@ from gigapipe.cli.messages import log_to_stderr
 from gigapipe.errors import line_of
 from gigapipe.given_text import refuse_unreadable
 from gigapipe.left_jobs import end_with_run
+from gigapipe.training.launched import abort_mpi, begin_mpi
 from gigapipe.training.stopping import Unfinished
 
 
@@ -77,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if arguments is None:
                 end_with_run()
+                if "transport" in args:
+                    begin_mpi(args.transport)
             args.run(args)
         sys.stdout.flush()  # here, where it can be said that there is no room for it
         if attempts and attempts.place:  # those of ranks do so by themselves, the first alone
@@ -96,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         if attempts:
             attempts.note(error)
+        if arguments is None:
+            abort_mpi(exit_status.of(error))
         return exit_status.of(error)
     return 0
 

@@ -139,7 +139,7 @@ def mesh_of(args: argparse.Namespace) -> tuple[int, int, int]:
     """Data, rows and columns of the ranks."""
     if args.mesh == ["auto"]:
         from gigapipe.planning.scaling import shapes
-        from gigapipe.training.ranks import launched
+        from gigapipe.training.launched import launched
 
         ranks = launched()
         rows, columns = shapes(ranks, (ranks, ranks))[0]
@@ -171,7 +171,7 @@ def launching(args: argparse.Namespace) -> dict:
     timeout = STREAMING_TIMEOUT if args.memory else TIMEOUT
     if args.timeout:
         timeout = timedelta(minutes=args.timeout)
-    names = ("threads", "transport", "device", "memory")
+    names = ("threads", "transport", "device", "memory", "deterministic")
     attempts = Attempts(args.output, args.attempts)
     return {name: getattr(args, name) for name in names} | {"timeout": timeout, "attempts": attempts}
 

@@ -170,10 +170,10 @@ class Learning(Options):
         description="exponential moving average of the weights, which is validated and saved instead of the weights "
         "themselves: its decay per step, as 0.99; 0: none",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="number format of activations; bfloat16 is faster where the hardware supports it; weights stay "
-        "float32",
+        description="number format of activations; bfloat16 is faster where the hardware supports it; float16, with "
+        "loss scaling, is for GPUs without bfloat16 (V100); weights stay float32",
     )
     schedule: Literal["cosine", "plateau"] = Field(
         default="cosine",
@@ -223,6 +223,11 @@ class Computing(Options):
         default=None,
         description="folder on a node's local disk, as $TMPDIR/gigapipe, which caches what is read from pyramids, as "
         "long as there is space",
+    )
+    deterministic: Annotated[bool, Since("0.2")] = Field(
+        default=False,
+        description="on GPUs, take the kernels that give the same bits each time, where torch has them, and warn of "
+        "operations that have none; slower. CPUs give the same bits without it",
     )
 
 

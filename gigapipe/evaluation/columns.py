@@ -102,6 +102,9 @@ COSTS = [
     JOULES,
 ) = COSTS
 
+ENERGY_COUNTED = "energy_counted"
+"""Whose energy `JOULES` are: `processors`, `cards`, `processors and cards`, or `UNKNOWN`."""
+
 
 def bounds(name: str) -> tuple[str, str]:
     """The columns of a figure's 95 % interval."""
@@ -294,6 +297,11 @@ def _networks(row: dict) -> str:
     return f"{row[SEEDS]} × {row[FOLDS]}{without}"
 
 
+def _energy(row: dict) -> str:
+    counted = row.get(ENERGY_COUNTED, UNKNOWN)
+    return number(row, JOULES, ".3g") + (f" ({counted})" if counted != UNKNOWN else "")
+
+
 def _flagged(row: dict) -> str:
     return f"{row[FLAGGED]:.0f}{', not known for others' if NOT_KNOWN in row[FLAGS] else ''}"
 
@@ -337,7 +345,7 @@ _READ = {
     IMAGES_PER_SECOND: _number(IMAGES_PER_SECOND, "images per second", ".3g"),
     PEAK_MEMORY: _number(PEAK_MEMORY, "peak memory per rank, MB", ",.0f"),
     SENT_BYTES: _number(SENT_BYTES, "data sent per step, MB", ".3g", unit=1e6),
-    JOULES: _number(JOULES, "energy per step, J", ".3g"),
+    JOULES: Column("energy per step, J", [JOULES], _energy),
 }
 
 

@@ -59,7 +59,8 @@ NOTES = [
 
 NOTE_OF_COSTS = (
     "The step time per slide is the time of a training step divided by its number of slides. Data sent is the sum over "
-    "all ranks. Energy is that of all processors of the machines (RAPL), including other programs."
+    "all ranks. Energy is that of all processors of the machines (RAPL), of the GPUs that ranks used (as their drivers "
+    "count it), or of both, as stated, including other programs."
 )
 
 NOTE_OF_FLAGS = (

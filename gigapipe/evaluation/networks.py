@@ -13,8 +13,10 @@ from gigapipe.evaluation.columns import (
     BELONGS,
     CANVAS,
     COSTS,
+    ENERGY_COUNTED,
     FOLD,
     IDENTITY,
+    JOULES,
     LABEL,
     MEMORY,
     MESH,
@@ -33,6 +35,7 @@ from gigapipe.evaluation.columns import (
     SPLIT,
     START,
     TARGET,
+    UNKNOWN,
 )
 from gigapipe.evaluation.identity import Network, refuse_strangers
 from gigapipe.evaluation.learning import FLAG, flag
@@ -142,6 +145,13 @@ def start(settings: dict, started_from: dict | None) -> str:
     return "given weights" if settings["weights"] else "random"
 
 
+def energy_counted(record: dict) -> str:
+    """Whose energy a training.json has; older releases counted that of processors."""
+    if record.get(JOULES) is None:
+        return UNKNOWN
+    return record.get(ENERGY_COUNTED) or "processors"
+
+
 def _read_predictions(path: Path) -> pd.DataFrame:
     try:
         table = read_written(path, dtype=dict.fromkeys([*NAMES, *BELONGS], str), keep_default_na=False)
@@ -180,6 +190,7 @@ def _cost(record: dict, path: Path) -> dict:
             METHOD_NAME: settings.get("method", ""),
             START: start(settings, record["started_from"]),
             SECONDS_PER_SLIDE: record[SECONDS_PER_STEP] / record["slides_per_step"],
+            ENERGY_COUNTED: energy_counted(record),
         }
     except (TypeError, KeyError) as error:
         raise InputError(f"training {path}: cannot be read ({error!r}); make it with `gigapipe train`") from None

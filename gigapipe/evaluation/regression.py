@@ -18,6 +18,7 @@ from gigapipe.evaluation.columns import (
     COARSER,
     COSTS,
     DELTA,
+    ENERGY_COUNTED,
     FOLD,
     FOLDS,
     MARGIN,
@@ -100,6 +101,7 @@ def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) ->
                 row |= {SPLIT: split} | found
         row |= cost[COSTS].apply(pd.to_numeric).mean().to_dict()
         row[PEAK_MEMORY] = cost[PEAK_MEMORY].max()
+        row[ENERGY_COUNTED] = " / ".join(dict.fromkeys(cost[ENERGY_COUNTED]))
         row |= {NETWORKS: networks_of(of_row)} | flagged(cost)
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -109,7 +111,8 @@ def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) ->
     alone = len(table.groupby(ONE_CANDIDATE)) == 1
     table = without_unnamed(table)
     table[MISSING] = [as_missing(_reasons(row, alone, not_needed)) for row in table.to_dict("records")]
-    return table[[name for name in table if name not in (*COSTS, MISSING)] + [*COSTS, MISSING]]
+    last = [*COSTS, ENERGY_COUNTED, MISSING]
+    return table[[name for name in table if name not in last] + last]
 
 
 def nearest_numbers(table: pd.DataFrame, scores: pd.DataFrame, margin: float) -> tuple[pd.DataFrame, str]:

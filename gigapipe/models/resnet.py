@@ -58,7 +58,7 @@ class AttentionPool2d(nn.Module):
         self.score = nn.Conv2d(hidden, 1, 1, bias=False)  # a softmax would not see a bias
 
     def forward(self, x):
-        x = x.float() if x.dtype == torch.bfloat16 else x  # counts of positions, and exponentials
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # counts of positions, and exponentials
         weight = self.score(self.hidden(x)).to(x.dtype).exp()
         total = torch.cat([x * weight, weight], 1).sum((2, 3), keepdim=True)
         return total[:, :-1] / total[:, -1:]

@@ -65,10 +65,10 @@ class Machine(NamedTuple):
 
 
 MACHINES = {
-    # Tesla V100 SXM2 datasheet (NVIDIA, 2018): 15.7 Tflop/s, 900 GB/s, 16 GB; it has no bfloat16. Summit User Guide
-    # (OLCF): 6 a node, NVLink 2 with 50 GB/s each way between the GPUs of a socket, two EDR InfiniBand ports of
-    # 12.5 GB/s a node.
-    "summit": Machine("Summit, V100 16 GB", 16e9, 6, {"float32": 15.7e12}, 900e9, 50e9, 25e9),
+    # Tesla V100 SXM2 datasheet (NVIDIA, 2018): 15.7 Tflop/s, 125 in float16, 900 GB/s, 16 GB; it has no bfloat16.
+    # Summit User Guide (OLCF): 6 a node, NVLink 2 with 50 GB/s each way between the GPUs of a socket, two EDR
+    # InfiniBand ports of 12.5 GB/s a node.
+    "summit": Machine("Summit, V100 16 GB", 16e9, 6, {"float32": 15.7e12, "float16": 125e12}, 900e9, 50e9, 25e9),
     # MI250X datasheet (AMD, 2021), a half (one GCD) of 95.7 (matrix) and 383 Tflop/s, 3.2 TB/s and 128 GB. Frontier
     # User Guide (OLCF): 8 GCDs a node, 50 GB/s at the least between GCDs, four Slingshot ports of 25 GB/s.
     "frontier": Machine(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.recording import Node, Ref
+from gigapipe.spatial.wide import wide
 from gigapipe.spatial.window import Bins, Interpolation, Interval, Rectangle, Window, split
 
 
@@ -109,7 +110,7 @@ def constants(parts: dict[Ref, torch.Tensor]) -> tuple[bytes, ...] | None:
             few = few[(slice(None),) * axis + (slice(None, None, 61),)]
         if not ((few == first).all() and (part == first).all()):
             return None
-        found.append(first.double().numpy(force=True).tobytes())
+        found.append(wide(first).numpy(force=True).tobytes())
     return tuple(found)
 
 

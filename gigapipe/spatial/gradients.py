@@ -23,6 +23,7 @@ from gigapipe.spatial.refusals import NotDecomposed, once_differentiable
 from gigapipe.spatial.summing import dense_strides, summed
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import made_by
+from gigapipe.spatial.wide import wide
 
 UNLIKE = 1e-2  # relative difference of gradients that no rounding makes
 
@@ -109,7 +110,7 @@ def of_images(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     refuse_unnoticed(mesh)
     if mesh.image_ranks > 1:
         flat = (torch.view_as_real(grad) if grad.is_complex() else grad).flatten()
-        flat = flat[:: max(1, len(flat) // 2**16)].double()  # of a whole map, some
+        flat = wide(flat[:: max(1, len(flat) // 2**16)])  # of a whole map, some
         along = flat @ torch.arange(1, len(flat) + 1, dtype=torch.float64, device=flat.device).cos()
         table = torch.stack([along, along.square(), flat.square().sum()])
         mean, square, norm = mesh.image.sum_(table) / mesh.image_ranks

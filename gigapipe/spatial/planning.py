@@ -146,7 +146,7 @@ def plan_streaming(
     if mesh.size > 1:  # ranks plan alike, for the one that holds most and the one that has fewest threads
         table = torch.zeros(2, mesh.size, dtype=torch.float64)
         table[0, mesh.rank], table[1, mesh.rank] = base, threads
-        bases, counts = mesh.everyone.sum_(table.to(device))
+        bases, counts = mesh.everyone.sum_(table)
         base, threads = bases.max().item(), int(counts.min().item())
     available = USABLE_SHARE * (memory - base)
     for workers in (threads, 0) if threads > 1 else (0,):

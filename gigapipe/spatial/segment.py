@@ -147,7 +147,7 @@ class Segment:
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            device, lower = self.output.result.device.type, node.autocast
+            device, lower = node.operands[0].image.device.type, node.autocast
             with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
                 result = node.function(*args, **kwargs)
             del args, kwargs

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.gradients import leave
+from gigapipe.spatial.operators.normalisation import moments_of
 from gigapipe.spatial.operators.reductions import sum_over_everyone
 from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.pooled import plain
 from gigapipe.spatial.recording import Recorded, streams_as, sums_over_image
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.wide import narrow, where_wide, wide
 
 
 class _Moments(torch.autograd.Function):
@@ -23,15 +25,12 @@ class _Moments(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
-        precision = torch.promote_types(x.dtype, torch.float32)
         if not pixels:  # of a rank that owns nothing of a small image
-            return x.new_zeros(2, len(x), channels, dtype=torch.float64)
+            return torch.zeros(2, len(x), channels, dtype=torch.float64, device=where_wide(x.device))
         moments = []
         for one in x.split(1):
-            # By torch's fast kernel, whose variance is about its mean: little is lost where squares about zero, in
-            # float64, are made of both.
-            of_nothing = x.new_zeros(channels, dtype=precision), x.new_zeros(channels, dtype=precision)
-            mean, variance = (v.double() for v in torch.batch_norm_update_stats(one, *of_nothing, 0.0))
+            # The variance is about the mean: little is lost where squares about zero, in float64, are made of both.
+            mean, variance = map(wide, moments_of(one))
             moments.append(torch.stack([mean, variance + mean**2]) * pixels)
         return torch.stack(moments, 1)
 
@@ -40,7 +39,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         precision = torch.promote_types(x.dtype, torch.float32)
-        of_sum, of_square = grad.to(precision)[..., None, None]
+        of_sum, of_square = grad.to(precision).to(x.device)[..., None, None]
         # In the image's own dtype, but computed in the other: kernels convert as they go.
         return torch.addcmul(of_sum, x, 2 * of_square, out=torch.empty_like(x))
 
@@ -58,7 +57,7 @@ def _moments(x: Recorded) -> torch.Tensor:
 def _normalised(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> torch.Tensor:
     """By statistics (channels) or (batch, channels)."""
     scale = (variance + eps).rsqrt()
-    shift = -mean * scale
+    scale, shift = narrow(scale, x), narrow(-mean * scale, x)
     if weight is not None:
         scale, shift = scale * weight, shift * weight
     if bias is not None:
@@ -78,8 +77,8 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     mean, square = sum_over_everyone(_moments(x).sum(1), mesh) / count
     variance = (square - mean**2).clamp_min(0)
     if running_mean is not None:
-        running_mean.lerp_(plain(mean).detach().to(running_mean.dtype), momentum)
-        running_var.lerp_((plain(variance).detach() * count / (count - 1)).to(running_var.dtype), momentum)
+        running_mean.lerp_(plain(mean).detach().to(running_mean), momentum)
+        running_var.lerp_((plain(variance).detach() * count / (count - 1)).to(running_var), momentum)
     return _normalised(x, mean, variance, weight, bias, eps)
 
 
@@ -106,6 +105,6 @@ def instance_norm(
     if running_mean is not None:
         batch = plain(torch.stack([mean, variance * count / (count - 1)])).detach().mean(1)
         batch = sum_over_everyone(batch, mesh) / mesh.data
-        running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)
-        running_var.lerp_(batch[1].to(running_var.dtype), momentum)
+        running_mean.lerp_(batch[0].to(running_mean), momentum)
+        running_var.lerp_(batch[1].to(running_var), momentum)
     return _normalised(x, mean, variance, weight, bias, eps)

@@ -21,6 +21,7 @@ from gigapipe.models.networks import Headed, classifier, take_by_name
 from gigapipe.models.resnet import ResNet
 from gigapipe.spatial import Mesh, average_gradients, decompose
 from gigapipe.spatial.torch_internals import AnyBatchNorm
+from gigapipe.spatial.wide import has_float64
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.frozen_features import FrozenFeatures
 from gigapipe.training.linear import Layer, logistic
@@ -138,7 +139,7 @@ class OfCanvases(ABC):
         begun_with = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files]
         return [self.training.identity(), self.validation.identity(), begun_with]
 
-    def backward(self, indices: list[int], epoch: int) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         augmentations = [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
         if self.features:
             outputs = self.features.outputs(self.training, indices, augmentations)
@@ -147,8 +148,11 @@ class OfCanvases(ABC):
             images, _ = self.training.batch(indices, augmentations, self.streaming)
             with self.settings.autocast(self.mesh.device):
                 outputs = self.model(images)
-        loss = self.loss(outputs.float(), self.training.truth[indices].to(outputs.device))
-        loss.backward()
+        truth = self.training.truth[indices]
+        if truth.is_floating_point() and not has_float64(outputs.device):
+            truth = truth.float()
+        loss = self.loss(outputs.float(), truth.to(outputs.device))
+        (loss if scale == 1 else loss * scale).backward()
         self.streaming.done()
         if self.features and not self.features.maps:
             average_gradients(self.model.parameters(), self.mesh)  # no image led to them

@@ -3,45 +3,68 @@
 import math
 import socket
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from gigapipe.spatial import Mesh
+from gigapipe.training.card_energy import card_counter
+from gigapipe.training.devices import identity
 
 POWERCAP = Path("/sys/class/powercap")
 """Where Linux says what the processors of a host have used (RAPL, Intel's and AMD's)."""
 
 
+class Counter(NamedTuple):
+    """Of energy."""
+
+    read: Callable[[], float]
+    """Joules since some moment; NaN if it does not tell."""
+    again: Callable[[], float] = lambda: 0.0
+    """Joules at which it begins again."""
+
+
 class Meter:
     """Counts what is spent between `start` and `spent`. All ranks of the mesh make it and ask it together.
 
-    A processor's counter begins again after some 20 minutes at full power: what takes longer is counted too low.
+    `counted` says whose energy: that of the processors of all hosts, of the cards that ranks use, of both, by whatever
+    ran on them; or nobody's, an empty text. Those of a kind are counted if all tell, each once. A processor's counter
+    begins again after some 20 minutes at full power: what takes longer is counted too low.
     """
 
     def __init__(self, mesh: Mesh, powercap: Path = POWERCAP):
         self.mesh = mesh
         self.transports = {id(carrier): carrier for carrier in (mesh.everyone, mesh.image)}.values()
-        named = torch.zeros(mesh.size, dtype=torch.int64)
-        named[mesh.rank] = zlib.crc32(socket.gethostname().encode())
-        hosts = mesh.everyone.sum_(named).tolist()
-        # One rank of each host reads what all of them use.
-        self.reads = hosts.index(hosts[mesh.rank]) == mesh.rank
-        self.processors = [zone for zone in powercap.glob("*-rapl:*") if _is_processor(zone)] if self.reads else []
+        host, name, of_card = socket.gethostname(), identity(mesh.device), card_counter(mesh.device)
+        processors = _processors(powercap)
+        told = torch.zeros(4, mesh.size, dtype=torch.int64)
+        names = _number(host), _number(f"{host} {name}") if name else 0
+        told[:, mesh.rank] = torch.tensor([*names, bool(processors), bool(of_card)])
+        hosts, cards, hosts_tell, cards_tell = mesh.everyone.sum_(told).tolist()
+        counted = []
+        self.counters: list[Counter] = []
+        if all(hosts_tell):
+            counted.append("processors")
+            # One rank of each host reads what all of them use.
+            self.counters += processors if hosts.index(hosts[mesh.rank]) == mesh.rank else []
+        if any(cards) and all(tells for card, tells in zip(cards, cards_tell, strict=True) if card):
+            counted.append("cards")
+            if of_card and cards.index(cards[mesh.rank]) == mesh.rank:  # ranks may share one
+                self.counters.append(Counter(of_card))
+        self.counted = " and ".join(counted)
         self.start()
 
     def start(self) -> None:
-        self.sent, self.energy = self._sent(), self._energy()
+        self.sent, self.energy = self._sent(), [counter.read() for counter in self.counters]
 
     def spent(self) -> tuple[float, float]:
-        """Bytes that all ranks have sent, and joules that all processors of their hosts have used, by whatever ran.
-
-        Joules are NaN if a host does not tell.
-        """
-        joules = math.nan if self.reads and not self.processors else 0.0
-        for processor, before, now in zip(self.processors, self.energy, self._energy(), strict=True):
-            again = _read(processor, "max_energy_range_uj") if now < before else 0.0
-            joules += (now - before + again) / 1e6
+        """Bytes that all ranks have sent, and joules of what is `counted`; NaN if that is nothing, or does not tell."""
+        joules = 0.0 if self.counted else math.nan
+        for counter, before in zip(self.counters, self.energy, strict=True):
+            now = counter.read()
+            joules += now - before + (counter.again() if now < before else 0.0)
         spent = torch.tensor([self._sent() - self.sent, joules], dtype=torch.float64)
         sent, joules = self.mesh.everyone.sum_(spent).tolist()
         return sent, joules
@@ -49,8 +72,19 @@ class Meter:
     def _sent(self) -> int:
         return sum(carrier.sent_bytes for carrier in self.transports)
 
-    def _energy(self) -> list[float]:
-        return [_read(processor, "energy_uj") for processor in self.processors]
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _processors(powercap: Path) -> list[Counter]:
+    """Of a host's processors; none if not all of them tell."""
+    zones = [zone for zone in powercap.glob("*-rapl:*") if _is_processor(zone)]
+    counters = [
+        Counter(lambda zone=zone: _read(zone, "energy_uj"), lambda zone=zone: _read(zone, "max_energy_range_uj"))
+        for zone in zones
+    ]
+    return [] if any(math.isnan(counter.read()) for counter in counters) else counters
 
 
 def _is_processor(zone: Path) -> bool:
@@ -62,7 +96,8 @@ def _is_processor(zone: Path) -> bool:
 
 
 def _read(processor: Path, name: str) -> float:
+    """Joules."""
     try:
-        return float((processor / name).read_text())
+        return float((processor / name).read_text()) / 1e6
     except (OSError, ValueError):  # on many machines only root may read it
         return math.nan

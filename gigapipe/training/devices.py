@@ -1,5 +1,6 @@
 """Where ranks compute: chosen once, by name or by what there is, and said in the first line of a log."""
 
+import os
 import platform
 import socket
 from dataclasses import dataclass
@@ -79,12 +80,19 @@ def identity(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
-def use(device: torch.device) -> None:
+def use(device: torch.device, deterministic: bool = False) -> None:
     """Make a GPU the current one of its kind, by which NCCL goes, too; and let float32 be float32 there.
 
-    torch lets cuDNN convolve float32 in TF32, with 10 bits of mantissa, where a card can.
+    torch lets cuDNN convolve float32 in TF32, with 10 bits of mantissa, where a card can. `deterministic`: torch takes
+    the kernels that sum in the same order each time, and warns of operations that have none.
     """
     torch.backends.cudnn.allow_tf32 = False  # that of matrix products is off by default
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads what it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore [missing-attribute]
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if device.type in GPUS:
         torch.get_device_module(device).set_device(device)
 

@@ -18,10 +18,12 @@ from gigapipe.training.average import Average
 from gigapipe.training.batches import batches, steps_per_epoch
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.curves import FOLDER, Curves
+from gigapipe.training.loss_scale import LossScale, loss_and_overflow
 from gigapipe.training.model_files import write_model
 from gigapipe.training.optimizer import AdamW, groups, set_learning_rate
 from gigapipe.training.record import Recorder, write_record
 from gigapipe.training.schedule import Schedule
+from gigapipe.training.settings import Settings
 from gigapipe.training.state import Resumable, State
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.task import Task
@@ -57,6 +59,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
     resumable = Resumable(task, optimizer, checkpoints, steps)
     state = resumable.resume()
     average = Average(model, settings.weight_average, state.average) if settings.weight_average else None
+    scale = LossScale(state.loss_scale) if settings.precision == "float16" else None
     recorder = Recorder(mesh, state)
     curves = Curves(output.with_name(FOLDER), state) if speak and tensorboard else None
 
@@ -66,7 +69,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
         for slides in _left(task, state, steps):
             mesh.phase = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"
             with recorder.step():
-                loss = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch)
+                loss = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch, scale)
             state.losses.append(loss)
             state.step += 1
             if average:
@@ -83,7 +86,7 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
         with average.in_place() if average else contextlib.nullcontext():
             with recorder.validation():
                 validation = task.validate(itertools.chain.from_iterable(batches(task, state.epoch)))
-                _refuse_divergence(validation["loss"], state.epoch)
+                _refuse_divergence(validation["loss"], state.epoch, settings)
             state.end_epoch(validation, model, optimizer.param_groups[-1]["lr"])
         if schedule.ends(state):
             state.ended = True
@@ -106,27 +109,42 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
         checkpoints.remove()
 
 
-def step(task: Task, optimizer: AdamW, learning_rate: float, slides: list[list[int]], epoch: int) -> float:
+def step(
+    task: Task,
+    optimizer: AdamW,
+    learning_rate: float,
+    slides: list[list[int]],
+    epoch: int,
+    scale: LossScale | None = None,
+) -> float:
     """Change the weights by the mean gradient of a step; the mean loss, the same on every rank.
 
-    `slides` are this rank's, of each batch that is accumulated. Raises InputError if the loss is no number.
+    `slides` are this rank's, of each batch that is accumulated. Gradients that are not finite change nothing where
+    losses have a `scale`. Raises InputError if the loss is no number.
     """
     mesh, count = task.mesh, len(slides)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad()
-    own = sum(_backward(task, indices, epoch) for indices in slides) / count
+    own = sum(_backward(task, indices, epoch, scale.factor if scale else 1.0) for indices in slides) / count
+    gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
     if count > 1:
-        torch._foreach_div_([p.grad for p in task.model.parameters() if p.grad is not None], count)
-    loss = mesh.everyone.sum_(torch.tensor(own, dtype=torch.float64)).item() / mesh.size
-    _refuse_divergence(loss, epoch)
-    optimizer.step()
+        torch._foreach_div_(gradients, count)
+    if scale is None:
+        loss, overflow = mesh.everyone.sum_(torch.tensor(own, dtype=torch.float64)).item() / mesh.size, False
+    else:
+        loss, overflow = loss_and_overflow(own, gradients, mesh)
+    _refuse_divergence(loss, epoch, task.settings)
+    if scale is None or scale.unscale(gradients, overflow):
+        optimizer.step()
+    elif mesh.rank == 0:
+        logger.info(f"{mesh.phase}: a gradient is beyond float16: skipped; losses are scaled by {scale.factor:g} now")
     return loss
 
 
-def _backward(task: Task, indices: list[int], epoch: int) -> float:
+def _backward(task: Task, indices: list[int], epoch: int, scale: float) -> float:
     """Its `backward`, in which what a network draws itself, as for dropout, depends on these alone, not on a stop."""
     torch.manual_seed(int(np.random.default_rng([task.settings.seed, epoch, *indices]).integers(2**63)))
-    return task.backward(indices, epoch)
+    return task.backward(indices, epoch, scale)
 
 
 def _left(task: Task, state: State, steps: int) -> Iterable[list[list[int]]]:
@@ -161,6 +179,8 @@ def unfinished(where: str, mesh: Mesh) -> Unfinished:
     return Unfinished(where)
 
 
-def _refuse_divergence(loss: float, epoch: int) -> None:
+def _refuse_divergence(loss: float, epoch: int, settings: Settings) -> None:
     if not math.isfinite(loss):
-        raise InputError(f"epoch {epoch + 1}: the loss is {loss}; lower the learning rate")
+        largest = ", or use precision float32: in float16 numbers end at 65,504"
+        instead = f"lower the learning rate{largest if settings.precision == 'float16' else ''}"
+        raise InputError(f"epoch {epoch + 1}: the loss is {loss}; {instead}")

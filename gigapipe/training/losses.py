@@ -10,7 +10,7 @@ def dice_and_cross_entropy(logits: torch.Tensor, mask: torch.Tensor) -> torch.Te
     Dice is that of probabilities ("soft", Milletari et al., 3DV 2016, arXiv:1606.04797), over the whole batch; it is 1
     where there is nothing and nothing was found.
     """
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     each, found = F.binary_cross_entropy_with_logits(logits, mask, reduction="none"), logits.sigmoid()
     # One sum of all: a streamed image is gone through once.
     entropy, both, ours, theirs = torch.cat([each, found * mask, found, mask], 1).sum((0, 2, 3))
@@ -30,7 +30,7 @@ def dice_and_cross_entropy_of_classes(logits: torch.Tensor, values: torch.Tensor
     Of logits (batch, classes, rows, columns) and the classes' numbers (batch, 1, rows, columns); each class's Dice is
     that of probabilities, as of two classes.
     """
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     truth, log = one_hot(values, logits.shape[1], logits.dtype), F.log_softmax(logits, 1)
     each, found = -(truth * log).sum(1, keepdim=True), log.exp()
     # One sum of all: a streamed image is gone through once.

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,19 +18,25 @@ from gigapipe.one_writer import only_writer
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.transports import Transport
 from gigapipe.spatial.transports.torch_distributed import TorchTransport
+from gigapipe.training import launched
 from gigapipe.training.carriers import AUTO, carrier
 from gigapipe.training.devices import Choice, choose, identity, settled, use
 from gigapipe.training.ending import end_all, on_hosts
-from gigapipe.training.left_segments import remove_left_segments
 from gigapipe.training.stopping import Unfinished
 from gigapipe.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # by which launchers say how many they start
-COUNTS_HERE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")  # and how many of them on one host
 TIMEOUT = timedelta(minutes=10)
 STREAMING_TIMEOUT = timedelta(hours=2)  # where shards are streamed: one on tissue takes long, and one on glass no time
+BACKENDS = {"cuda": "nccl", "xpu": "cpu:gloo,xpu:xccl"}
+"""torch's, by kind of device; of numbers in float64, which the host's are, not all of Intel's GPUs have any."""
+FLIGHT_RECORDER = {
+    "TORCH_FR_DUMP_TEMP_FILE": "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+    "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "TORCH_NCCL_DUMP_ON_TIMEOUT",
+}
+"""By which torch (2.13's headers) is told where to write what NCCL was last asked for; and what they were called."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # by which torch is told through which networks to go
 
 
@@ -44,36 +51,34 @@ def started(
     attempts: Attempts | None = None,
     device: str = "auto",
     memory: int | None = None,
+    deterministic: bool = False,
 ) -> Iterator[Mesh]:
     """The mesh of this run's ranks, each with `threads`, or its share of its machine's cores. A launcher started them.
 
-    `device` is what `devices.choose` makes `mesh.device` of. The `transport` is one of `carriers.TRANSPORTS`, `AUTO`,
-    or the name of a function of the user's. A rank that waits for another for longer than `timeout` gives up. An error
-    on any rank ends them all, and each says where it was, in `mesh.phase`; see `end_all`. So does the death of one; see
-    `Watch`. This is one of the `attempts` at an output, whose ranks may take `memory` bytes each; while it lasts, no
-    other of them begins, which raises Busy. Raises InputError if the launcher started another number of ranks
-    than the mesh has: a launcher that does not match the MPI library starts as many single ranks, silently. One rank
-    needs neither launcher nor MPI.
+    `device` is what `devices.choose` makes `mesh.device` of, and `deterministic` what `devices.use` is told. The
+    `transport` is one of `carriers.TRANSPORTS`, `AUTO`, or the name of a function of the user's. A rank that waits for
+    another for longer than `timeout` gives up. An error on any rank ends them all, and each says where it was, in
+    `mesh.phase`; see `end_all`. So does the death of one; see `Watch`. This is one of the `attempts` at an output,
+    whose ranks may take `memory` bytes each; while it lasts, no other of them begins, which raises Busy. Raises
+    InputError if the launcher started another number of ranks than the mesh has: a launcher that does not match the MPI
+    library starts as many single ranks, silently. One rank needs neither launcher nor MPI.
     """
     size = data * rows * columns
     if size == 1:
-        if (count := launched()) > 1:
+        if (count := launched.launched()) > 1:
             raise InputError(f"mesh 1 × 1 × 1 is one rank, but {count} were started; give the mesh, or start one")
         torch.set_num_threads(threads or torch.get_num_threads())
         alone = Mesh()
         choice = choose(device)
         logger.info(choice)
-        use(choice.device)
+        use(choice.device, deterministic)
         alone.device = choice.device
         with _attempt(attempts, memory):
             yield alone
         return
-    if launched() == max(int(os.environ.get(name, 0)) for name in COUNTS_HERE) and sys.platform == "linux":
-        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # where UCX, which may carry MPI, lets others in
-    remove_left_segments()
-    from mpi4py import MPI  # initialises MPI, which only a process that a launcher has started may do
+    world = launched.world()
+    from mpi4py import MPI
 
-    world = MPI.COMM_WORLD
     hosts: list[str] = []
     mesh: Mesh | None = None
     watch: Watch | None = None
@@ -94,10 +99,14 @@ def started(
         choice = _chosen(device, world, host)
         _say_where(world, host, hosts)
         torch.set_num_threads(threads or max(1, torch.get_num_threads() // host.size))
-        use(choice.device)
+        use(choice.device, deterministic)
+        if attempts and _by_nccl(choice):
+            keep_flight_record(attempts.folder)
         mesh = Mesh(data, rows, columns, carrier(transport, choice.device.type, world, timeout, choice))
         mesh.device = choice.device
         with _attempt(attempts if world.rank == 0 else None, memory):
+            if attempts and world.rank == 0 and _by_nccl(choice):
+                attempts.folder.mkdir(parents=True, exist_ok=True)
             yield mesh
         _leave(mesh, watch)
     except Unfinished:  # all ranks have agreed to stop
@@ -126,9 +135,19 @@ def _attempt(attempts: Attempts | None, memory: int | None) -> Iterator[None]:
         attempts.forget()
 
 
-def launched() -> int:
-    """How many processes a launcher has started beside this one, and with it."""
-    return max(int(os.environ.get(name, 1)) for name in COUNTS)
+def _by_nccl(choice: Choice) -> bool:
+    return choice.device.type == "cuda" and not choice.shared
+
+
+def keep_flight_record(folder: Path) -> None:
+    """Have torch's watchdog, which ends a process that waits for NCCL in vain, write into `folder` what it waited for.
+
+    Where the user has told torch, that stays.
+    """
+    values = str(folder.absolute() / "rank-nccl-"), "2000", "1"
+    for (name, old), value in zip(FLIGHT_RECORDER.items(), values, strict=True):
+        if old not in os.environ:
+            os.environ.setdefault(name, value)
 
 
 def _chosen(wanted: str, world, host) -> Choice:
@@ -185,7 +204,7 @@ def torch_transport(
     on_one_host = world.Split_type(MPI.COMM_TYPE_SHARED).size == world.size
     if on_one_host and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "gloo" if choice.shared else {"cuda": "nccl", "xpu": "xccl"}.get(choice.device.type, "gloo")
+    backend = "gloo" if choice.shared else BACKENDS.get(choice.device.type, "gloo")
     told = None if on_one_host else address()
     hosts = world.allgather(socket.gethostname())
     if world.rank == 0:

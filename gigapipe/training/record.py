@@ -28,6 +28,8 @@ class Recorder:
 
     def __init__(self, mesh: Mesh, state: State):
         self.mesh, self.state, self.meter = mesh, state, Meter(mesh)
+        if self.meter.counted not in state.energy_counted:
+            state.energy_counted.append(self.meter.counted)
         self.longest_step = self.longest_validation = 0.0
         """Seconds, in this process."""
 
@@ -65,6 +67,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "identity": identity(task),
         appearance.KEY: appearance.of_all(task.training.pyramids),
         "best_epoch": state.best["epoch"],
+        "loss_scale": state.loss_scale or None,
         "mesh": [mesh.data, mesh.rows, mesh.columns],
         "memory": task.streaming.memory,
         "streamed": task.streaming.tiled,
@@ -73,6 +76,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "images_per_second": together / seconds,
         "sent_bytes_per_step": sent,
         "joules_per_step": None if math.isnan(joules) else joules,
+        "energy_counted": None if math.isnan(joules) else " / ".join(state.energy_counted),
         "peak_memory_per_rank_mb": state.peak_memory_mb,
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "training_slides": task.slides,

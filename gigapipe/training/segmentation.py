@@ -177,13 +177,13 @@ class Segmentation:
     def identity(self) -> list:
         return [self.training.identity(), self.validation.identity()]
 
-    def backward(self, indices: list[int], epoch: int) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         self._prepare()
         total = 0.0
         for index in indices:  # of different sizes: one after another
             augmentation = self.settings.augmentation(epoch, self.training.slides[index])
             loss = self._compared(self.training, index, augmentation, self.settings.loss)[0] / len(indices)
-            loss.backward()
+            (loss if scale == 1 else loss * scale).backward()
             self.streaming.done()
             total += loss.item()
         return total
@@ -195,7 +195,7 @@ class Segmentation:
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
         for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
             both = self._compared(self.validation, index, UNCHANGED, self.settings.loss, self.settings.dice)
-            found[index] = torch.stack(both) / self.mesh.image_ranks
+            found[index] = (torch.stack(both) / self.mesh.image_ranks).cpu()
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
 

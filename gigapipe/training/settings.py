@@ -40,7 +40,7 @@ class Settings(OwnNetwork, Learning, ABC):
         return ranges.draw(self.seed, epoch, slide)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
 
     @abstractmethod
     def model(self) -> nn.Module:

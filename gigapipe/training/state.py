@@ -18,7 +18,7 @@ from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-SINCE_0_2 = {"took", "epoch_seconds", "average"}
+SINCE_0_2 = {"took", "epoch_seconds", "average", "loss_scale", "energy_counted"}
 """What checkpoints of 0.1 lack."""
 
 
@@ -29,6 +29,10 @@ class Best(TypedDict, total=False):
     epoch: int
     model: dict[str, torch.Tensor]
     """Its weights, on the CPU."""
+
+
+PER_MESH = "mesh", "memory", "seconds", "spent", "energy_counted", "peak_memory_mb"
+"""What of a state belongs to a mesh."""
 
 
 @dataclass
@@ -55,6 +59,8 @@ class State:
     best: Best = field(default_factory=lambda: Best(loss=math.inf))
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     """The moving average of the weights, if there is one: see average.py."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """By what losses are multiplied in float16: see loss_scale.py."""
     since: int = 0
     """The epoch from which patience counts."""
     falls: int = 0
@@ -65,6 +71,8 @@ class State:
     """Of each step on this mesh."""
     spent: list[tuple[float, float]] = field(default_factory=list)
     """Bytes sent and joules of each step on this mesh: see `Meter`."""
+    energy_counted: list[str] = field(default_factory=list)
+    """Whose joules these are: `Meter.counted`; several, where jobs on different machines made the steps."""
     peak_memory_mb: float = 0.0
     """The most that a rank of this mesh has had, as measured after each epoch."""
 
@@ -125,7 +133,7 @@ class Resumable:
         self.optimizer.load_state_dict(saved["optimizer"])
         as_before = state.mesh == beginning.mesh and state.memory == beginning.memory
         if not as_before and found < settings.epochs * self.steps and not state.ended:  # another mesh, another cost
-            fresh = {key: getattr(beginning, key) for key in ("mesh", "memory", "seconds", "spent", "peak_memory_mb")}
+            fresh = {key: getattr(beginning, key) for key in PER_MESH}
             state = replace(state, **fresh)
         if mesh.rank == 0:
             within = f" and {state.step} steps" if state.step else ""

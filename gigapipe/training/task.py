@@ -63,8 +63,9 @@ class Task(Protocol):
     def identity(self) -> list[Any]:
         """What says, in JSON, which slides there are to train on and to validate on."""
 
-    def backward(self, indices: list[int], epoch: int) -> float:
-        """Add the gradient of the mean loss over this data rank's slides, augmented as in this epoch; its value."""
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
+        """Add the gradient, times `scale`, of the mean loss over this data rank's slides, augmented as in this epoch;
+        the loss."""
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         """`loss` on the slides to validate on, and other figures; `batches` are those of the epoch that has ended."""

@@ -4,6 +4,8 @@
 # The modules with which torch and mpi4py were installed (MPICC="cc -shared" pip install --no-binary=mpi4py mpi4py):
 # module load PrgEnv-gnu rocm craype-accel-amd-gfx90a libfabric
 
+export GIGAPIPE_MPI_FIRST=1 # MPI starts before torch is imported
+
 # RCCL uses libfabric only with AMD's plugin, otherwise TCP sockets. Build aws-ofi-rccl, and give its path.
 # export AWS_OFI_RCCL=/ccs/proj/abc123/aws-ofi-rccl
 if [ -n "${AWS_OFI_RCCL:-}" ]; then

@@ -16,7 +16,8 @@ from torch import nn
 from gigapipe.attempts import Attempts
 from gigapipe.cli.messages import log_to_stderr
 from gigapipe.spatial import SpatialTensor, decompose
-from gigapipe.training.ranks import TIMEOUT, launched, started
+from gigapipe.training.launched import launched
+from gigapipe.training.ranks import TIMEOUT, started
 from gigapipe.training.stopping import Stop
 
 timeout = timedelta(seconds=5) if "hang" in sys.argv else TIMEOUT

@@ -1,6 +1,8 @@
 """Whole networks on a mesh. Each case returns the error of its figures, by name."""
 
 import copy
+import math
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,9 @@ from gigapipe.models import resnet18
 from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose, gather, shard
 from gigapipe.spatial.check import compare
+from gigapipe.training.loop import step
+from gigapipe.training.loss_scale import LossScale
+from gigapipe.training.optimizer import AdamW
 
 
 def monai_resnet():
@@ -77,8 +82,8 @@ def twenty_steps(mesh):
     return {"moved": moved, "error": difference(ours.state_dict().values(), undivided.state_dict().values())}
 
 
-def mixed_precision(mesh):
-    """bf16 on the mesh is as far from float64 as bf16 undivided is."""
+def mixed_precision(mesh, lower: str):
+    """16 bits on the mesh are as far from float64 as 16 bits undivided are."""
     torch.manual_seed(0)
     exact = resnet18(2)
     plain, ours = copy.deepcopy(exact), decompose(copy.deepcopy(exact), mesh)
@@ -86,7 +91,7 @@ def mixed_precision(mesh):
     images, labels = torch.rand(2, 3, 96, 80), torch.tensor([0, 1])
     F.cross_entropy(exact(images.double()), labels).backward()
     for model, image in ((plain, images), (ours, shard(images, mesh))):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", getattr(torch, lower)):
             loss = F.cross_entropy(model(image).float(), labels)
         loss.backward()
 
@@ -96,6 +101,39 @@ def mixed_precision(mesh):
         return (square / sum(e.grad.square().sum() for _, e in pairs)).sqrt().item()
 
     return {"ours": distance(ours), "plain": distance(plain)}
+
+
+def overflowing(mesh):
+    """Steps in float16, in the second of which a gradient of rank 1 is infinite; and the same steps undivided."""
+
+    def steps(mesh, own: slice) -> dict:
+        torch.manual_seed(0)
+        model = decompose(resnet18(2, "group", width=8), mesh)
+        images, labels = torch.rand(2, 3, 64, 48), torch.tensor([0, 1])
+        optimizer = AdamW(model.parameters(), lr=1e-3, fused=True)
+        scale = LossScale({"factor": 1024.0, "steps_since_change": 0, "steps_skipped": 0})
+
+        def backward(indices, epoch, factor):
+            with torch.autocast("cpu", torch.float16):
+                loss = F.cross_entropy(model(shard(images[own], mesh)).float(), labels[own])
+            (loss * factor).backward()
+            if epoch == 1 and mesh.size > 1 and mesh.rank == 1:
+                next(model.parameters()).grad[0] = math.inf
+            return loss.item()
+
+        settings = SimpleNamespace(seed=0, precision="float16")
+        task = SimpleNamespace(mesh=mesh, model=model, backward=backward, settings=settings)
+        found = {"factors": [scale.factor], "moved": [], "losses": []}
+        for epoch in range(3):
+            before = torch.cat([p.detach().flatten() for p in model.parameters()])
+            found["losses"].append(step(task, optimizer, 1e-3, [[0]], epoch, scale))
+            after = torch.cat([p.detach().flatten() for p in model.parameters()])
+            found["moved"].append(not torch.equal(before, after))
+            found["factors"].append(scale.factor)
+        return found | {"weights": after.tolist()}
+
+    ours, undivided = steps(mesh, slice(mesh.data_index, mesh.data_index + 1)), steps(Mesh(), slice(0, 2))
+    return ours | {"undivided": abs(ours["losses"][0] / undivided["losses"][0] - 1)}
 
 
 class Again(torch.nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.wide import has_float64
 
 # splitmix64 (Steele, Lea and Flood, OOPSLA 2014, doi:10.1145/2660193.2660195), in two's complement.
 _STEP, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -33,6 +34,17 @@ def _random_bits(x: SpatialTensor, channels: bool = False) -> torch.Tensor:
         z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))).mul_(factor)
     z ^= (z >> 31) & ((1 << 33) - 1)
     return z >> 11 & (1 << 53) - 1
+
+
+def _uniform(x: SpatialTensor, between: float = 0.0) -> torch.Tensor:
+    """A number from 0 to 1, and never 1, for each entry of the shard; `between` 0.5: never 0 either.
+
+    In float64; of a device that has none in float32, by the first of the bits.
+    """
+    bits = _random_bits(x)
+    if has_float64(x.device):
+        return bits.double().add_(between).div_(2**53)
+    return (bits >> 30).float().add_(between).div_(2**23)
 
 
 def _kept(x: SpatialTensor, p: float, channels: bool) -> torch.Tensor:
@@ -83,13 +95,12 @@ def feature_alpha_dropout(x, p=0.5, training=False, inplace=False):
 
 @decomposes(torch.rand_like)
 def rand_like(x, *, dtype=None):
-    return x.with_local((_random_bits(x).double() / 2**53).to(dtype or x.dtype))
+    return x.with_local(_uniform(x).to(dtype or x.dtype))
 
 
 @decomposes(torch.randn_like)
 def randn_like(x, *, dtype=None):
-    middle = (_random_bits(x).double() + 0.5) / 2**53  # never 0 or 1
-    return x.with_local(torch.special.ndtri(middle).to(dtype or x.dtype))
+    return x.with_local(torch.special.ndtri(_uniform(x, between=0.5)).to(dtype or x.dtype))
 
 
 @decomposes(torch.bernoulli, torch.Tensor.bernoulli)
@@ -97,4 +108,4 @@ def bernoulli(x, p=None, *, generator=None):
     if generator is not None:
         raise NotDecomposed("bernoulli with a generator", "seed torch's own by torch.manual_seed")
     chance = x.local if p is None else p
-    return x.with_local((_random_bits(x).double() / 2**53 < chance).to(x.dtype))
+    return x.with_local((_uniform(x) < chance).to(x.dtype))

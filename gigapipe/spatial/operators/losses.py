@@ -12,6 +12,7 @@ from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.operators.pointwise import aligned, pointwise
 from gigapipe.spatial.operators.reductions import summing
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
+from gigapipe.spatial.wide import narrow, sum_wide
 
 
 def _reduced(losses: SpatialTensor, reduction: str, count=None):
@@ -72,8 +73,8 @@ def _classes(function: Callable) -> Callable:
         count = None
         if not probabilities and reduction == "mean":
             valid = mine != ignore_index
-            weights = valid.double() if weight is None else weight.double()[mine.clamp(0, x.shape[1] - 1)] * valid
-            count = leave(weights.sum(), x.mesh, x.batch)
+            weights = valid if weight is None else weight[mine.clamp(0, x.shape[1] - 1)] * valid
+            count = narrow(leave(sum_wide(weights), x.mesh, x.batch), x.local)
         return _reduced(losses, reduction, count)
 
     return ours

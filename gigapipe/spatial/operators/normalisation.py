@@ -12,11 +12,24 @@ from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.pooled import across
 from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.wide import narrow, where_wide, wide
 
 IN_CACHE = 2**18  # elements
 
 FUSED = {"cuda", "xpu"}
 """Devices with the kernels that torch's SyncBatchNorm is made of; ROCm's is called cuda, too."""
+
+
+def moments_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance (channels,) of a shard that is not empty, in the precision of statistics."""
+    precision = torch.promote_types(x.dtype, torch.float32)  # as torch has it for bfloat16
+    if x.device.type == "cpu" or x.device.type in FUSED:
+        # torch's fast kernel. Its results have the precision of the running statistics that it is given, which mean
+        # nothing: nobody reads them.
+        running_mean, running_variance = x.new_empty(2, x.shape[1], dtype=precision)
+        return torch.batch_norm_update_stats(x, running_mean, running_variance, 0.0)
+    variance, mean = torch.var_mean(x.to(precision), (0, 2, 3), correction=0)
+    return mean, variance
 
 
 def _bands(x: torch.Tensor) -> list[slice]:
@@ -40,10 +53,7 @@ class _BatchNorm(torch.autograd.Function):
         pixels = x.numel() // channels
         precision = torch.promote_types(x.dtype, torch.float32)  # of the statistics, as torch has it for bfloat16
         if pixels:
-            # torch's fast kernel, of this shard. Its results have the precision of the running statistics that it is
-            # given, which mean nothing: nobody reads them.
-            running_mean, running_variance = x.new_empty(2, channels, dtype=precision)
-            mean, variance = torch.batch_norm_update_stats(x, running_mean, running_variance, 0.0)
+            mean, variance = moments_of(x)
         else:  # a rank may own nothing of a feature map smaller than the mesh
             mean, variance = x.new_zeros(2, channels, dtype=precision)
         # Sums of squares about `shift` (the running mean, the same on every rank), not about zero: what is
@@ -67,15 +77,16 @@ class _BatchNorm(torch.autograd.Function):
         backward = _fused_backward if x.device.type in FUSED else _backward
 
         def summed(*sums: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-            together = torch.cat(sums, out=mean.new_empty(2 * len(mean), dtype=torch.float64))
+            together = torch.empty(2 * len(mean), dtype=torch.float64, device=where_wide(x.device))
+            torch.cat([s.to(together.device) for s in sums], out=together)
             if x.device.type in kernels.DEVICES and scale is not None:
                 own = together if ctx.whole else together.clone()
                 ctx.mesh.everyone.sum_(together)
                 return kernels.of_sums(together, own, scale, total, ctx.count, ctx.whole).unbind()
             ctx.mesh.everyone.sum_(together)
-            of_bias, of_weight = together.to(mean.dtype).chunk(2) if ctx.whole else sums
-            means = torch.div(together, ctx.count or total, out=mean.new_empty(together.shape))
-            return *means.chunk(2), of_bias, of_weight if scale is None else of_weight * scale
+            of_bias, of_weight = together.to(mean.dtype).to(x.device).chunk(2) if ctx.whole else sums
+            means = torch.div(together, ctx.count or total, out=together.new_empty(together.shape, dtype=mean.dtype))
+            return *means.to(x.device).chunk(2), of_bias, of_weight if scale is None else of_weight * scale
 
         of_shard = grad, x, weight, mean, variance, inverse
         grad_x, grad_weight, grad_bias = backward(*of_shard, ctx.mesh, ctx.eps, summed)
@@ -86,7 +97,8 @@ class _BatchNorm(torch.autograd.Function):
 def _moments(mean, variance, shift, pixels: int, count: int | None) -> torch.Tensor:
     """As `kernels.moments`."""
     channels = len(mean)
-    sums = mean.new_empty(2 * channels + (count is None), dtype=torch.float64)
+    sums = torch.empty(2 * channels + (count is None), dtype=torch.float64, device=where_wide(mean.device))
+    mean, variance, shift = (v.to(sums.device) for v in (mean, variance, shift))
     moments = sums[: 2 * channels]
     offset, square = moments.view(2, channels)
     torch.sub(mean, shift, out=offset)
@@ -105,11 +117,12 @@ def _statistics(sums, shift, running, count: int | None, momentum: float, eps: f
     moments, total = sums[: 2 * channels], sums[-1]
     offset, square = (moments if count else moments / total).view(2, channels)
     mean, variance = sums.new_empty(2, channels, dtype=precision)
-    torch.add(shift, offset, out=mean)
+    torch.add(shift.to(sums.device), offset, out=mean)
     torch.addcmul(square, offset, offset, value=-1, out=variance).clamp_min_(0)
+    mean, variance = mean.to(shift.device), variance.to(shift.device)
     inverse = (variance + eps).rsqrt_()
     if running is not None:
-        n = count or total
+        n = count or total  # which may be on the host, where a number alone may be
         new = zip(running, (mean, variance * (n / (n - 1))), strict=True)
         torch._foreach_lerp_(list(running), [value.to(old.dtype) for old, value in new], momentum)
     return mean, variance, inverse
@@ -231,9 +244,9 @@ def _group_statistics(x: SpatialTensor, groups: int) -> tuple[torch.Tensor, torc
         flat = flat.float()
     if flat.shape[2]:
         variance, mean = torch.var_mean(flat, 2, correction=0)
-        mean, variance = mean.double(), variance.double()
+        mean, variance = wide(mean), wide(variance)
     else:
-        mean = variance = flat.sum(2).double()  # zeros that keep the rank in the graph
+        mean = variance = wide(flat.sum(2))  # zeros that keep the rank in the graph
     # The mean first, then squares about it: nothing cancels.
     share = flat.shape[2] / count
     whole_mean = sum_over_image(share * mean, x.mesh)
@@ -246,6 +259,7 @@ def _normalised(x: SpatialTensor, mean, variance, weight, bias, eps: float) -> t
     repeats = x.shape[1] // mean.shape[1]
     scale = (variance + eps).rsqrt().repeat_interleave(repeats, 1)
     shift = -mean.repeat_interleave(repeats, 1) * scale
+    scale, shift = narrow(scale, x), narrow(shift, x)
     if weight is not None:
         scale, shift = scale * weight, shift * weight
     if bias is not None:
@@ -284,8 +298,8 @@ def instance_norm(
         x.mesh.agree((LAYERS[-1:], x.shape[1]), device=x.device, layer=True)
         batch = torch.stack([mean.detach(), variance.detach() * count / (count - 1)]).mean(1)
         batch = x.mesh.everyone.sum_(batch) / x.mesh.size
-        running_mean.lerp_(batch[0].to(running_mean.dtype), momentum)
-        running_var.lerp_(batch[1].to(running_var.dtype), momentum)
+        running_mean.lerp_(batch[0].to(running_mean), momentum)
+        running_var.lerp_(batch[1].to(running_var), momentum)
     return x.with_local(_normalised(x, mean, variance, weight, bias, eps))
 
 

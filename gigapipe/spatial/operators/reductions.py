@@ -10,6 +10,7 @@ from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.transports import Transport
+from gigapipe.spatial.wide import where_wide, wide
 
 
 class _Sum(torch.autograd.Function):
@@ -49,21 +50,22 @@ def largest_over_image(x: SpatialTensor) -> torch.Tensor:
     rows, columns = x.rectangle
     flat = x.local.flatten(2)
     if flat.shape[2]:
-        value, place = flat.detach().max(2)
-        value, place = value.double(), place.double()
+        value, places = flat.detach().max(2)
+        value, place = wide(value), wide(places)
         row, column = place.div(columns.size, rounding_mode="floor"), place.remainder(columns.size)
         index = (rows.start + row) * x.shape[-1] + columns.start + column
-        mine = flat.gather(2, place.long()[..., None])[..., 0]
+        mine = flat.gather(2, places[..., None])[..., 0]
     else:
-        value = torch.full(flat.shape[:2], -torch.inf, dtype=torch.float64, device=x.device)
+        value = torch.full(flat.shape[:2], -torch.inf, dtype=torch.float64, device=where_wide(x.device))
         index = torch.full_like(value, torch.inf)
         mine = flat.sum(2)  # zeros that keep the rank in the graph
-    table = torch.zeros(2, x.mesh.image_ranks, *value.shape, dtype=torch.float64, device=x.device)
+    table = value.new_zeros(2, x.mesh.image_ranks, *value.shape)
     table[0, x.mesh.image_rank], table[1, x.mesh.image_rank] = value, index
     values, indices = x.mesh.image.sum_(table)
     largest = (values == values.amax(0)) | values.isnan()  # torch too lets NaN through
     first = torch.where(largest, indices, torch.inf).argmin(0)
-    return leave(torch.where(first == x.mesh.image_rank, mine, torch.zeros_like(mine)), x.mesh, x.batch)
+    here = (first == x.mesh.image_rank).to(mine.device)
+    return leave(torch.where(here, mine, torch.zeros_like(mine)), x.mesh, x.batch)
 
 
 def dimensions(x: SpatialTensor, dim) -> tuple[set[int], bool]:
@@ -144,10 +146,15 @@ class _Ties(torch.autograd.Function):
 
 
 def _extreme_of_ranks(x: SpatialTensor, dims: set[int], sign: int) -> torch.Tensor:
-    """The largest (`sign` 1) or smallest (-1) values over `dims`, without a gradient; float64, `dims` of size 1."""
-    local = x.local.detach().double() * sign
+    """The largest (`sign` 1) or smallest (-1) values over `dims`, without a gradient; float64, `dims` of size 1, where
+    the device's numbers are wide.
+    """
+    local, extreme = x.local.detach(), torch.amax if sign > 0 else torch.amin
     shape = [1 if d in dims else n for d, n in enumerate(local.shape)]
-    mine = local.amax(sorted(dims), keepdim=True) if local.numel() else local.new_full(shape, -torch.inf)
+    if local.numel():
+        mine = wide(extreme(local, sorted(dims), keepdim=True)) * sign
+    else:
+        mine = torch.full(shape, -torch.inf, dtype=torch.float64, device=where_wide(x.device))
     found = torch.stack([mine, torch.ones_like(mine)])  # values, and where there are any
     found = torch.stack([_at_its_place(x, f, dims) for f in found])
     table = found.new_zeros(x.mesh.image_ranks, *found.shape)
@@ -164,7 +171,7 @@ def _extreme(function):
         dims, divided = dimensions(x, dim)
         if not divided:
             return x.with_local(function(x.local, sorted(dims), keepdim), axes_without(x, dims, keepdim))
-        extreme = _extreme_of_ranks(x, dims, sign).to(x.dtype)
+        extreme = _extreme_of_ranks(x, dims, sign).to(x.device, x.dtype)
         shape = [1 if d in dims else n for d, n in enumerate(x.local.shape)]
         if x.requires_grad:
             chosen = x.with_local(x.local.detach()) == extreme

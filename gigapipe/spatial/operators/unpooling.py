@@ -59,14 +59,20 @@ def max_unpool2d(x, indices, kernel_size, stride=None, padding=0, output_size=No
         )
     size = tuple(output_size or (n * s for n, s in zip(x.image_size, stride, strict=True)))[-2:]
     spread = F.interpolate(x, scale_factor=stride, mode="nearest")
-    # In float64, which holds any place: torch interpolates no whole numbers.
-    places = F.interpolate(indices.double(), scale_factor=stride, mode="nearest")
+    # Rows and columns by themselves, which float32 holds as no place: torch interpolates no whole numbers.
+    places = (indices.local // size[1], indices.local % size[1])
+    rows, columns = (
+        F.interpolate(indices.with_local(place.float()), scale_factor=stride, mode="nearest") for place in places
+    )
     right, below = (max(0, n - m) for n, m in zip(size[::-1], spread.shape[:-3:-1], strict=True))
-    spread, places = F.pad(spread, (0, right, 0, below)), F.pad(places, (0, right, 0, below), value=-1)
-    spread, places = (image[:, :, : size[0], : size[1]] for image in (spread, places))
-    assert isinstance(spread, SpatialTensor) and isinstance(places, SpatialTensor)  # torch's stubs know no subclass
-    rows, columns = (torch.arange(i.start, i.stop, dtype=places.dtype, device=places.device) for i in spread.rectangle)
-    mine = places.local == rows[:, None] * size[1] + columns
+    spread, rows, columns = (
+        F.pad(image, (0, right, 0, below), value=value)[:, :, : size[0], : size[1]]
+        for image, value in ((spread, 0), (rows, -1), (columns, -1))
+    )
+    # torch's stubs know no subclass
+    assert isinstance(spread, SpatialTensor) and isinstance(rows, SpatialTensor) and isinstance(columns, SpatialTensor)
+    own_row, own_column = (torch.arange(i.start, i.stop, device=spread.device) for i in spread.rectangle)
+    mine = (rows.local == own_row[:, None]) & (columns.local == own_column)
     return spread.with_local(torch.where(mine, spread.local, 0.0))
 
 
