@@ -20,7 +20,7 @@ from gigapipe.spatial.constant import Division, Pixel, cells_of, constants, divi
 from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.operators.reductions import summing
+from gigapipe.spatial.operators.reductions import plus, summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
@@ -262,7 +262,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         for rectangle in division.computed:
             tile = computed.pop(0)
             if segment.output.node.sums:
-                result = _plus(result, tile)
+                result = plus(result, tile)
             elif rectangle == owned:
                 result = tile
             else:
@@ -280,18 +280,12 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     for cell, values in (pair for division in segment.divisions.values() for pair in division.cells.items()):
         pixel = results[values]
         if segment.output.node.sums:
-            result = _plus(result, pixel, math.prod(cell.shape))
+            result = plus(result, pixel, math.prod(cell.shape))
         else:
             if result is None:
                 result = _like(segment.output.image, pixel, owned)
             result[_index(segment.output.image, cell, owned)] = pixel
     return _nothing(segment) if result is None else result.to(segment.output.result.dtype)
-
-
-def _plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.Tensor:
-    """`total` and `times` x, in a dtype that can count them."""
-    x = x.to(summing(x.dtype)) * times
-    return x if total is None else total.add_(x)
 
 
 def _divide(
@@ -349,6 +343,7 @@ def _backward(
     divisions = [Division([out], {}) if every_pixel else segment.divisions[out] for out in tiles]
     pieces = [(i, part) for i, division in enumerate(divisions) for part in (division.cells, *division.computed)]
     sums_of_pixels: dict[tuple[bytes, ...], torch.Tensor] = {}
+    by_mean = any(node.autocast == torch.float16 for node in segment.nodes)
 
     def of_piece(index: int) -> Callable[[], None]:
         number, part = pieces[index]
@@ -378,7 +373,11 @@ def _backward(
     side_by_side(len(pieces), segment.workers, of_piece)
     for values, summed in sums_of_pixels.items() if leaves else ():
         wanting, pixel = list(zip(leaves, sums, strict=True)), segment.pixels[values]
-        _add(_gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, summed))
+        # The sum of many pixels' gradients is beyond float16: there their mean goes on, and is multiplied at the end.
+        count = sum(math.prod(c.shape) for d in divisions for c, v in d.cells.items() if v == values) if by_mean else 1
+        of_all = summed / count if by_mean else summed
+        found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, of_all)
+        _add([(of_one * count, total) for of_one, total in found] if by_mean else found)
     return totals + sums
 
 

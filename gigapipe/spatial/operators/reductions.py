@@ -92,6 +92,12 @@ def summing(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
 
 
+def plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.Tensor:
+    """`total` and `times` x, in a dtype that can count them."""
+    x = x.to(summing(x.dtype)) * times
+    return x if total is None else total.add_(x)
+
+
 def _of_the_image(x: SpatialTensor, local: torch.Tensor, dims: set[int], keepdim: bool) -> torch.Tensor:
     """The plain tensor that is the sum of all shards' sums over `dims`, which are of size 1 in `local`.
 
