@@ -23,7 +23,7 @@ COMPILERS = [os.environ.get("CXX", "g++"), "clang++"]
 COUNTS = {
     ("held", "step"): (839, 62, 124),
     ("data", "step"): (1072, 86, 124),
-    ("streamed", "step"): (949, 0, 0),
+    ("streamed", "step"): (3805, 0, 0),
     ("unet", "backward"): (318, 8, 24),
     ("unet", "validate"): (236, 5, 28),
     ("unet", "segment"): (190, 0, 32),
@@ -38,7 +38,7 @@ COUNTS = {
 WAITS = {
     "spatial/mesh.py: Mesh.agree": "whether data ranks are alike, once a backward pass",
     "spatial/gradients.py: of_images": "whether the ranks of an image are alike behind the pool, once a step",
-    "spatial/constant.py: constants": "whether a cell of a streamed image is constant; its pixels were on the host",
+    "spatial/constant.py: told_by_device": "which cells of a kept image are constant, once a segment",
     "spatial/transports/torch_distributed.py: TorchTransport.sum_": "numbers of the host's, which NCCL sums on GPUs",
     "training/classification.py: OfCanvases.backward": "a step's loss, once",
     "training/segmentation.py: Segmentation.backward": "a step's loss, once a slide",
@@ -102,6 +102,11 @@ def test_a_step_on_a_gpu(traces, trace):
 
 def test_a_step_of_a_held_image_waits_once(traces):
     assert traces["held", "step"]["syncs"] == {"spatial/gradients.py: of_images": 1}
+
+
+def test_a_streamed_step_waits_at_most_once_a_segment(traces):
+    found = traces["streamed", "step"]
+    assert 0 < sum(found["syncs"].values()) <= found["segments"]
 
 
 def test_memory_is_as_planned(traces):
