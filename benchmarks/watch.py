@@ -28,7 +28,7 @@ from made_slides import Slides
 
 from gigapipe.models import RESNETS
 from gigapipe.planning.cost import step_cost
-from gigapipe.spatial import SpatialTensor, decompose, plan_streaming, stream
+from gigapipe.spatial import SpatialTensor, decompose, late_gradients, plan_streaming, stream
 from gigapipe.spatial.pooled import averaging
 from gigapipe.training import loop
 from gigapipe.training.activation import Mapper
@@ -72,7 +72,7 @@ def step(model, optimizer, image, mesh, precision: str = "bfloat16") -> None:
         logits = model(image)
     loss = F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long, device=CUDA))
     # A tensor without memory does not know that data ranks have others.
-    with averaging([loss], mesh):
+    with late_gradients(mesh), averaging([loss], mesh):
         loss.backward()
     optimizer.step()
 

@@ -19,7 +19,7 @@ from gigapipe.models import pretrained
 from gigapipe.models.layout import in_channels_last
 from gigapipe.models.networks import Headed, classifier, take_by_name
 from gigapipe.models.resnet import ResNet
-from gigapipe.spatial import Mesh, average_gradients, decompose
+from gigapipe.spatial import Mesh, average_gradients, decompose, late_gradients
 from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.frozen_features import FrozenFeatures
@@ -148,7 +148,8 @@ class OfCanvases(ABC):
             with self.settings.autocast(self.mesh.device):
                 outputs = self.model(images)
         loss = self.loss(outputs.float(), self.training.truth[indices].to(outputs.device))
-        loss.backward()
+        with late_gradients(self.mesh):
+            loss.backward()
         self.streaming.done()
         if self.features and not self.features.maps:
             average_gradients(self.model.parameters(), self.mesh)  # no image led to them

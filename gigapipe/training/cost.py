@@ -34,17 +34,15 @@ class Meter:
         self.sent, self.energy = self._sent(), self._energy()
 
     def spent(self) -> tuple[float, float]:
-        """Bytes that all ranks have sent, and joules that all processors of their hosts have used, by whatever ran.
+        """Bytes that this rank has sent, and joules that the processors it reads have used, by whatever ran.
 
-        Joules are NaN if a host does not tell.
+        What all have spent are the sums over ranks; joules are NaN if a host does not tell.
         """
         joules = math.nan if self.reads and not self.processors else 0.0
         for processor, before, now in zip(self.processors, self.energy, self._energy(), strict=True):
             again = _read(processor, "max_energy_range_uj") if now < before else 0.0
             joules += (now - before + again) / 1e6
-        spent = torch.tensor([self._sent() - self.sent, joules], dtype=torch.float64)
-        sent, joules = self.mesh.everyone.sum_(spent).tolist()
-        return sent, joules
+        return self._sent() - self.sent, joules
 
     def _sent(self) -> int:
         return sum(carrier.sent_bytes for carrier in self.transports)

@@ -14,6 +14,7 @@ import torch
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh
+from gigapipe.spatial.late import step_of_passes
 from gigapipe.training.average import Average
 from gigapipe.training.batches import batches, steps_per_epoch
 from gigapipe.training.checkpoints import Checkpoints
@@ -66,13 +67,15 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
         for slides in _left(task, state, steps):
             mesh.phase = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"
             with recorder.step():
-                loss = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch)
-            state.losses.append(loss)
+                own = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch)
             state.step += 1
+            next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
+            told = recorder.told(own, *wishes_of(stop, next_takes))
+            state.losses.append(told[0].item() / mesh.size)
+            _refuse_divergence(state.losses[-1], state.epoch)
             if average:
                 average.update(state.epoch * steps + state.step)
-            next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
-            stopping = agreed(stop, next_takes, mesh)
+            stopping = granted(told[1:])
             if speak and (stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY):
                 resumable.save(state)
                 saved_at = time.perf_counter()
@@ -97,7 +100,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
             resumable.save(state)
             if curves:  # after the state, which they are written of anew by who goes on from it
                 curves.add(state, state.epoch)
-        if schedule.goes_on(state) and (stopping := agreed(stop, recorder.longest_step, mesh)):
+        wishes = torch.tensor(wishes_of(stop, recorder.longest_step), dtype=torch.int32)
+        if schedule.goes_on(state) and (stopping := granted(mesh.everyone.sum_(wishes))):
             raise unfinished(f"after epoch {state.epoch}, for {stopping}", mesh)
 
     if speak:
@@ -107,20 +111,19 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
 
 
 def step(task: Task, optimizer: AdamW, learning_rate: float, slides: list[list[int]], epoch: int) -> float:
-    """Change the weights by the mean gradient of a step; the mean loss, the same on every rank.
+    """Change the weights by the mean gradient of a step; this rank's loss, of which the mean over ranks is the step's.
 
-    `slides` are this rank's, of each batch that is accumulated. Raises InputError if the loss is no number.
+    `slides` are this rank's, of each batch that is accumulated.
     """
-    mesh, count = task.mesh, len(slides)
+    count = len(slides)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad()
-    own = sum(_backward(task, indices, epoch) for indices in slides) / count
+    with step_of_passes(task.mesh, count):
+        own = sum(_backward(task, indices, epoch) for indices in slides) / count
     if count > 1:
         torch._foreach_div_([p.grad for p in task.model.parameters() if p.grad is not None], count)
-    loss = mesh.everyone.sum_(torch.tensor(own, dtype=torch.float64)).item() / mesh.size
-    _refuse_divergence(loss, epoch)
     optimizer.step()
-    return loss
+    return own
 
 
 def _backward(task: Task, indices: list[int], epoch: int) -> float:
@@ -147,10 +150,14 @@ def _fall_back(state: State, task: Task, optimizer: AdamW) -> None:
         logger.info(f"back to epoch {state.best['epoch']}, at a lower learning rate")
 
 
-def agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
-    """Why all ranks, who ask together, stop now, if one of them is to; what follows has taken `seconds` before."""
-    told = torch.tensor([bool(stop and stop.signal), bool(stop and stop.late(seconds))], dtype=torch.int32)
-    by_signal, by_time = mesh.everyone.sum_(told).tolist()
+def wishes_of(stop: Stop | None, seconds: float) -> tuple[bool, bool]:
+    """Whether this rank is to stop now, for a signal or for time; what follows has taken `seconds` before."""
+    return bool(stop and stop.signal), bool(stop and stop.late(seconds))
+
+
+def granted(wishes: torch.Tensor) -> str | None:
+    """Why all ranks stop now, if one of them is to: `wishes` are the sums of theirs."""
+    by_signal, by_time = (wishes > 0).tolist()
     return "a signal was received" if by_signal else "the time limit is near" if by_time else None
 
 
