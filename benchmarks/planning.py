@@ -83,7 +83,7 @@ def worker(configuration: Configuration, limit: int, steps: int) -> None:
     import torch
 
     from gigapipe.planning.cost import default_loss
-    from gigapipe.spatial import SpatialTensor, decompose, plan_streaming, stream
+    from gigapipe.spatial import SpatialTensor, decompose, late_gradients, plan_streaming, stream
     from gigapipe.spatial.recording import without_pixels
     from gigapipe.training.ranks import started
 
@@ -106,7 +106,8 @@ def worker(configuration: Configuration, limit: int, steps: int) -> None:
             output = model(image)
         loss = default_loss(output)
         del output
-        loss.backward()
+        with late_gradients(mesh):
+            loss.backward()
         optimizer.step()
 
     log_to_stderr()

@@ -30,7 +30,16 @@ from torch import nn
 
 from gigapipe.models import RESNETS
 from gigapipe.planning.cost import step_cost
-from gigapipe.spatial import Plan, SpatialTensor, decompose, kernels, plan_streaming, stream, wide
+from gigapipe.spatial import (
+    Plan,
+    SpatialTensor,
+    decompose,
+    kernels,
+    late_gradients,
+    plan_streaming,
+    stream,
+    wide,
+)
 from gigapipe.spatial.operators import normalisation
 from gigapipe.spatial.pooled import averaging
 from gigapipe.training import loop
@@ -75,7 +84,8 @@ def step(model, optimizer, image, mesh, precision: str = "bfloat16") -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(image)
     loss = F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long, device=CUDA))
-    with averaging([loss], mesh):  # a tensor without memory does not know that data ranks have others
+    # A tensor without memory does not know that data ranks have others.
+    with late_gradients(mesh), averaging([loss], mesh):
         loss.backward()
     optimizer.step()
 
@@ -114,7 +124,7 @@ def undivided(network="resnet18", norm="batch", pool="average", precision="bfloa
         yield from phases(watch, step=lambda: step(*trained, image, alone, precision))
 
 
-def streamed(size=1536, memory=6e8):
+def streamed(size=1024, memory=3.4e8):
     """A step of ResNet-18 with trainable norms, tile by tile."""
     with pretended(0, 1) as watch:
         ranks = mesh_of((1, 1, 1))
@@ -122,13 +132,13 @@ def streamed(size=1536, memory=6e8):
         shape = (1, 3, size, size)
 
         def read(rectangle):
-            return torch.zeros(1, 3, *rectangle.shape).contiguous(memory_format=torch.channels_last).to(CUDA)
+            return torch.zeros(1, 3, *rectangle.shape).contiguous(memory_format=torch.channels_last)
 
         with torch.autocast("cuda", torch.bfloat16):
             plan = plan_streaming(model, shape, memory, ranks, device=CUDA, base=watch.alive)
         image = stream(read, plan, ranks, shape, device=CUDA)
         (found,) = phases(watch, step=lambda: step(model, optimizer, image, ranks))
-        yield found | {"planned": plan.peak / 1e9}
+        yield found | {"planned": plan.peak / 1e9, "segments": len(plan.tiles)}
 
 
 SETTINGS = {

@@ -10,6 +10,8 @@ import torch
 
 from gigapipe.spatial import Mesh
 from gigapipe.training.cost import Meter
+from gigapipe.training.record import Recorder
+from gigapipe.training.state import State
 
 
 def write_counter(folder: Path, name: str, energy: int, what: str = "package-0") -> None:
@@ -100,7 +102,8 @@ def test_bytes_are_those_between_start_and_spent():
         def sum_(self, x: torch.Tensor) -> torch.Tensor:
             return x.mul_(2) if x.is_floating_point() else x
 
-    mesh = Mesh(1, 2, 1, Carrier())
-    meter = Meter(mesh)
-    mesh.everyone.sent_bytes += 30
-    assert meter.spent()[0] == 60
+    mesh, state = Mesh(1, 2, 1, Carrier()), State([1, 2, 1], None)
+    recorder = Recorder(mesh, state)
+    with recorder.step():
+        mesh.everyone.sent_bytes += 30
+    assert recorder.told(0.25, True).tolist() == [0.5, 2] and state.spent[0][0] == 60

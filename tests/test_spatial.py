@@ -76,6 +76,14 @@ def test_training_agrees(ranks, case):
         assert row.get("moved", 1) > 0.01, row  # or there was nothing to agree on
 
 
+@pytest.mark.parametrize("mesh, transport", RUNS)
+def test_gradients_that_are_late_are_those_at_once_in_fewer_sums(ranks, mesh, transport):
+    for row in ranks("models.late", mesh=mesh, transport=transport):
+        assert max(row["error"], row["hooked"]) <= 1e-12 and row["closed"], row
+        at_once, announced, fewer, more = row["sums"]
+        assert max(announced, more) < at_once >= fewer, row
+
+
 @pytest.mark.parametrize("lower", ["bfloat16", "float16"])
 def test_16_bits_are_as_good_on_a_mesh_as_undivided(ranks, lower):
     for row in ranks("models.mixed_precision", lower, mesh=(1, 2, 2)):

@@ -1,6 +1,7 @@
 """Streaming: tile by tile is the undivided computation, whatever the tiles, the segments and the ranks."""
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from torch import nn
 
 from gigapipe.models import GigapixelUNet, resnet18, resnet50
 from gigapipe.models.resnet import FrozenBatchNorm2d
-from gigapipe.spatial import Mesh, NotDecomposed, Plan, decompose, plan_streaming, shard, stream
+from gigapipe.spatial import Mesh, NotDecomposed, Plan, constant, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
-from gigapipe.spatial.constant import cells_of, divided
+from gigapipe.spatial.constant import cells_of, divided, told_by_device
+from gigapipe.spatial.recording import Node, Ref
+from gigapipe.spatial.tensor import index_of
 from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.training.losses import dice_and_cross_entropy_of_classes
 
@@ -85,7 +88,10 @@ def small_network() -> nn.Module:
 
 @pytest.mark.parametrize("tile", [24, 96], ids=["whole tiles", "cells of tiles"])
 @pytest.mark.parametrize("kept", [(), (2, 4)], ids=["one segment", "three segments"])
-def test_what_is_constant_is_computed_once_with_the_same_gradients(kept, tile):
+@pytest.mark.parametrize("far", [False, True], ids=["on the host", "on a device"])
+def test_what_is_constant_is_computed_once_with_the_same_gradients(kept, tile, far, monkeypatch):
+    if far:  # asked about all at once, as a GPU is
+        monkeypatch.setattr(constant, "on_host", lambda x: False)
     pixels, label = half_white(1, 3, 150, 400), torch.tensor([1])
     model = small_network()
     F.cross_entropy(model(pixels), label).backward()
@@ -106,6 +112,28 @@ def test_what_is_constant_is_computed_once_with_the_same_gradients(kept, tile):
     tiles = -(-150 // tile) * -(-400 // tile)
     forward, backward = (sum(r.shape[0] * r.shape[1] for r in part) for part in (asked[:tiles], asked[tiles:]))
     assert backward < 0.75 * forward
+
+
+def test_a_device_tells_of_all_cells_at_once_what_a_host_finds_one_by_one():
+    """Of cells that overlap, of an image that has one value in most of them, in some for each row or column alone, and
+    in some but for one pixel of one channel."""
+    torch.manual_seed(0)
+    values = torch.randint(3, (2, 3, 4, 5)).repeat_interleave(6, 2).repeat_interleave(6, 3).float()
+    values[0, 1, 7, 13], values[..., 12:18, :6], values[..., 18:, 6:12] = 9, torch.rand(6)[:, None], torch.rand(6)
+    values[1, 2, 23, 29] = torch.nan
+    image = shard(values, Mesh())
+    outer = Rectangle(Interval(100, 124), Interval(50, 80))
+    starts = [
+        [Interval(o.start + i, o.start + i + n) for n in (1, 5, 6) for i in range(0, o.size - 5, 3)] for o in outer
+    ]
+    cells = [Rectangle(*pair) for pair in itertools.product(*starts)]
+    node = Node(1)
+    node.results = (image,)
+    ref = Ref(node)
+    told = told_by_device([{node: cell} for cell in cells], {ref: (values, outer)})[ref]
+    expected = {cell: constant.constant(values[index_of(image, cell, outer)], (2, 3)) for cell in cells}
+    assert told == {cell: value for cell, value in expected.items() if value is not None}
+    assert 20 < len(told) < len(cells) - 20
 
 
 @pytest.mark.parametrize("constant", ["none", "two", "scattered", "all"])

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gigapipe.spatial import Mesh, SpatialTensor, decompose
+from gigapipe.spatial import Mesh, SpatialTensor, decompose, late_gradients
 from gigapipe.spatial.costs import MOMENTS, flops, trained_bytes, training_state
 from gigapipe.spatial.operators import convolution, normalisation, regathered
 from gigapipe.spatial.pooled import averaging
@@ -151,7 +151,7 @@ def default_loss(output: torch.Tensor | SpatialTensor) -> torch.Tensor:
     """Cross-entropy of logits (batch, classes); of an image (batch, channels, rows, columns) binary, of every pixel."""
     if isinstance(output, SpatialTensor):
         return F.binary_cross_entropy_with_logits(output.float(), torch.zeros_like(output, dtype=torch.float32))
-    return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.long))
+    return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.long, device=output.device))
 
 
 def step_cost(
@@ -186,7 +186,7 @@ def step_cost(
                 output = model(SpatialTensor(local, size, ranks))
             value = loss(output)
             del output
-            with averaging([value], ranks):
+            with late_gradients(ranks), averaging([value], ranks):
                 value.backward()
     return Cost(
         rank,

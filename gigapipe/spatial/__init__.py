@@ -7,17 +7,18 @@
 
 Reading order: `window.py` (interval arithmetic), `mesh.py` (which rank owns what), `halo.py` (the exchange),
 `tensor.py` (how an unchanged model is applied), `operators/` (the decomposed form of each operation), `decompose.py`
-(the one call), `gradients.py` (complete gradients where plain tensors and images meet), `pooled.py` (data ranks after
-pooling), `refusals.py` (what is refused) and `transports/` (data between ranks). Streaming: `recording.py` (records a
-model's operations), `tile.py`, `segment.py` (tiles forward and backward), `workers.py` (parallel tiles), `stream.py`
-(the one call), `planning.py` (which tiles fit), `layers.py` and `kept_images.py` (which layers, and where norms need
-whole images), `costs.py` (the cost of operations), `composed.py` and `statistical.py` (operations composed of others),
-and `constant.py` and `fusing.py`, which save work.
+(the one call), `gradients.py` (complete gradients where plain tensors and images meet), `late.py` (the same in fewer
+messages), `pooled.py` (data ranks after pooling), `refusals.py` (what is refused) and `transports/` (data between
+ranks). Streaming: `recording.py` (records a model's operations), `tile.py`, `segment.py` (tiles forward and backward),
+`workers.py` (parallel tiles), `stream.py` (the one call), `planning.py` (which tiles fit), `layers.py` and
+`kept_images.py` (which layers, and where norms need whole images), `costs.py` and `speed.py` (the cost of operations),
+`composed.py` and `statistical.py` (operations composed of others), and `constant.py` and `fusing.py`, which save work.
 """
 
 from gigapipe.spatial import composed, operators  # noqa: F401  register the decomposed forms
 from gigapipe.spatial.decompose import decompose, recompose
 from gigapipe.spatial.gradients import average_gradients
+from gigapipe.spatial.late import late_gradients
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.pointwise import pointwise
 from gigapipe.spatial.operators.windowed import windowed
@@ -37,6 +38,7 @@ __all__ = [
     "decompose",
     "decomposes",
     "gather",
+    "late_gradients",
     "plan_streaming",
     "pointwise",
     "recompose",

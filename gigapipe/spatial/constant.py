@@ -8,15 +8,18 @@ every pixel of it is the same function of the parameters. Cells that begin with 
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from gigapipe.spatial.recording import Node, Ref
+from gigapipe.spatial.tensor import index_of
 from gigapipe.spatial.wide import wide
 from gigapipe.spatial.window import Bins, Interpolation, Interval, Rectangle, Window, split
+
+Rectangles = dict[Node, Rectangle]
 
 
 @dataclass
@@ -98,20 +101,132 @@ def _size(node: Node) -> tuple[int, int]:
     return node.operands[0].image.image_size
 
 
-def constants(parts: dict[Ref, torch.Tensor]) -> tuple[bytes, ...] | None:
-    """The values of images each of which has one for all its pixels; None where one has not."""
-    found = []
-    for ref, part in parts.items():
-        first = part
-        for axis in ref.image.axes:
-            first = first.narrow(axis, 0, 1)
-        few = part
-        for axis in ref.image.axes:
-            few = few[(slice(None),) * axis + (slice(None, None, 61),)]
-        if not ((few == first).all() and (part == first).all()):
-            return None
-        found.append(wide(first).numpy(force=True).tobytes())
-    return tuple(found)
+class Cells:
+    """A segment's tiles by cells: which of them are constant, by what it begins with.
+
+    What is on the host, as pixels that were just read are, is looked at there. Of what lies on a device, a host that
+    asked cell by cell would wait each time until all is done that was begun there: it asks about all cells at once, of
+    the inputs that are `held` (and what of the image each is) before the first tile.
+    """
+
+    def __init__(
+        self,
+        nodes: list[Node],
+        needed: Callable[[Rectangle], Rectangles],
+        tiles: list[Rectangle],
+        held: dict[Ref, tuple[torch.Tensor, Rectangle]],
+    ):
+        self.nodes, self.needed, self.keeps_constants = nodes, needed, keeps_constants(nodes)
+        far = {ref: part for ref, part in held.items() if not on_host(part[0])}
+        self.told: dict[Ref, dict[Rectangle, bytes]] = {}
+        if far and self.keeps_constants:
+            every = (cell for out in tiles for row in cells_of(out) for cell in row)
+            self.told = told_by_device(self._interior(every).values(), far)
+
+    def divide(
+        self, out: Rectangle, parts: dict[Ref, torch.Tensor], device: torch.device
+    ) -> tuple[Division, dict[tuple[bytes, ...], Pixel]]:
+        """A tile whose inputs are `parts`, and on `device` a pixel for each of the constants that cells begin with."""
+        if not self.keeps_constants:
+            return Division([out], {}), {}
+        outer, cells = self.needed(out), cells_of(out)
+        interior = self._interior(itertools.chain(*cells))
+        far = {ref: (x, outer[ref.node]) for ref, x in parts.items() if ref not in self.told and not on_host(x)}
+        told = {**self.told, **told_by_device(interior.values(), far)}  # of what a reader left on a device
+        found, pixels = {}, {}
+        for cell, inner in interior.items():
+            values = []
+            for ref, x in cut(parts, inner, outer).items():
+                values.append(told[ref].get(inner[ref.node]) if ref in told else constant(x, ref.image.axes))
+                if values[-1] is None:
+                    break
+            else:
+                found[cell] = key = tuple(values)
+                if key not in pixels:
+                    few = cut(parts, self.needed(middle(cell)), outer)
+                    pixels[key] = Pixel(middle(cell), {ref: x.clone().to(device) for ref, x in few.items()})
+        return divided(cells, found), pixels
+
+    def _interior(self, cells: Iterable[Rectangle]) -> dict[Rectangle, Rectangles]:
+        """Those of which nodes look at nothing past the image, and what they need."""
+        found = {cell: self.needed(cell) for cell in cells}
+        return {cell: rectangles for cell, rectangles in found.items() if interior(self.nodes, rectangles)}
+
+
+def cut(parts: dict[Ref, torch.Tensor], inner: Rectangles, outer: Rectangles) -> dict[Ref, torch.Tensor]:
+    """What of a tile's inputs a smaller rectangle of its output needs."""
+    return {ref: x[index_of(ref.image, inner[ref.node], outer[ref.node])] for ref, x in parts.items()}
+
+
+def on_host(x: torch.Tensor) -> bool:
+    """Whether to ask for a value of it costs no more than to look."""
+    return x.device.type == "cpu"
+
+
+def constant(part: torch.Tensor, axes: tuple[int, int]) -> bytes | None:
+    """The values of an image's pixels, where it has the same for all; None where it has not."""
+    first = part
+    for axis in axes:
+        first = first.narrow(axis, 0, 1)
+    few = part
+    for axis in axes:
+        few = few[(slice(None),) * axis + (slice(None, None, 61),)]
+    if not ((few == first).all() and (part == first).all()):
+        return None
+    return wide(first).numpy(force=True).tobytes()
+
+
+def told_by_device(
+    needed: Collection[Rectangles], parts: dict[Ref, tuple[torch.Tensor, Rectangle]]
+) -> dict[Ref, dict[Rectangle, bytes]]:
+    """`constant` of these rectangles of images on a device, those that are; the host waits once for all.
+
+    Of each image there is a part, and the rectangle that this is.
+    """
+    if not needed or not parts:
+        return {}
+    places, tables = {}, []
+    for ref, (x, outer) in parts.items():
+        rows, columns = (sorted({of[ref.node][axis] for of in needed}) for axis in (0, 1))
+        places[ref] = rows, columns
+        tables += _alike(
+            x.detach().movedim(ref.image.axes, (-2, -1)),
+            [i.within(outer.rows) for i in rows],
+            [i.within(outer.columns) for i in columns],
+        )
+    # Integers as float64, which `cat` then makes of all: else it would make float32 of them.
+    flat = [t.flatten() if t.is_floating_point() else t.flatten().double() for t in tables]
+    both = iter(torch.cat(flat).cpu().double().split([t.numel() for t in flat]))
+    told = {}
+    for ref, alike, values in zip(parts, both, both, strict=True):
+        of_cells = values.view(len(alike), -1).numpy(force=True)
+        cells = itertools.product(*places[ref])
+        told[ref] = {
+            Rectangle(*cell): value.tobytes()
+            for cell, yes, value in zip(cells, alike.tolist(), of_cells, strict=True)
+            if yes
+        }
+    return told
+
+
+def _alike(x: torch.Tensor, rows: list[slice], columns: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all rectangles of these rows × columns of an image (…, rows, columns), (rectangles,), in the image's dtype:
+    1 where all pixels are alike, else 0; and the values of the first pixel (rectangles, …)."""
+    unlike = torch.zeros(2, len(rows), x.shape[-1] + 1, dtype=torch.bool, device=x.device)
+    others = tuple(range(x.dim() - 1))
+    for i, of_band in enumerate(rows):
+        band = x[..., of_band, :]
+        first = band[..., :1, :]
+        torch.any(band != first, others, out=unlike[0, i, 1:])  # of a column: that it is not what it begins with
+        torch.any(first[..., 1:] != first[..., :-1], others, out=unlike[1, i, 2:])  # or begins unlike the one before
+    starts, stops, tops = (
+        torch.tensor(numbers).to(x.device)
+        for numbers in ([c.start for c in columns], [c.stop for c in columns], [r.start for r in rows])
+    )
+    within, between = unlike.cumsum(2)  # how many columns to the left of each are
+    count = within[:, stops] - within[:, starts] + between[:, stops] - between[:, starts + 1]
+    firsts = x[..., tops[:, None], starts]
+    return (count.flatten() == 0).to(x.dtype), firsts.movedim((-2, -1), (0, 1)).flatten(0, 1)
 
 
 def middle(out: Rectangle) -> Rectangle:

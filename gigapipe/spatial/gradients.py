@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from gigapipe.spatial.late import hooked, late_over
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.pooled import Pooled, across, plain, refuse_unnoticed
+from gigapipe.spatial.pooled import Pooled, across, leaf_of, plain, refuse_unnoticed
 from gigapipe.spatial.refusals import NotDecomposed, once_differentiable
 from gigapipe.spatial.summing import dense_strides, summed
 from gigapipe.spatial.tile import Tile
@@ -41,11 +42,18 @@ class _Entering(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: torch.Tensor):
-        found = list(grads)
+        found: list[torch.Tensor | None] = list(grads)
         if ctx.own_factor > 1 and not all(ctx.common):
             refuse_unnoticed(ctx.mesh)
+        put_off = set()
+        if (late := late_over(ctx.mesh)) is not None:
+            for i, (following, _) in enumerate(ctx.next_functions):
+                if ctx.common[i] and (leaf := leaf_of(following)) is not None and not hooked(leaf):
+                    late.take(leaf, grads[i], ctx.strides[i])
+                    found[i] = None
+                    put_off.add(i)
         for common, ranks in ((True, ctx.mesh.everyone), (False, ctx.mesh.image)):
-            chosen = [i for i, c in enumerate(ctx.common) if c is common]
+            chosen = [i for i, c in enumerate(ctx.common) if c is common and i not in put_off]
             totals = summed([grads[i] for i in chosen], [ctx.strides[i] for i in chosen], ranks)
             for i, total in zip(chosen, totals, strict=True):
                 found[i] = total if common or ctx.own_factor == 1 else total.mul_(ctx.own_factor)

@@ -15,6 +15,7 @@ import torch
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import get_default_nowrap_functions
 
+from gigapipe.spatial.late import hooked, late_over
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name
 from gigapipe.spatial.summing import dense_strides, summed
@@ -114,9 +115,11 @@ class _Found(NamedTuple):
     """In the order in which they happen."""
 
 
-def _leaf_of(node: Node) -> torch.Tensor | None:
+def leaf_of(node: Node | None) -> torch.Tensor | None:
     """The tensor whose gradient a node adds up, if it is a node that does."""
-    return getattr(node, "variable", None) if node.name() == "torch::autograd::AccumulateGrad" else None
+    if node is None or node.name() != "torch::autograd::AccumulateGrad":
+        return None
+    return getattr(node, "variable", None)
 
 
 def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
@@ -126,7 +129,7 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
         node, of_image = waiting.pop()
         if node is None or node in seen:
             continue
-        if (leaf := _leaf_of(node)) is not None:
+        if (leaf := leaf_of(node)) is not None:
             if not of_image and not isinstance(leaf, Pooled) and not hasattr(leaf, "stands_for"):
                 leaves[id(leaf)] = leaf
             continue
@@ -140,7 +143,7 @@ def _look(roots: Sequence[torch.Tensor], images: bool) -> _Found:
             enters, leaves_image = own.enters, own.batch is not None
         for following, _ in node.next_functions:
             # What an operator took as it is has been summed; what was computed of others goes on to these.
-            if following is not None and not (enters and _leaf_of(following) is not None):
+            if following is not None and not (enters and leaf_of(following) is not None):
                 waiting.append((following, not enters and (of_image or leaves_image)))
     return _Found(list(leaves.values()), found_plain, sorted(sums, key=lambda s: -s.number))
 
@@ -157,7 +160,7 @@ def averaging(roots: Sequence[torch.Tensor], mesh: Mesh, images: bool = False) -
     found = _look(roots, images)
     what = [s.what for s in found.sums], sorted(tuple(leaf.shape) for leaf in found.leaves)
     mesh.agree(what, sorted(s.batch for s in found.sums if s.batch is not None), roots[0].device)
-    handles = [first_of_hooks(leaf, lambda grad: _mean(grad, mesh)) for leaf in found.leaves]
+    handles = [first_of_hooks(leaf, _averaged(leaf, mesh)) for leaf in found.leaves]
     _PASSES.append(mesh)
     try:
         yield found
@@ -165,6 +168,20 @@ def averaging(roots: Sequence[torch.Tensor], mesh: Mesh, images: bool = False) -
         _PASSES.remove(mesh)
         for handle in handles:
             handle.remove()
+
+
+def _averaged(leaf: torch.Tensor, mesh: Mesh) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes of a leaf's gradient the mean over everyone; what is put off adds nothing to `.grad` meanwhile."""
+    late = late_over(mesh) if not hooked(leaf) else None
+
+    def averaged(grad: torch.Tensor) -> torch.Tensor:
+        if late is None:
+            return _mean(grad, mesh)
+        with torch.no_grad():
+            late.take(leaf, grad / mesh.size, dense_strides(leaf))
+            return torch.zeros_like(grad)
+
+    return averaged
 
 
 def _mean(grad: torch.Tensor, mesh: Mesh) -> torch.Tensor:

@@ -16,19 +16,17 @@ from typing import NamedTuple
 
 import torch
 
-from gigapipe.spatial.constant import Division, Pixel, cells_of, constants, divided, interior, keeps_constants, middle
+from gigapipe.spatial.constant import Cells, Division, Pixel, Rectangles, cut
 from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.operators.reductions import plus, summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments
 from gigapipe.spatial.refusals import once_differentiable
-from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.tensor import SpatialTensor, index_of
 from gigapipe.spatial.tile import Tile, looked_at, resized
 from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.spatial.workers import side_by_side
-
-Rectangles = dict[Node, Rectangle]
 
 
 class Step(NamedTuple):
@@ -85,6 +83,11 @@ class Segment:
     def size(self) -> tuple[int, int]:
         """Rows and columns of what is tiled."""
         return (self.output.node.operands[0] if self.output.node.sums else self.output).image.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed; what comes out may be elsewhere, as sums are that the device cannot make."""
+        return self.inputs[0].image.device
 
     def report(self, direction: str, done: int, of: int) -> None:
         if self.progress:
@@ -147,7 +150,7 @@ class Segment:
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            device, lower = node.operands[0].image.device.type, node.autocast
+            device, lower = self.device.type, node.autocast
             with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
                 result = node.function(*args, **kwargs)
             del args, kwargs
@@ -166,10 +169,6 @@ class Segment:
         return [node for node in (*self.nodes, *(ref.node for ref in self.inputs)) if node in found and node.passes]
 
     @functools.cached_property
-    def keeps_constants(self) -> bool:
-        return keeps_constants(self.nodes)
-
-    @functools.cached_property
     def computed(self) -> dict[Node, Node]:
         """What is computed, in order: of each node that is still made, the node that makes it."""
         return fused(self.nodes, self.output)
@@ -181,14 +180,6 @@ class Segment:
             Step(made, node, [ref for ref, user in last.items() if user is made])
             for made, node in self.computed.items()
         ]
-
-
-def _index(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
-    """Where `inner` lies in a tensor laid out as `image` that holds `outer`."""
-    index = [slice(None)] * image.dim()
-    for axis, part in zip(image.axes, inner.within(outer), strict=True):
-        index[axis] = part
-    return tuple(index)
 
 
 def cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
@@ -225,17 +216,12 @@ def parameters(segment: Segment) -> list[torch.Tensor]:
 
 
 def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles) -> torch.Tensor:
-    """A tile of an input: read, or cut from what is held."""
+    """A tile of an input: cut from what is held, or read, and where the reader left it."""
     if held is not None:
-        return held[_index(ref.image, needed[ref.node], whole[ref.node])]
+        return held[index_of(ref.image, needed[ref.node], whole[ref.node])]
     assert ref.node.read is not None
     with segment.reading:
         return ref.node.read(needed[ref.node])
-
-
-def _cut(parts: dict[Ref, torch.Tensor], inner: Rectangles, outer: Rectangles) -> dict[Ref, torch.Tensor]:
-    """What of a tile's inputs a smaller rectangle of its output needs."""
-    return {ref: x[_index(ref.image, inner[ref.node], outer[ref.node])] for ref, x in parts.items()}
 
 
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
@@ -243,16 +229,20 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     result = None
     whole = {} if owned.empty else segment.rectangles(owned)
     tiles = [] if owned.empty else segment.tiles()
+    there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
+    cells = Cells(segment.nodes, segment.rectangles, tiles, there)
 
     def of_tile(index: int) -> Callable[[], None]:
         out = tiles[index]
         needed = segment.rectangles(out)
         parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
-        division, pixels = _divide(segment, out, needed, parts)
+        division, pixels = cells.divide(out, parts, segment.device)
+        if division.computed:
+            parts = {ref: x.to(segment.device) for ref, x in parts.items()}
         computed = []
         for rectangle in division.computed:
             inner = segment.rectangles(rectangle)
-            computed.append(segment.compute(inner, _cut(parts, inner, needed), {}))
+            computed.append(segment.compute(inner, cut(parts, inner, needed), {}))
         return functools.partial(taken, index, division, pixels, computed)
 
     def taken(index: int, division: Division, pixels: dict[tuple[bytes, ...], Pixel], computed: list[torch.Tensor]):
@@ -268,7 +258,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
             else:
                 if result is None:
                     result = _like(segment.output.image, tile, owned)
-                result[_index(segment.output.image, rectangle, owned)] = tile
+                result[index_of(segment.output.image, rectangle, owned)] = tile
         segment.report("forward", index + 1, len(tiles))
 
     side_by_side(len(tiles), segment.workers, of_tile)
@@ -284,27 +274,8 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         else:
             if result is None:
                 result = _like(segment.output.image, pixel, owned)
-            result[_index(segment.output.image, cell, owned)] = pixel
+            result[index_of(segment.output.image, cell, owned)] = pixel
     return _nothing(segment) if result is None else result.to(segment.output.result.dtype)
-
-
-def _divide(
-    segment: Segment, out: Rectangle, needed: Rectangles, parts: dict[Ref, torch.Tensor]
-) -> tuple[Division, dict[tuple[bytes, ...], Pixel]]:
-    """A tile whose inputs are `parts`, and a pixel for each of the constants that cells of it begin with."""
-    if not segment.keeps_constants:
-        return Division([out], {}), {}
-    found, pixels = {}, {}
-    cells = cells_of(out)
-    for cell in itertools.chain(*cells):
-        rectangles = segment.rectangles(cell)
-        if not interior(segment.nodes, rectangles) or (values := constants(_cut(parts, rectangles, needed))) is None:
-            continue
-        if values not in pixels:
-            few = _cut(parts, segment.rectangles(middle(cell)), needed)
-            pixels[values] = Pixel(middle(cell), {ref: x.clone() for ref, x in few.items()})
-        found[cell] = values
-    return divided(cells, found), pixels
 
 
 def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
@@ -357,9 +328,10 @@ def _backward(
         needed = segment.rectangles(computed)
         parts, wanting = {}, list(zip(leaves, sums, strict=True))
         for ref, x, total in zip(segment.inputs, held, totals, strict=True):
-            parts[ref] = _part(segment, ref, x, whole, needed).detach().requires_grad_(total is not None)
+            part = _part(segment, ref, x, whole, needed).to(segment.device)
+            parts[ref] = part.detach().requires_grad_(total is not None)
             if total is not None:
-                wanting.append((parts[ref], total[_index(ref.image, needed[ref.node], whole[ref.node])]))
+                wanting.append((parts[ref], total[index_of(ref.image, needed[ref.node], whole[ref.node])]))
         of_tile = _of_rectangle(segment, grad, computed, owned)
         return _gradients(segment, needed, parts, stand_ins, wanting, of_tile) if wanting else []
 
@@ -383,7 +355,7 @@ def _backward(
 
 def _of_rectangle(segment: Segment, grad: torch.Tensor, out: Rectangle, owned: Rectangle) -> torch.Tensor:
     """The gradient of a rectangle of the output, given that of all that is owned; of a sum it is the same."""
-    return grad if segment.output.node.sums else grad[_index(segment.output.image, out, owned)]
+    return grad if segment.output.node.sums else grad[index_of(segment.output.image, out, owned)]
 
 
 def _summed(segment: Segment, out: Rectangle, grad: torch.Tensor) -> torch.Tensor:

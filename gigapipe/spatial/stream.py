@@ -69,7 +69,7 @@ class Program(Recorder):
     def whole(self, ref: Ref) -> SpatialTensor:
         if ref.node.read:
             size = ref.image.image_size
-            return SpatialTensor(ref.node.read(self.mesh.rectangle(size)), size, self.mesh)
+            return SpatialTensor(ref.node.read(self.mesh.rectangle(size)).to(self.device), size, self.mesh)
         if ref not in self.held:
             # Its gradients are as when it was noted, not as they are where it is needed first.
             with torch.inference_mode(False), torch.enable_grad():
@@ -145,7 +145,8 @@ def stream(
     """An image that a model takes like any other, and that is computed tile by tile.
 
     `image` is a `SpatialTensor`, or a reader: a function of a rectangle that returns its pixels (batch, channels, rows,
-    columns), of `dtype` on `device`, without gradient. For a reader, give `shape` and `mesh`. An image with which
+    columns), of `dtype`, without gradient, on the host or on `device`, where they are computed. On the host it is found
+    without waiting for a GPU which of them are constant. For a reader, give `shape` and `mesh`. An image with which
     another is compared, such as a mask, is streamed `beside` that one, with its plan. `progress` is called after each
     tile, with the number of the last operation of its segment, "forward" or "backward", the number of finished tiles,
     and their total number.

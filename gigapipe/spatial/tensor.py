@@ -266,6 +266,14 @@ _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 _signature = functools.cache(inspect.signature)
 
 
+def index_of(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
+    """Where `inner` lies in a tensor laid out as `image` that holds `outer`."""
+    index = [slice(None)] * image.dim()
+    for axis, part in zip(image.axes, inner.within(outer), strict=True):
+        index[axis] = part
+    return tuple(index)
+
+
 def entered(args: tuple, kwargs: dict, mesh: Mesh | Tile, image: type) -> tuple[tuple, dict]:
     """A call's arguments, whose plain tensors meet an `image` over `mesh`."""
     if mesh.size == 1:

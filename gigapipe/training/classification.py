@@ -19,7 +19,7 @@ from gigapipe.models import pretrained
 from gigapipe.models.layout import in_channels_last
 from gigapipe.models.networks import Headed, classifier, take_by_name
 from gigapipe.models.resnet import ResNet
-from gigapipe.spatial import Mesh, average_gradients, decompose
+from gigapipe.spatial import Mesh, average_gradients, decompose, late_gradients
 from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.spatial.wide import has_float64
 from gigapipe.training.canvases import Canvases
@@ -152,7 +152,8 @@ class OfCanvases(ABC):
         if truth.is_floating_point() and not has_float64(outputs.device):
             truth = truth.float()
         loss = self.loss(outputs.float(), truth.to(outputs.device))
-        (loss if scale == 1 else loss * scale).backward()
+        with late_gradients(self.mesh):
+            (loss if scale == 1 else loss * scale).backward()
         self.streaming.done()
         if self.features and not self.features.maps:
             average_gradients(self.model.parameters(), self.mesh)  # no image led to them

@@ -60,14 +60,15 @@ class Meter:
         self.sent, self.energy = self._sent(), [counter.read() for counter in self.counters]
 
     def spent(self) -> tuple[float, float]:
-        """Bytes that all ranks have sent, and joules of what is `counted`; NaN if that is nothing, or does not tell."""
+        """Bytes that this rank has sent, and joules of what it reads for all, whatever ran.
+
+        What all have spent are the sums over ranks; joules are NaN if nothing is `counted`, or a host does not tell.
+        """
         joules = 0.0 if self.counted else math.nan
         for counter, before in zip(self.counters, self.energy, strict=True):
             now = counter.read()
             joules += now - before + (counter.again() if now < before else 0.0)
-        spent = torch.tensor([self._sent() - self.sent, joules], dtype=torch.float64)
-        sent, joules = self.mesh.everyone.sum_(spent).tolist()
-        return sent, joules
+        return self._sent() - self.sent, joules
 
     def _sent(self) -> int:
         return sum(carrier.sent_bytes for carrier in self.transports)

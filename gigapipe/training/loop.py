@@ -14,11 +14,12 @@ import torch
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh
+from gigapipe.spatial.late import step_of_passes
 from gigapipe.training.average import Average
 from gigapipe.training.batches import batches, steps_per_epoch
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.curves import FOLDER, Curves
-from gigapipe.training.loss_scale import LossScale, loss_and_overflow
+from gigapipe.training.loss_scale import LossScale, overflow
 from gigapipe.training.model_files import write_model
 from gigapipe.training.optimizer import AdamW, groups, set_learning_rate
 from gigapipe.training.record import Recorder, write_record
@@ -69,13 +70,15 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
         for slides in _left(task, state, steps):
             mesh.phase = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"
             with recorder.step():
-                loss = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch, scale)
-            state.losses.append(loss)
+                own = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch, scale)
             state.step += 1
+            next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
+            told = recorder.told(own, *wishes_of(stop, next_takes))
+            state.losses.append(told[0].item() / mesh.size)
+            _refuse_divergence(state.losses[-1], state.epoch, settings)
             if average:
                 average.update(state.epoch * steps + state.step)
-            next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
-            stopping = agreed(stop, next_takes, mesh)
+            stopping = granted(told[1:])
             if speak and (stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY):
                 resumable.save(state)
                 saved_at = time.perf_counter()
@@ -100,7 +103,8 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
             resumable.save(state)
             if curves:  # after the state, which they are written of anew by who goes on from it
                 curves.add(state, state.epoch)
-        if schedule.goes_on(state) and (stopping := agreed(stop, recorder.longest_step, mesh)):
+        wishes = torch.tensor(wishes_of(stop, recorder.longest_step), dtype=torch.int32)
+        if schedule.goes_on(state) and (stopping := granted(mesh.everyone.sum_(wishes))):
             raise unfinished(f"after epoch {state.epoch}, for {stopping}", mesh)
 
     if speak:
@@ -117,28 +121,24 @@ def step(
     epoch: int,
     scale: LossScale | None = None,
 ) -> float:
-    """Change the weights by the mean gradient of a step; the mean loss, the same on every rank.
+    """Change the weights by the mean gradient of a step; this rank's loss, of which the mean over ranks is the step's.
 
-    `slides` are this rank's, of each batch that is accumulated. Gradients that are not finite change nothing where
-    losses have a `scale`. Raises InputError if the loss is no number.
+    `slides` are this rank's, of each batch that is accumulated. Gradients that are not finite on one of the ranks
+    change nothing where losses have a `scale`.
     """
     mesh, count = task.mesh, len(slides)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad()
-    own = sum(_backward(task, indices, epoch, scale.factor if scale else 1.0) for indices in slides) / count
+    with step_of_passes(mesh, count):
+        own = sum(_backward(task, indices, epoch, scale.factor if scale else 1.0) for indices in slides) / count
     gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
     if count > 1:
         torch._foreach_div_(gradients, count)
-    if scale is None:
-        loss, overflow = mesh.everyone.sum_(torch.tensor(own, dtype=torch.float64)).item() / mesh.size, False
-    else:
-        loss, overflow = loss_and_overflow(own, gradients, mesh)
-    _refuse_divergence(loss, epoch, task.settings)
-    if scale is None or scale.unscale(gradients, overflow):
+    if scale is None or scale.unscale(gradients, overflow(gradients, mesh)):
         optimizer.step()
     elif mesh.rank == 0:
         logger.info(f"{mesh.phase}: a gradient is beyond float16: skipped; losses are scaled by {scale.factor:g} now")
-    return loss
+    return own
 
 
 def _backward(task: Task, indices: list[int], epoch: int, scale: float) -> float:
@@ -165,10 +165,14 @@ def _fall_back(state: State, task: Task, optimizer: AdamW) -> None:
         logger.info(f"back to epoch {state.best['epoch']}, at a lower learning rate")
 
 
-def agreed(stop: Stop | None, seconds: float, mesh: Mesh) -> str | None:
-    """Why all ranks, who ask together, stop now, if one of them is to; what follows has taken `seconds` before."""
-    told = torch.tensor([bool(stop and stop.signal), bool(stop and stop.late(seconds))], dtype=torch.int32)
-    by_signal, by_time = mesh.everyone.sum_(told).tolist()
+def wishes_of(stop: Stop | None, seconds: float) -> tuple[bool, bool]:
+    """Whether this rank is to stop now, for a signal or for time; what follows has taken `seconds` before."""
+    return bool(stop and stop.signal), bool(stop and stop.late(seconds))
+
+
+def granted(wishes: torch.Tensor) -> str | None:
+    """Why all ranks stop now, if one of them is to: `wishes` are the sums of theirs."""
+    by_signal, by_time = (wishes > 0).tolist()
     return "a signal was received" if by_signal else "the time limit is near" if by_time else None
 
 

@@ -53,12 +53,7 @@ class LossScale:
         return True
 
 
-def loss_and_overflow(own: float, gradients: list[torch.Tensor], mesh: Mesh) -> tuple[float, bool]:
-    """The mean of all ranks' losses, and whether a gradient of one of them is not finite.
-
-    In one message, which ranks with a GPU make there: the host waits for it once, and for nothing else.
-    """
-    overflow = ~torch.nn.utils.get_total_norm(gradients).isfinite()
-    both = torch.stack([torch.full((), own, device=mesh.device), overflow.to(mesh.device, torch.float32)])
-    total, overflows = mesh.everyone.sum_(both).tolist()
-    return total / mesh.size, overflows > 0
+def overflow(gradients: list[torch.Tensor], mesh: Mesh) -> bool:
+    """Whether a gradient of one of the ranks is not finite. The host waits for its GPU."""
+    mine = ~torch.nn.utils.get_total_norm(gradients).isfinite()
+    return mesh.everyone.sum_(mine.to(mesh.device, torch.float32)).item() > 0

@@ -21,7 +21,7 @@ from gigapipe.training.canvases import Canvases
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.frozen_features import FrozenFeatures
 from gigapipe.training.linear import Layer
-from gigapipe.training.loop import CHECKPOINT_EVERY, agreed, unfinished
+from gigapipe.training.loop import CHECKPOINT_EVERY, granted, unfinished, wishes_of
 from gigapipe.training.model_files import write_model
 from gigapipe.training.record import Recorder, write_record
 from gigapipe.training.state import State, newest_of_all
@@ -114,7 +114,7 @@ def _features(
         with recorder.step():
             of_step = _of_step(task, slides[len(found) : len(found) + settings.batch], mesh)
             found = of_step if not len(found) else torch.cat([found, of_step])
-        stopping = agreed(stop, recorder.longest_step, mesh)
+        stopping = granted(recorder.told(*wishes_of(stop, recorder.longest_step)))
         if stopping or time.perf_counter() - saved_at > CHECKPOINT_EVERY:
             save()
             saved_at = time.perf_counter()

@@ -32,18 +32,27 @@ class Recorder:
             state.energy_counted.append(self.meter.counted)
         self.longest_step = self.longest_validation = 0.0
         """Seconds, in this process."""
+        self.spent = 0.0, 0.0
+        """What this rank's part of the last step cost: see `Meter`."""
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Measure the step that is made within."""
+        """Measure the step that is made within; all tell each other afterwards (`told`)."""
         begun = time.perf_counter()
         self.meter.start()
         yield
         seconds = time.perf_counter() - begun
         self.state.seconds.append(seconds)
-        self.state.spent.append(self.meter.spent())
+        self.spent = self.meter.spent()
         self.state.epoch_seconds += seconds
         self.longest_step = max(self.longest_step, seconds)
+
+    def told(self, *own: float) -> torch.Tensor:
+        """Sums over ranks of numbers of each (numbers,), float64, after a step, whose cost is noted: in one message."""
+        sums = self.mesh.everyone.sum_(torch.tensor([*self.spent, *own], dtype=torch.float64))
+        sent, joules = sums[:2].tolist()
+        self.state.spent.append((sent, joules))
+        return sums[2:]
 
     @contextlib.contextmanager
     def validation(self) -> Iterator[None]:

@@ -18,7 +18,8 @@ from gigapipe.models.networks import segmenter
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.masks import read_mask
 from gigapipe.pyramids.reading import read_pixels
-from gigapipe.spatial import Mesh, SpatialTensor, decompose, gather
+from gigapipe.spatial import Mesh, SpatialTensor, decompose, gather, late_gradients
+from gigapipe.spatial.late import step_of_passes
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
@@ -180,12 +181,14 @@ class Segmentation:
     def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         self._prepare()
         total = 0.0
-        for index in indices:  # of different sizes: one after another
-            augmentation = self.settings.augmentation(epoch, self.training.slides[index])
-            loss = self._compared(self.training, index, augmentation, self.settings.loss)[0] / len(indices)
-            (loss if scale == 1 else loss * scale).backward()
-            self.streaming.done()
-            total += loss.item()
+        with step_of_passes(self.mesh, len(indices)):
+            for index in indices:  # of different sizes: one after another
+                augmentation = self.settings.augmentation(epoch, self.training.slides[index])
+                loss = self._compared(self.training, index, augmentation, self.settings.loss)[0] / len(indices)
+                with late_gradients(self.mesh):
+                    (loss if scale == 1 else loss * scale).backward()
+                self.streaming.done()
+                total += loss.item()
         return total
 
     @torch.no_grad()

@@ -72,18 +72,15 @@ class Streaming:
     def image(
         self, read: Callable[[Rectangle], torch.Tensor], shape: tuple[int, int, int, int], beside: Image | None = None
     ) -> Image:
-        """An image of which `read` gives any rectangle; `beside` is the one that it is compared with."""
+        """An image of which `read` gives any rectangle, on the host; `beside` is the one that it is compared with."""
         size, device = shape[-2:], self.mesh.device
 
-        def placed(rectangle: Rectangle) -> torch.Tensor:
-            return read(rectangle).to(device)
-
         if isinstance(beside, Recorded):
-            return stream(placed, mesh=self.mesh, shape=shape, device=device, beside=beside)
+            return stream(read, mesh=self.mesh, shape=shape, device=device, beside=beside)
         if self.plan is None or self.plan.whole_from == 1:
-            return SpatialTensor(placed(self.mesh.rectangle(size)), size, self.mesh)
+            return SpatialTensor(read(self.mesh.rectangle(size)).to(device), size, self.mesh)
         self.progress = StepProgress(self.plan) if self.mesh.rank == 0 else None
-        return stream(placed, self.plan, self.mesh, shape, device=device, progress=self.progress)
+        return stream(read, self.plan, self.mesh, shape, device=device, progress=self.progress)
 
     def done(self) -> None:
         """The image is no longer needed."""

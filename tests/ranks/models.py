@@ -1,5 +1,6 @@
 """Whole networks on a mesh. Each case returns the error of its figures, by name."""
 
+import contextlib
 import copy
 import math
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gigapipe.models import resnet18
 from gigapipe.models.efficientnet import EfficientNetLite0
-from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose, gather, shard
+from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose, gather, late_gradients, shard
+from gigapipe.spatial import late as late_sums
 from gigapipe.spatial.check import compare
 from gigapipe.training.loop import step
 from gigapipe.training.loss_scale import LossScale
@@ -126,7 +128,8 @@ def overflowing(mesh):
         found = {"factors": [scale.factor], "moved": [], "losses": []}
         for epoch in range(3):
             before = torch.cat([p.detach().flatten() for p in model.parameters()])
-            found["losses"].append(step(task, optimizer, 1e-3, [[0]], epoch, scale))
+            loss = torch.tensor(step(task, optimizer, 1e-3, [[0]], epoch, scale))
+            found["losses"].append(mesh.everyone.sum_(loss).item() / mesh.size)
             after = torch.cat([p.detach().flatten() for p in model.parameters()])
             found["moved"].append(not torch.equal(before, after))
             found["factors"].append(scale.factor)
@@ -207,3 +210,63 @@ def accumulation(mesh):
     assert isinstance(image, SpatialTensor) and torch.equal(gather(image), images)
     evaluation = difference([ours.eval()(image)], [undivided.eval()(images)])
     return {"error": difference(*grads), "evaluation": evaluation}
+
+
+class Tied(torch.nn.Module):
+    """A convolution that is used twice, and whose weight pooled features meet, too."""
+
+    def __init__(self):
+        super().__init__()
+        more = [torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), *more)
+        self.again, self.head = torch.nn.Conv2d(8, 8, 1), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        pooled = self.again(self.again(self.stem(x)).relu()).mean((2, 3))
+        return self.head(F.linear(pooled, self.again.weight[..., 0, 0]))
+
+
+def late(mesh):
+    """Two passes whose gradients are put off, and summed once: the same as at once, in fewer sums, by several buckets.
+
+    A hook sees its gradient complete all the same.
+    """
+    torch.manual_seed(0)
+    model = decompose(Tied().double(), mesh)
+    batches = [(torch.rand(2, 3, 21, 18, dtype=torch.float64), torch.randint(3, (2,))) for _ in range(2 * mesh.data)]
+    seen: list[torch.Tensor] = []
+    model.again.bias.register_hook(seen.append)
+    everyone, before = mesh.everyone, late_sums.BUCKET
+    summed, grads, sums = [], [], []
+    for passes in (None, 2, 1, 3):  # at once; as many as are announced, fewer, and more
+        model.zero_grad()
+        everyone.sum_, everyone.begin_sum = counting(everyone, "sum_", summed), counting(everyone, "begin_sum", summed)
+        late_sums.BUCKET = 10_000  # bytes: two of the large weights
+        with contextlib.nullcontext() if passes is None else late_sums.step_of_passes(mesh, passes):
+            for number in range(2):
+                images, labels = batches[2 * mesh.data_index + number]
+                loss = F.cross_entropy(model(shard(images, mesh)), labels) + model.stem[0].weight.square().sum()
+                with contextlib.nullcontext() if passes is None else late_gradients(mesh):
+                    loss.backward()
+        del everyone.sum_, everyone.begin_sum
+        late_sums.BUCKET = before
+        grads.append([p.grad for p in model.parameters()])
+        sums.append(len(summed))
+        summed.clear()
+    hooked = torch.stack(seen).view(len(grads), -1)
+    return {
+        "error": max(difference(g, grads[0]) for g in grads[1:]),
+        "hooked": difference(list(hooked[1:]), [hooked[0]] * 3),
+        "sums": sums,
+        "closed": late_sums._OPEN == late_sums._ABANDONED == [],
+    }
+
+
+def counting(transport, name: str, called: list):
+    real = getattr(transport, name)
+
+    def counted(x):
+        called.append(name)
+        return real(x)
+
+    return counted

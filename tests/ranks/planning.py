@@ -4,7 +4,7 @@ import torch
 
 from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.planning.cost import default_loss
-from gigapipe.spatial import SpatialTensor, decompose
+from gigapipe.spatial import SpatialTensor, decompose, late_gradients
 
 CASES = {  # uneven sizes; 75 px end as 3, fewer than 4 ranks
     "resnet18, rows": (lambda: resnet18(2), (1, 3, 75, 53), (1, 4, 1), "float32"),
@@ -16,7 +16,7 @@ CASES = {  # uneven sizes; 75 px end as 3, fewer than 4 ranks
 
 
 def sent(mesh, case: str) -> int:
-    """Bytes that this rank sends in one step."""
+    """Bytes that this rank sends in one step, as `gigapipe train` makes it."""
     make, shape, _, precision = CASES[case]
     model = decompose(make().to(memory_format=torch.channels_last), mesh)
     transports = {mesh.everyone, mesh.image}
@@ -25,5 +25,6 @@ def sent(mesh, case: str) -> int:
     local = torch.rand(*shape[:2], *mesh.rectangle(shape[2:]).shape).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
         output = model(SpatialTensor(local, shape[2:], mesh))
-    default_loss(output).backward()
+    with late_gradients(mesh):
+        default_loss(output).backward()
     return sum(transport.sent_bytes for transport in transports)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["Alone", "Message", "Transport", "reduced_bytes"]
+__all__ = ["Alone", "Message", "Transport", "begin_sum", "reduced_bytes"]
 
 Message = tuple[int, torch.Tensor]
 """The other rank, and what is sent to it or where to put what it sends."""
@@ -34,6 +34,18 @@ class Transport(Protocol):
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         """Sum `x` over the ranks, in place; returns it."""
+
+
+def begin_sum(ranks: Transport, x: torch.Tensor) -> Callable[[], None]:
+    """Begin to sum `x` over `ranks`, in place; the result waits for it. Until then nobody touches `x`.
+
+    A transport may have a method `begin_sum` for it. Others sum at once.
+    """
+    begin = getattr(ranks, "begin_sum", None)
+    if begin is not None:
+        return begin(x)
+    ranks.sum_(x)
+    return lambda: None
 
 
 def reduced_bytes(x: torch.Tensor, size: int) -> int:

@@ -68,12 +68,18 @@ class MpiTransport:
             return x.copy_(self.sum_(x.float()))
         self.sent_bytes += reduced_bytes(x, self.size)
         _finish([x])
-        memory, size = _bytes(x), x.element_size()
-        for start in range(0, x.numel(), AT_ONCE):
-            stop = min(start + AT_ONCE, x.numel())
-            buffer = [memory[start * size : stop * size], stop - start, _SUMMABLE[x.dtype]]
+        for buffer in _buffers(x):
             self._wait([self.communicator.Iallreduce(MPI.IN_PLACE, buffer)], "a sum over ranks")
         return x
+
+    def begin_sum(self, x: torch.Tensor) -> Callable[[], None]:
+        if self.size == 1 or x.dtype not in _SUMMABLE:
+            self.sum_(x)
+            return lambda: None
+        self.sent_bytes += reduced_bytes(x, self.size)
+        _finish([x])
+        requests = [self.communicator.Iallreduce(MPI.IN_PLACE, buffer) for buffer in _buffers(x)]
+        return lambda: self._wait(requests, "a sum over ranks")
 
     def _wait(self, requests: list[MPI.Request], what: str) -> None:
         begun, (pause, longest) = time.monotonic(), PAUSES
@@ -113,6 +119,13 @@ def _finish(tensors: list[torch.Tensor]) -> None:
     """MPI knows nothing of a GPU's streams: what is queued there must be done before it touches a tensor."""
     if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.current_stream().synchronize()
+
+
+def _buffers(x: torch.Tensor) -> list[list]:
+    """A contiguous tensor, in parts that are summed at a time."""
+    memory, size = _bytes(x), x.element_size()
+    cuts = [(start, min(start + AT_ONCE, x.numel())) for start in range(0, x.numel(), AT_ONCE)]
+    return [[memory[start * size : stop * size], stop - start, _SUMMABLE[x.dtype]] for start, stop in cuts]
 
 
 def _bytes(x: torch.Tensor) -> MPI.buffer:

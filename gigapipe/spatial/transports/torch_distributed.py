@@ -73,6 +73,23 @@ class TorchTransport:
                 x.copy_(summed)
         return x
 
+    def begin_sum(self, x: torch.Tensor) -> Callable[[], None]:
+        if self.size == 1:
+            return lambda: None
+        self.sent_bytes += reduced_bytes(x, self.size)
+        summed = x.to(self._carried_on(x))
+        with self._named("a sum over ranks"):
+            request = dist.all_reduce(summed, group=self.group, async_op=True)
+        assert request is not None  # as of a member of the group
+
+        def wait() -> None:
+            with self._named("a sum over ranks"):
+                request.wait()
+            if summed is not x:
+                x.copy_(summed)
+
+        return wait
+
     def _carried_on(self, x: torch.Tensor) -> torch.device:
         """Where a tensor lies when it is sent: gloo sends from the host's memory alone, NCCL from GPUs'."""
         kind = x.device.type
