@@ -31,6 +31,7 @@ def network(folder: Path, mpp: float, fold: int, moved: int = 0, md5=MD5, identi
     ]  # fmt: skip
     scores = pd.DataFrame(rows)
     settings = {
+        "precision": "float32",
         "mpp": mpp, "seed": 0, "fold": fold, "canvas": 64, "network": "resnet18", "width": 64, "pool": "average",
         "weights": None, "epochs": 6, **settings,
     }  # fmt: skip
@@ -87,7 +88,7 @@ def networks(
         alike = dict(zip(ALIKE, [mpp, "whole", 64, "1 × 1 × 1", 0, "resnet18", "random", ""], strict=True))
         parts.append(pd.DataFrame(found | alike))
         cost = dict.fromkeys(COSTS, np.nan) | {"seconds_per_step": 16 / mpp, "seconds_per_slide": 4 / mpp, "ranks": 1}
-        cost["energy_counted"] = "unknown"
+        cost |= {"precision": "float32", "energy_counted": "unknown"}
         costs += [alike | cost | {"split": "site", "seed": 0, "fold": number} for number in range(folds)]
     return pd.concat(parts, ignore_index=True), pd.DataFrame(costs)
 
@@ -105,6 +106,6 @@ def numbers(spread: dict[float, float], patients=80, seed=0) -> Networks:
         found = {"slide": names, "patient": names, "part": "test", "number": true, "predicted": said, "target": "age"}
         parts.append(pd.DataFrame(found | of | alike))
         cost = dict.fromkeys(COSTS, np.nan) | {"seconds_per_step": 16 / mpp, "seconds_per_slide": 4 / mpp, "ranks": 1}
-        cost["energy_counted"] = "unknown"
+        cost |= {"precision": "float32", "energy_counted": "unknown"}
         costs += [alike | cost | of | {"fold": fold} for fold in range(2)]
     return pd.concat(parts, ignore_index=True), pd.DataFrame(costs)

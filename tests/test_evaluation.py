@@ -155,6 +155,7 @@ def network(folder: Path, mpp: float, signal: float, seed=0, fold=0, split="site
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(folder / "predictions.tsv", sep="\t", index=False)
     settings = {
+        "precision": "float32",
         "mpp": mpp,
         "seed": seed,
         "fold": fold,
@@ -197,6 +198,7 @@ def test_the_comparison_has_a_row_a_resolution(tmp_path):
     assert ((table["auc_low"] <= table["auc"]) & (table["auc"] <= table["auc_high"])).all()
     assert np.isnan(table["delta"].iloc[0]) and list(table["joules_per_step"].isna()) == [False, True]
     assert list(table["energy_counted"]) == ["processors and cards", "unknown"]
+    assert list(table["precision"]) == ["float32"] * 2
     assert table["coarser"].iloc[1] == 8 and table["p"].iloc[1] < 0.001
     assert table["delta"].iloc[1] == pytest.approx(table["auc"].iloc[1] - table["auc"].iloc[0], abs=1e-12)
     assert list(table["to_best"]) == pytest.approx([-table["delta"].iloc[1], table["delta"].iloc[1]])

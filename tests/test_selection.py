@@ -198,7 +198,9 @@ def test_tumour_against_matched_normal_tissue_comes_to_a_table(tmp_path):
         score = (scores["label"] == "primary tumour") * 0.3 + np.random.default_rng(fold).random(len(scores)) * 0.8
         networks.append(scores.assign(memory=0, network="resnet18", start="random", method_name="", score=score))
     scores = pd.concat(networks)
-    costs = scores.drop_duplicates("fold").assign(ranks=1, energy_counted="unknown", **dict.fromkeys(COSTS, 1.0))
+    costs = scores.drop_duplicates("fold").assign(
+        ranks=1, precision="float32", energy_counted="unknown", **dict.fromkeys(COSTS, 1.0)
+    )
     row = compare(scores, costs, margin=0.02).iloc[0]
     assert row["slides"] == 24 and row["patients"] == row["patients_of_several_labels"] == 12
     assert 0.5 < row["auc_low"] < row["auc"] < 1 and row["auc_bootstrap_low"] < row["auc"] < row["auc_bootstrap_high"]

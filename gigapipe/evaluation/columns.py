@@ -102,8 +102,9 @@ COSTS = [
     JOULES,
 ) = COSTS
 
-ENERGY_COUNTED = "energy_counted"
-"""Whose energy `JOULES` are: `processors`, `cards`, `processors and cards`, or `UNKNOWN`."""
+PRECISION, ENERGY_COUNTED = OF_COSTS = ["precision", "energy_counted"]
+"""The number format of activations; whose energy `JOULES` are: `processors`, `cards`, `processors and cards`, or
+`UNKNOWN`."""
 
 
 def bounds(name: str) -> tuple[str, str]:
@@ -337,6 +338,7 @@ _READ = {
     CANVAS: Column("canvas, px", [CANVAS], lambda row: f"{row[CANVAS]:,}²"),
     MESH: _name(MESH, "mesh: data × rows × columns"),
     RANKS: _number(RANKS, "ranks", ",.0f"),
+    PRECISION: _name(PRECISION, "number format"),
     MEMORY: Column("memory limit, GB", [MEMORY], lambda row: f"{row[MEMORY] / 1e9:.3g}" if row[MEMORY] else "none"),
     PARAMETERS: _number(PARAMETERS, "parameters", ",.0f"),
     SECONDS_PER_STEP: _number(SECONDS_PER_STEP, "step time, s", ".3g"),

@@ -16,7 +16,6 @@ from gigapipe.evaluation.columns import (
     COARSER,
     COSTS,
     DELTA,
-    ENERGY_COUNTED,
     FOLD,
     LABEL,
     MARGIN,
@@ -24,6 +23,7 @@ from gigapipe.evaluation.columns import (
     MISSING,
     MPP,
     NETWORKS,
+    OF_COSTS,
     ONE_CANDIDATE,
     PART,
     PATIENTS,
@@ -81,7 +81,7 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) -> pd.Data
             row |= figures
         row |= {name: cost[name].astype(float).mean() for name in COSTS}
         row[PEAK_MEMORY] = cost[PEAK_MEMORY].max()
-        row[ENERGY_COUNTED] = " / ".join(dict.fromkeys(cost[ENERGY_COUNTED]))
+        row |= {name: " / ".join(dict.fromkeys(cost[name])) for name in OF_COSTS}
         row |= {NETWORKS: networks_of(of_row)} | flagged(cost)
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -92,7 +92,7 @@ def compare(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) -> pd.Data
     table = without_unnamed(table)
     said = [reasons(row, len(classes), alone, not_needed) for row in table.to_dict("records")]
     table[MISSING] = [as_missing(of_row) for of_row in said]
-    last = [*COSTS, ENERGY_COUNTED, MISSING]
+    last = [*COSTS, *OF_COSTS, MISSING]
     return table[[name for name in table if name not in last] + last]
 
 

@@ -14,6 +14,7 @@ from gigapipe.evaluation.columns import (
     MEMORY,
     MESH,
     METHOD,
+    PRECISION,
     RANKS,
     SECONDS_PER_STEP,
     SEEDS,
@@ -117,7 +118,7 @@ def _tables(table: pd.DataFrame, between: pd.DataFrame | None) -> dict[str, dict
     """Of each table's title its columns: of each heading its cells."""
     row_names = read(*names_of(table), METHOD, *([START] if table[START].nunique() > 1 else []))
     worth = [*read(SLIDES, SEEDS, FLAGGED), *aucs(table, deviation=True), *more_figures(table), *gains(table)]
-    costs = read(CANVAS, MESH, RANKS, MEMORY, *(cost for cost in COSTS if cost != SECONDS_PER_STEP))
+    costs = read(CANVAS, MESH, RANKS, MEMORY, PRECISION, *(cost for cost in COSTS if cost != SECONDS_PER_STEP))
     parts = {f"Performance by resolution{_of_what(table)}": worth}
     if AUC in table:
         parts[f"Decisions and probabilities, {SPLITS[table[SPLIT].iloc[0]]}"] = read(*DECISIONS_AND_PROBABILITIES)

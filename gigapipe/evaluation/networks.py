@@ -27,6 +27,7 @@ from gigapipe.evaluation.columns import (
     NETWORK,
     ONE_CANDIDATE,
     ONE_NETWORK,
+    PRECISION,
     PREDICTED,
     RANKS,
     SECONDS_PER_SLIDE,
@@ -190,6 +191,7 @@ def _cost(record: dict, path: Path) -> dict:
             METHOD_NAME: settings.get("method", ""),
             START: start(settings, record["started_from"]),
             SECONDS_PER_SLIDE: record[SECONDS_PER_STEP] / record["slides_per_step"],
+            PRECISION: settings["precision"],
             ENERGY_COUNTED: energy_counted(record),
         }
     except (TypeError, KeyError) as error:

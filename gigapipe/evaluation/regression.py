@@ -18,7 +18,6 @@ from gigapipe.evaluation.columns import (
     COARSER,
     COSTS,
     DELTA,
-    ENERGY_COUNTED,
     FOLD,
     FOLDS,
     MARGIN,
@@ -28,6 +27,7 @@ from gigapipe.evaluation.columns import (
     NETWORKS,
     NUMBER,
     NUMBER_FIGURES,
+    OF_COSTS,
     ONE_CANDIDATE,
     ONE_NETWORK,
     PART,
@@ -101,7 +101,7 @@ def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) ->
                 row |= {SPLIT: split} | found
         row |= cost[COSTS].apply(pd.to_numeric).mean().to_dict()
         row[PEAK_MEMORY] = cost[PEAK_MEMORY].max()
-        row[ENERGY_COUNTED] = " / ".join(dict.fromkeys(cost[ENERGY_COUNTED]))
+        row |= {name: " / ".join(dict.fromkeys(cost[name])) for name in OF_COSTS}
         row |= {NETWORKS: networks_of(of_row)} | flagged(cost)
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -111,7 +111,7 @@ def compare_numbers(scores: pd.DataFrame, costs: pd.DataFrame, margin: float) ->
     alone = len(table.groupby(ONE_CANDIDATE)) == 1
     table = without_unnamed(table)
     table[MISSING] = [as_missing(_reasons(row, alone, not_needed)) for row in table.to_dict("records")]
-    last = [*COSTS, ENERGY_COUNTED, MISSING]
+    last = [*COSTS, *OF_COSTS, MISSING]
     return table[[name for name in table if name not in last] + last]
 
 
