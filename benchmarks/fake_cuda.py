@@ -65,7 +65,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gigapipe.spatial import Mesh, costs, recording
+from gigapipe.spatial import Mesh, costs, planning, recording, speed
 from gigapipe.spatial.recording import without_pixels
 
 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # only compared
@@ -283,6 +283,7 @@ def pretended(rank: int, ranks: int):
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     dist.get_backend, dist.get_backend_config = lambda group=None: "nccl", lambda group=None: "cuda:nccl"
     recording.without_pixels = costs.without_pixels = watch.not_looking
+    planning.speed_of = lambda device: (speed.CPU, "")  # it has none
     with without_pixels(), watch:
         yield watch
 

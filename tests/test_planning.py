@@ -17,8 +17,9 @@ from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
-from gigapipe.spatial import Mesh, decompose
+from gigapipe.spatial import Mesh, decompose, speed
 from gigapipe.spatial.costs import recorded_flops, training_state
+from gigapipe.spatial.layers import Layers
 from gigapipe.spatial.planning import trace
 
 pytestmark = pytest.mark.slow
@@ -146,19 +147,19 @@ def test_the_example_of_the_docs_runs(capsys):
     assert capsys.readouterr().out.count("model") == 2
 
 
-def test_a_fit_finds_the_machine_again(monkeypatch):
+def test_a_fit_finds_the_machine_again():
     kinds = [("resnet18", 128), ("resnet18", 320), ("unet", 640)]
     steps = [(network, size, precision) for network, size in kinds for precision in ("float32", "bfloat16")]
-    monkeypatch.setattr(calibration, "STEPS", steps)
     true = SUMMIT._replace(
         flops={"float32": 2e10, "bfloat16": 9e10}, bandwidth=6e9, operation=2e-5, flops_share=1.0, bandwidth_share=1.0
     )
     seconds = []
     for network, size, precision in steps:
         cost = step_cost(calibration.maker(network), (1, 3, size, size), precision=getattr(torch, precision))
-        seconds.append(scaling.step_seconds(cost, true, precision).compute)
+        seconds.append((network, size, precision, scaling.step_seconds(cost, true, precision).compute))
     messages = [3e-5 + size / 2e9 for size in calibration.MESSAGES]
-    found = calibration.fit({"steps": seconds, "messages": messages, "base": 3e8}, 2).machine
+    told = {"steps": seconds, "messages": messages, "memory": 2e9, "base": 3e8, "kind": "cpu", "name": "one"}
+    found = calibration.fit(told, 2).machine
     assert found.flops == pytest.approx(true.flops, rel=0.02)
     assert found.bandwidth == pytest.approx(6e9, rel=0.02) and found.operation == pytest.approx(2e-5, rel=0.1)
     assert found.near == pytest.approx(2e9, rel=1e-6) and found.near_latency == pytest.approx(3e-5, rel=1e-6)
@@ -213,3 +214,35 @@ def test_batches_and_ranks_that_do_not_go_together_are_refused():
         scaling.predict(unet(), SUMMIT, (2, 1, 1), 3)
     with pytest.raises(InputError, match="too many for a canvas"):
         scaling.meshes(unet((16, 16)), SUMMIT, 1021, 1)
+
+
+def test_a_gpu_s_speed_is_measured_once_and_kept(monkeypatch, tmp_path):
+    """By short runs, here on a CPU that is taken for a GPU; CPUs have the constants that they always had."""
+    for name, less in (("SIDE", 16), ("MOVED", 2**16), ("TINY", 4), ("RUNS", 2)):
+        monkeypatch.setattr(speed, name, less)
+    found = speed.measured(torch.device("cpu"))
+    assert (
+        all(0 < value < 1 for value in (found.multiplication, found.byte, found.operation)) and found.sixteen_bits > 0
+    )
+    runs = []
+    monkeypatch.setattr(speed, "measured", lambda device: runs.append(device) or found)
+    monkeypatch.setattr(speed, "_name", lambda device: "Some GPU (80 GB)")
+    for cache, measured, said in (("a", 1, "measured, and kept in"), ("a", 1, "as"), ("b", 2, "but not kept (")):
+        if cache == "b":
+            (tmp_path / "b").touch()  # no folder
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        speed.speed_of.cache_clear()  # as in another process
+        kept, line = speed.speed_of(torch.device("cuda"))
+        assert kept == found and len(runs) == measured and said in line, line
+    speed.speed_of.cache_clear()
+    assert speed.speed_of(torch.device("cpu")) == (speed.CPU, "") and len(runs) == 2
+
+
+def test_what_an_operation_takes_to_start_counts_for_each_tile():
+    nodes = trace(resnet18(2, norm="frozen"), (1, 3, 256, 256), Mesh(), None, torch.float32, "cpu")
+
+    def of_starts(grid: int) -> float:
+        free, dear = (Layers(nodes, Mesh(), speed=speed.CPU._replace(operation=start)) for start in (0.0, 1e9))
+        return dear.tiled(dear.cuts[0], frozenset(), grid).time - free.tiled(free.cuts[0], frozenset(), grid).time
+
+    assert of_starts(4) == pytest.approx(16 * of_starts(1)) and of_starts(1) >= 1e9

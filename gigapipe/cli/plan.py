@@ -60,6 +60,11 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="measure this machine (about a minute), write the result to FILE, and plan for it",
     )
+    sub.add_argument(
+        "--device",
+        default="auto",
+        help="what --measure measures: cpu, cuda, xpu, mps, or auto: cuda if there is a GPU, otherwise cpu",
+    )
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -69,7 +74,21 @@ def plan(args: argparse.Namespace) -> None:
     from gigapipe.planning.calibration import measure
 
     if args.measure:
-        fit = measure(args.ranks_per_node or 2)
+        import torch
+
+        from gigapipe.training.devices import GPUS, choose
+
+        choice = choose(args.device)
+        kind, cards = choice.device.type, 0
+        if kind in GPUS:
+            cards = torch.get_device_module(kind).device_count()
+        elif kind != "cpu":
+            raise InputError(f"device {kind}: cannot be measured; give --device cpu")
+        ranks = args.ranks_per_node or cards or 2
+        if cards and ranks > cards:
+            raise InputError(f"--ranks-per-node {ranks}: there are {cards} GPUs to measure; give no more")
+        print(choice)
+        fit = measure(ranks, kind)
         print(*fit.lines, "", sep="\n")
         with atomic_file(args.measure) as partial:
             partial.write_text(json.dumps(fit.machine._asdict(), indent=2) + "\n", encoding="utf-8")
@@ -78,7 +97,7 @@ def plan(args: argparse.Namespace) -> None:
         chosen = machine(args.machine)
     given = {name: getattr(args, name) for name in ("memory", "ranks_per_node", "near", "far")}
     chosen = chosen._replace(**{name: value for name, value in given.items() if value})
-    job = job_of(args, on_gpu=not chosen.measured)
+    job = job_of(args, on_gpu=chosen.has_gpus)
     points = scaling.meshes(job, chosen, args.ranks, args.batch)
     best = scaling.best(points)
     rows, columns = args.canvas

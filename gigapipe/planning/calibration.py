@@ -1,9 +1,9 @@
 """This machine as a `Machine`: short runs, and the parameters of the time model that fit them best.
 
-    mpiexec -n 2 python -m gigapipe.planning.calibration
+    mpiexec -n 2 python -m gigapipe.planning.calibration cpu
 
-is what `measure` starts: all ranks make the same steps at once, each on images of its own, for they share the memory's
-bandwidth; then they send each other messages of many sizes.
+is what `measure` starts: all ranks make the same steps at once, each on images of its own, for those on CPUs share the
+memory's bandwidth; then they send each other messages of many sizes.
 """
 
 import json
@@ -21,14 +21,23 @@ from gigapipe.allocator import return_freed_tensors
 from gigapipe.errors import InputError
 from gigapipe.planning.machines import Machine
 
-STEPS = [
-    (network, size, precision)
-    for network, sizes in (("resnet18", (128, 256, 512, 768)), ("resnet50", (128, 384)), ("unet", (512, 1024)))
-    for size in sizes
-    for precision in ("float32", "bfloat16")
-]
+KINDS = ("resnet18", (128, 256, 512, 768)), ("resnet50", (128, 384)), ("unet", (512, 1024))
+KINDS_OF_GPUS = ("resnet18", (256, 1024, 2048)), ("resnet50", (256, 1024)), ("unet", (1024, 4096))
+"""Of which some take a GPU longer than to be started."""
+
 REPEATS = 4  # the first is not counted
 MESSAGES = [2**power for power in range(10, 24)]  # bytes
+
+
+def steps_on(kind: str) -> list[tuple[str, int, str]]:
+    """Networks, sizes and precisions of the steps that a kind of device is measured by."""
+    kinds = KINDS if kind == "cpu" else KINDS_OF_GPUS
+    precisions = ["float32", "bfloat16"]
+    if kind == "cuda":
+        import torch
+
+        precisions = precisions[: 1 + torch.cuda.is_bf16_supported(including_emulation=False)]
+    return [(network, size, precision) for network, sizes in kinds for size in sizes for precision in precisions]
 
 
 class Fit(NamedTuple):
@@ -38,12 +47,12 @@ class Fit(NamedTuple):
     lines: list[str]
 
 
-def measure(ranks: int = 2) -> Fit:
-    """Run and fit, on `ranks` ranks of this machine, its cores shared out. Takes about a minute.
+def measure(ranks: int = 2, kind: str = "cpu") -> Fit:
+    """Run and fit, on `ranks` ranks of this machine, with a GPU each or its cores shared out. Takes about a minute.
 
     Raises InputError if the ranks cannot be started.
     """
-    command = ["mpiexec", "-n", str(ranks), sys.executable, "-m", "gigapipe.planning.calibration"]
+    command = ["mpiexec", "-n", str(ranks), sys.executable, "-m", "gigapipe.planning.calibration", kind]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -53,22 +62,24 @@ def measure(ranks: int = 2) -> Fit:
 
 
 def fit(found: dict, ranks: int) -> Fit:
-    """The machine whose predictions differ least, in logarithms, from what the ranks found."""
+    """The machine whose predictions differ least, in logarithms, from what the ranks `found` (see `run`)."""
     import torch
     from scipy.optimize import least_squares
 
     from gigapipe.planning.cost import step_cost
     from gigapipe.planning.scaling import compute_seconds
 
+    steps, seconds = [step[:3] for step in found["steps"]], np.array([step[3] for step in found["steps"]])
     counted = []
-    for network, size, precision in STEPS:
-        cost = step_cost(maker(network), (1, 3, size, size), precision=getattr(torch, precision))
+    for network, size, precision in steps:
+        dtype = getattr(torch, precision)
+        cost = step_cost(maker(network), (1, 3, size, size), precision=dtype, on_gpu=found["kind"] != "cpu")
         counted.append((precision, cost.operations))
-    seconds = np.array(found["steps"])
+    precisions = list(dict.fromkeys(precision for precision, _ in counted))
 
     def predicted(logarithms: np.ndarray) -> np.ndarray:
-        by_precision = dict(zip(("float32", "bfloat16"), np.exp(logarithms[:2]), strict=True))
-        bandwidth, operation = np.exp(logarithms[2:])
+        bandwidth, operation, *flops = np.exp(logarithms)
+        by_precision = dict(zip(precisions, flops, strict=True))
         return np.array(
             [
                 compute_seconds(operations, by_precision[precision], bandwidth, operation)
@@ -76,31 +87,35 @@ def fit(found: dict, ranks: int) -> Fit:
             ]
         )
 
-    start = np.log([1e11, 1e11, 1e10, 1e-5])
+    faster = 1 if found["kind"] == "cpu" else 100
+    start = np.log([1e10 * faster, 1e-5, *[1e11 * faster] * len(precisions)])
     solved = least_squares(lambda x: np.log(predicted(x) / seconds), start, loss="soft_l1")
-    float32, bfloat16, bandwidth, operation = np.exp(solved.x).tolist()
-    sizes, times = np.array(MESSAGES), np.array(found["messages"])
-    # Weighted so that short and long messages count alike.
-    slope, latency = np.polyfit(sizes, times, 1, w=1 / times)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks
+    bandwidth, operation, *flops = np.exp(solved.x).tolist()
+    links: dict = {"near": None}
+    if found["messages"]:
+        sizes, times = np.array(MESSAGES), np.array(found["messages"])
+        # Weighted so that short and long messages count alike.
+        slope, latency = np.polyfit(sizes, times, 1, w=1 / times)
+        # A line through noise may begin below zero.
+        links = {"near": 1 / slope, "near_latency": max(latency, float(times.min()) / 2)}
     machine = Machine(
-        f"this machine ({platform.machine()}, {ranks} ranks of {len(os.sched_getaffinity(0)) // ranks or 1} cores)",
-        memory,
+        f"this machine ({found['name']})",
+        found["memory"],
         ranks,
-        {"float32": float32, "bfloat16": bfloat16},
+        dict(zip(precisions, flops, strict=True)),
         bandwidth,
-        near=1 / slope,
         far=None,
         flops_share=1.0,
         bandwidth_share=1.0,
         link_share=1.0,
-        near_latency=max(latency, float(times.min()) / 2),  # a line through noise may begin below zero
         operation=operation,
-        reserve=found["base"] / memory,
+        reserve=found["base"] / found["memory"],
         measured=True,
+        device=found["kind"],
+        **links,
     )
     lines = [f"{'a step of':28} {'measured, s':>12} {'fitted, s':>10} {'ratio':>6}"]
-    for (network, size, precision), was, fitted in zip(STEPS, seconds, predicted(solved.x), strict=True):
+    for (network, size, precision), was, fitted in zip(steps, seconds, predicted(solved.x), strict=True):
         lines.append(f"{f'{network} {size}² {precision}':28} {was:12.4f} {fitted:10.4f} {fitted / was:6.2f}")
     return Fit(machine, lines)
 
@@ -111,8 +126,12 @@ def maker(network: str):
     return GigapixelUNet if network == "unet" else lambda: RESNETS[network](2)
 
 
-def run() -> None:
-    """One rank; the first prints the seconds of `STEPS` and `MESSAGES`, and the bytes that its process had before."""
+def run(kind: str) -> None:
+    """One rank; the first prints what they found.
+
+    `steps` (network, size, precision, seconds), `messages`, the seconds of those of `MESSAGES`, the `memory` of a rank
+    and its `base`, bytes of it that tensors do not get, and the `kind` and `name` of the device.
+    """
     return_freed_tensors()
     import torch
     from mpi4py import MPI
@@ -121,40 +140,86 @@ def run() -> None:
     from gigapipe.planning.cost import default_loss
     from gigapipe.spatial import Mesh, decompose, shard
     from gigapipe.spatial.planning import resident_memory
-    from gigapipe.spatial.transports.mpi import MpiTransport
 
     world = MPI.COMM_WORLD
     torch.set_num_threads(max(1, torch.get_num_threads() // world.size))
+    module = torch.get_device_module(kind)
+    device = torch.device(kind) if kind == "cpu" else torch.device(kind, world.rank % module.device_count())
+    module.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # as a training has it
     base, steps = resident_memory(), []
-    for network, size, precision in STEPS:
-        model = decompose(in_channels_last(maker(network)()), Mesh())
-        image = shard(torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last), Mesh())
+    for network, size, precision in steps_on(kind):
+        model = decompose(in_channels_last(maker(network)()).to(device), Mesh())
+        pixels = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+        image = shard(pixels.to(device), Mesh())
         dtype = getattr(torch, precision)
         taken = []
         for _ in range(REPEATS):
             model.zero_grad()
+            module.synchronize()
             world.Barrier()
             begun = time.perf_counter()
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
                 output = model(image)
             default_loss(output).backward()
+            module.synchronize()
             taken.append(time.perf_counter() - begun)
-        steps.append(statistics.median(taken[1:]))
-    transport = MpiTransport(world)
+        steps.append((network, size, precision, statistics.median(taken[1:])))
+    found: dict[str, object] = {"kind": kind, "steps": steps, "messages": _messages(world, device)}
+    if kind == "cpu":
+        cores = len(os.sched_getaffinity(0)) // world.size or 1
+        found["name"] = f"{platform.machine()}, {world.size} ranks of {cores} cores"
+        found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.size
+        found["base"] = base
+    else:  # what the driver, kernels and NCCL have taken
+        free, total = module.mem_get_info()
+        found["name"] = f"{world.size} × {module.get_device_name(device)}"
+        found["memory"], found["base"] = total, total - free - module.memory_reserved()
+    if world.rank == 0:
+        print(json.dumps(found), flush=True)
+
+
+def _messages(world, device) -> list[float]:
+    """Seconds of an exchange of each of `MESSAGES` in a ring; none of a single GPU."""
+    import torch
+
+    if device.type != "cpu" and world.size == 1:
+        return []
+    transport = _transport(world, device.type)
     ahead, behind = (world.rank + 1) % world.size, (world.rank - 1) % world.size
-    messages = []
+    module, messages = torch.get_device_module(device), []
     for size in MESSAGES:
-        sent, room = torch.zeros(2, size, dtype=torch.uint8)
+        sent, room = torch.zeros(2, size, dtype=torch.uint8, device=device)
         taken = []
         for _ in range(24):
+            module.synchronize()
             world.Barrier()
             begun = time.perf_counter()
             transport.exchange([(ahead, sent)], [(behind, room)])()
+            module.synchronize()
             taken.append(time.perf_counter() - begun)
         messages.append(statistics.median(taken[4:]))
-    if world.rank == 0:
-        print(json.dumps({"steps": steps, "messages": messages, "base": base}), flush=True)
+    return messages
+
+
+def _transport(world, kind: str):
+    """What carries data between ranks in a training on such devices."""
+    if kind == "cpu":
+        from gigapipe.spatial.transports.mpi import MpiTransport
+
+        return MpiTransport(world)
+    import torch.distributed as dist
+
+    from gigapipe.spatial.transports.torch_distributed import TorchTransport
+
+    first = world.rank == 0
+    store = dist.TCPStore("127.0.0.1", 0, world.size, True, wait_for_workers=False) if first else None
+    port = world.bcast(store.port if store else None)
+    store = store or dist.TCPStore("127.0.0.1", port, world.size, False)
+    backend = {"cuda": "nccl", "xpu": "xccl"}[kind]
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    return TorchTransport()
 
 
 if __name__ == "__main__":
-    run()
+    run(sys.argv[1])

@@ -33,6 +33,12 @@ class Machine(NamedTuple):
     reserve: float = 0.1
     """Share of the memory that tensors do not get: the process, kernels' own memory, what lies between tensors."""
     measured: bool = False
+    device: str = "cpu"
+    """Its kind, where it was measured. The others are GPUs."""
+
+    @property
+    def has_gpus(self) -> bool:
+        return not self.measured or self.device != "cpu"
 
     @property
     def usable_memory(self) -> float:
@@ -94,7 +100,7 @@ MACHINES = {
 
 
 def machine(name: str) -> Machine:
-    """One of `MACHINES`, or what `calibration.measured` wrote to the file of that name."""
+    """One of `MACHINES`, or what `gigapipe plan --measure` wrote to the file of that name."""
     if name in MACHINES:
         return MACHINES[name]
     try:

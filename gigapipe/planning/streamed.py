@@ -3,6 +3,7 @@
 from gigapipe.errors import InputError
 from gigapipe.planning.machines import Machine
 from gigapipe.planning.scaling import Job, undivided_seconds
+from gigapipe.spatial.speed import CPU, Speed
 
 
 def streamed(job: Job, machine: Machine) -> list[str]:
@@ -28,7 +29,9 @@ def streamed(job: Job, machine: Machine) -> list[str]:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shape = 1, job.channels, *job.canvas
             # By one thread: how many the machine's rank has, and what tiles side by side are worth there, nobody knows.
-            plan = plan_streaming(model, shape, machine.usable_memory, loss=job.loss, base=state, threads=1)
+            plan = plan_streaming(
+                model, shape, machine.usable_memory, loss=job.loss, base=state, threads=1, speed=_speed(job, machine)
+            )
     except NotImplementedError as error:
         raise InputError(f"it cannot be streamed: {error}") from None
     except ValueError as error:
@@ -40,3 +43,11 @@ def streamed(job: Job, machine: Machine) -> list[str]:
         f"{plan.time:.2f} × the time of an undivided step{frozen if norms else ''}:",
         *(f"  {line}" for line in plan.lines[:-1]),
     ]
+
+
+def _speed(job: Job, machine: Machine) -> Speed:
+    """The machine's, by which tiles are chosen; of a CPU that by which a training there chooses them."""
+    if not machine.has_gpus:
+        return CPU
+    of_32, of_job = (machine.flops_share * machine.flops[p] / 2 for p in ("float32", job.precision))
+    return Speed(1 / of_32, of_job / of_32, 1 / (machine.bandwidth_share * machine.bandwidth), machine.operation)

@@ -9,9 +9,9 @@ a training alike, by what stands here. In the rest they differ:
 - Traffic of a mesh is every tensor that an operation of ATen reads or makes; of tiles, the images of a recorded
   operation, which may be several of ATen's.
 - Time of a mesh is in seconds of a known machine: an operation's arithmetic or its traffic, whichever takes longer, and
-  a backward pass as it is counted (`gigapipe/planning/scaling.py`). Time of tiles is in multiplications, for whatever
-  machine: arithmetic and traffic together (`relative_time`), and a backward pass as so many forward ones (`passes`). It
-  only compares ways to compute the same.
+  a backward pass as it is counted (`gigapipe/planning/scaling.py`). Time of tiles is by the `Speed` of the device:
+  arithmetic and traffic together, and a backward pass as so many forward ones (`passes`). It only compares ways to
+  compute the same.
 """
 
 import math
@@ -24,6 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gigapipe.spatial.fusing import convolved_and_normalised
 from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
+from gigapipe.spatial.speed import Speed
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import counts_of_arithmetic, memory_of
@@ -42,12 +43,6 @@ all threads, on a CPU: careful, for 0.4 to 0.8 were measured of two threads besi
 GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
 
-MULTIPLICATIONS_A_BYTE = 12
-"""What moving a byte costs beside a convolution's multiplications, roughly, on a CPU."""
-
-SIXTEEN_BITS = 3
-"""How many multiplications under autocast take the time of one in float32, roughly, on a CPU."""
-
 CONVOLUTIONS = {torch.conv2d: False, convolved_and_normalised: False, torch.conv_transpose2d: True}
 """Recorded functions that multiply by weights, and whether they are transposed."""
 
@@ -65,11 +60,6 @@ def recorded_flops(node: Node) -> int:
     convolution = node.operands[0].image.shape, node.tensors[0].shape, None, None, None, None
     operation = torch.ops.aten.convolution.default
     return flops(operation, (*convolution, CONVOLUTIONS[node.function]), {}, node.results[0].shape)
-
-
-def relative_time(multiplications: float, moved: float, sixteen_bits: bool) -> float:
-    """Of an operation that reads and writes `moved` bytes, in multiplications of float32."""
-    return multiplications / (SIXTEEN_BITS if sixteen_bits else 1) + moved * MULTIPLICATIONS_A_BYTE
 
 
 def passes(again: bool) -> int:
@@ -165,16 +155,16 @@ class Operation:
     padded: float
     """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
     time: float
-    """In multiplications."""
+    """By the device's `Speed`, but for its start."""
 
     @classmethod
-    def of(cls, of: Node, node: Node) -> "Operation":
+    def of(cls, of: Node, node: Node, speed: Speed) -> "Operation":
         """Of the results of `of`, by `node`: itself, or one that does the work of several."""
         made = 0.0 if node.in_place or node.sums else sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results)))
         size = math.prod(size_of(node))
         operand = node.operands[0].image
         moved = made + sum(map(bytes_a_pixel, node.operands))
-        time = relative_time(recorded_flops(node) / 2 / size, moved, node.autocast is not None)
+        time = speed.time(recorded_flops(node) / 2 / size, moved, node.autocast is not None)
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
             padded = bytes_a_pixel(node.operands[0]) * math.prod(operand.image_size) / size

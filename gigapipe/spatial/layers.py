@@ -5,7 +5,7 @@ What every operation takes follows from the shapes (`costs.py`). Nothing is trie
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -23,6 +23,7 @@ from gigapipe.spatial.costs import (
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
+from gigapipe.spatial.speed import CPU, Speed
 from gigapipe.spatial.window import Interval
 from gigapipe.spatial.workers import waiting
 
@@ -67,10 +68,10 @@ class Layers:
     `workers` threads compute tiles side by side; 0: one after another, by all threads.
     """
 
-    def __init__(self, nodes: list[Node], mesh: Mesh, workers: int = 0):
-        self.mesh, self.workers = mesh, workers
+    def __init__(self, nodes: list[Node], mesh: Mesh, workers: int = 0, speed: Speed = CPU):
+        self.mesh, self.workers, self.speed = mesh, workers, speed
         self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
-        self.operations = {node: Operation.of(node, node) for node in self.nodes}
+        self.operations = {node: Operation.of(node, node, speed) for node in self.nodes}
         self._fused: dict[Node, Operation] = {}
         self.last_use = {ref.node: node.index for node in self.nodes for ref in node.operands}
         self.cuts = list(self._cuts())
@@ -79,7 +80,7 @@ class Layers:
         """What makes a node's results: it itself, or the one `node` that takes its place in every segment."""
         known = self.operations if node is made else self._fused
         if made not in known:
-            known[made] = Operation.of(made, node)
+            known[made] = Operation.of(made, node, self.speed)
         return known[made]
 
     def _cuts(self) -> Iterator[Node]:
@@ -145,7 +146,7 @@ class Layers:
         parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
         operations = [self.operation(made, node) for made, node in segment.computed.items()]
         forward, backward = self._at_a_time(operations, areas, tiled=True)
-        once = sum(operation.time * areas[operation.node] for operation in operations)
+        once = self.time(operations, areas)
         tiles = math.prod(count)
         side = min(self.workers, tiles) or 1
         heap = HEAP if self.workers else 0
@@ -184,8 +185,13 @@ class Layers:
         operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
         areas = {operation.node: self.area(operation.node) for operation in operations}
         forward, backward = self._at_a_time(operations, areas, tiled=False)
-        time = passes(again=False) * sum(operation.time * areas[operation.node] for operation in operations)
+        time = passes(again=False) * self.time(operations, areas)
         return Share({}, forward, backward, {0: time})
+
+    def time(self, operations: Collection[Operation], areas: Mapping[Node, float]) -> float:
+        """Of operations that make so many pixels each, once, forward."""
+        computed = sum(operation.time * areas[operation.node] for operation in operations)
+        return computed + len(operations) * self.speed.operation
 
     @staticmethod
     def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], tiled: bool) -> tuple[float, float]:

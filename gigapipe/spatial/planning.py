@@ -23,6 +23,7 @@ from gigapipe.spatial.kept_images import normalises, ways
 from gigapipe.spatial.layers import Layers, Share
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorder, Ref
+from gigapipe.spatial.speed import CPU, Speed, speed_of
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
 
@@ -126,12 +127,14 @@ def plan_streaming(
     device: torch.device | str = "cpu",
     base: float | None = None,
     threads: int | None = None,
+    speed: Speed | None = None,
 ) -> Plan:
     """The fastest way to train `model` on an image of `shape` with a rank's process below `memory` bytes.
 
     `loss` is called with the model's output if that is an image, and must return a number. `base` is the memory of the
     process without the image, in bytes; by default its present memory plus gradients. On a CPU `threads` (by default
-    the number that torch uses for an operation) compute tiles in parallel if memory suffices. Call it under the
+    the number that torch uses for an operation) compute tiles in parallel if memory suffices. `speed` is the device's,
+    by default what `speed_of` says: of a GPU it is measured once, which takes a second or two. Call it under the
     autocast of the step, and under no_grad for a prediction. All ranks of the mesh must call it. Raises ValueError,
     with a remedy, if no plan fits.
     """
@@ -142,15 +145,21 @@ def plan_streaming(
         base = resident_memory() + weights
     if torch.is_autocast_enabled(torch.device(device).type):
         base += weights  # in 16 bits, and their gradients
+    source = ""
+    if speed is None:
+        speed, source = speed_of(torch.device(device)) if mesh.rank == 0 else (CPU, "")
     threads = (threads or torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
     if mesh.size > 1:  # ranks plan alike, for the one that holds most and the one that has fewest threads
-        table = torch.zeros(2, mesh.size, dtype=torch.float64)
-        table[0, mesh.rank], table[1, mesh.rank] = base, threads
-        bases, counts = mesh.everyone.sum_(table)
-        base, threads = bases.max().item(), int(counts.min().item())
+        table = torch.zeros(2 * mesh.size + len(speed), dtype=torch.float64)
+        table[mesh.rank], table[mesh.size + mesh.rank] = base, threads
+        if mesh.rank == 0:  # of several measurements one counts
+            table[2 * mesh.size :] = torch.tensor(speed, dtype=torch.float64)
+        told = mesh.everyone.sum_(table).tolist()
+        base, threads = max(told[: mesh.size]), int(min(told[mesh.size : 2 * mesh.size]))
+        speed = Speed(*told[2 * mesh.size :])
     available = USABLE_SHARE * (memory - base)
     for workers in (threads, 0) if threads > 1 else (0,):
-        layers = Layers(nodes, mesh, workers)
+        layers = Layers(nodes, mesh, workers, speed)
         found = list(candidates(layers, available))
         if fitting := [c for c in found if c.peak <= available]:
             break
@@ -162,7 +171,8 @@ def plan_streaming(
         )
     undivided = [c for c in fitting if c.whole and not c.stored]  # what fits as it is stays as it is
     best = min(undivided or fitting, key=lambda c: c.time)
-    plain = sum(o.time * layers.area(o.node) for o in layers.operations.values()) * passes(again=False)
+    operations = layers.operations.values()
+    plain = layers.time(operations, {o.node: layers.area(o.node) for o in operations}) * passes(again=False)
     after = (best.stored[-1].index if best.stored else 0) + 1
     return Plan(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
@@ -172,7 +182,7 @@ def plan_streaming(
         peak=base + best.peak,
         time=best.time / plain,
         shares={index: time / best.time for share in best.shares for index, time in share.times.items()},
-        lines=tuple(_described(layers, best, base, best.time / plain)),
+        lines=(*([source] if source else []), *_described(layers, best, base, best.time / plain)),
     )
 
 

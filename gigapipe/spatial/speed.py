@@ -1,0 +1,129 @@
+"""How fast a device computes and moves bytes, by which tiles are chosen: measured, where it is a GPU, and kept.
+
+GPUs differ too much for one guess: in how many multiplications they do while a byte is moved, and while the host starts
+an operation, which is lost on small tiles. So short runs tell, once for each kind of GPU and version of torch, and a
+file keeps what they told: the plan of a training that is resumed is then the same. CPUs have constants, which give the
+same plan, and so the same bits, everywhere.
+"""
+
+import functools
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Speed(NamedTuple):
+    """What operations take: in seconds where it was measured; only ratios matter."""
+
+    multiplication: float
+    """One multiplication with its addition, of float32."""
+    sixteen_bits: float
+    """How many under autocast take the time of one."""
+    byte: float
+    """Read, or written."""
+    operation: float
+    """To start one."""
+
+    def time(self, multiplications: float, moved: float, sixteen_bits: bool) -> float:
+        """Of an operation that reads and writes `moved` bytes, but for its start."""
+        return self.multiplication * (multiplications / (self.sixteen_bits if sixteen_bits else 1)) + moved * self.byte
+
+    def __str__(self) -> str:
+        flops = 2 / self.multiplication / 1e12
+        return (
+            f"{flops:.3g} Tflop/s in float32, {flops * self.sixteen_bits:.3g} in 16 bits, {1e-9 / self.byte:.4g} GB/s, "
+            f"{self.operation * 1e6:.3g} µs to start an operation"
+        )
+
+
+CPU = Speed(multiplication=1.0, sixteen_bits=3, byte=12, operation=0.0)
+"""In multiplications of a convolution, roughly. To start an operation takes no time that counts."""
+
+SIDE = 512
+"""Rows and columns of the image that is convolved, of `CHANNELS`."""
+
+CHANNELS = 64
+
+MOVED = 2**27
+"""Bytes of an image that is added to: more than caches hold."""
+
+TINY = 200
+"""Operations that are started one after another."""
+
+RUNS = 5
+
+
+def measured(device: torch.device) -> Speed:
+    """Of a GPU, in a second or two, with 0.4 GB of its memory for that time."""
+    wait = torch.get_device_module(device).synchronize
+
+    def seconds(run: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(RUNS + 1):
+            wait()
+            begun = time.perf_counter()
+            run()
+            wait()
+            taken.append(time.perf_counter() - begun)
+        return statistics.median(taken[1:])  # the first also loads kernels, and chooses among them
+
+    with torch.no_grad():
+        few = torch.zeros(8, device=device)
+        operation = seconds(lambda: [few.add_(1) for _ in range(TINY)]) / TINY
+        byte = seconds(functools.partial(_move, *torch.zeros(2, MOVED // 4, device=device))) / (2 * MOVED)
+        image = torch.zeros(1, CHANNELS, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
+        weight = torch.zeros(CHANNELS, CHANNELS, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+        count = image.numel() * CHANNELS * 9
+        found = []
+        for dtype in (torch.float32, torch.float16):  # which all GPUs have, at the rate of bfloat16 where that is there
+            x, w = image.to(dtype), weight.to(dtype)
+            took = seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1))
+            # What it moves is counted for itself; but a convolution may hide it.
+            found.append(max(took - 2 * x.nbytes * byte, took / 2) / count)
+    of_32, of_16 = found
+    return Speed(of_32, of_32 / of_16, byte, operation)
+
+
+def _move(many: torch.Tensor, others: torch.Tensor) -> None:
+    torch.add(many, 1, out=others)
+
+
+@functools.cache
+def speed_of(device: torch.device) -> tuple[Speed, str]:
+    """A device's speed, and a line that says where it is from.
+
+    Of a GPU it is what a file in the user's cache folder keeps; where there is none, it is measured, and kept there.
+    """
+    if device.type == "cpu":
+        return CPU, ""
+    name = _name(device)
+    path = _folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', f'{name} torch {torch.__version__}')}.json"
+    try:
+        return (kept := Speed(**json.loads(path.read_text(encoding="utf-8")))), f"{name}, as {path} has it: {kept}"
+    except (OSError, ValueError, TypeError):
+        found = measured(device)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        return found, f"{name}, measured, but not kept ({error}): {found}"
+    return found, f"{name}, measured, and kept in {path}: {found}"
+
+
+def _name(device: torch.device) -> str:
+    module = torch.get_device_module(device)
+    return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gigapipe" / "speed"
