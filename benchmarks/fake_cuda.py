@@ -268,7 +268,8 @@ def pretended(rank: int, ranks: int):
     watch = Watch()
     answers = {
         torch.cuda: {
-            "is_available": True, "device_count": 1, "current_device": 0, "set_device": None, "get_device_name": "fake",
+            "is_available": True, "device_count": 1, "current_device": 0, "set_device": None, "synchronize": None,
+            "get_device_name": "fake",
             "memory_allocated": 0, "max_memory_allocated": 0, "is_bf16_supported": True,
             "get_device_properties": types.SimpleNamespace(uuid="fake"),
         },

@@ -39,7 +39,7 @@ def test_what_it_says_and_how_it_ends_come_through(tmp_path, more):
     output, said = done.communicate()
     assert (done.returncode, output) == (1, "")
     assert said.startswith("gigapipe: predictions none.tsv: cannot be read"), said
-    helped = start(tmp_path, "train", "--help", COLUMNS="50", **more)
+    helped = start(tmp_path, "predict", "--help", COLUMNS="50", **more)
     text, _ = helped.communicate()
     assert helped.returncode == 0 and max(map(len, text.splitlines()[:20])) <= 60
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from launching import ROOT, gigapipe
 
 from gigapipe.cli import main
@@ -220,7 +221,12 @@ def test_a_gpu_s_speed_is_measured_once_and_kept(monkeypatch, tmp_path):
     """By short runs, here on a CPU that is taken for a GPU; CPUs have the constants that they always had."""
     for name, less in (("SIDE", 16), ("MOVED", 2**16), ("TINY", 4), ("RUNS", 2)):
         monkeypatch.setattr(speed, name, less)
-    found = speed.measured(torch.device("cpu"))
+    made = []
+    convolve = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *args, **more: made.append(convolve(*args, **more)) or made[-1])
+    with torch.autocast("cpu", torch.bfloat16):  # in which a step is planned
+        found = speed.measured(torch.device("cpu"))
+    assert {x.dtype for x in made} == {torch.float32, torch.float16}
     assert (
         all(0 < value < 1 for value in (found.multiplication, found.byte, found.operation)) and found.sixteen_bits > 0
     )

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gigapipe.spatial.halo_plan import Leg
 from gigapipe.spatial.window import Interval, Window, split
 
 windows = st.builds(
@@ -45,3 +46,11 @@ def test_split_is_a_partition_into_nearly_equal_parts(size, parts):
     assert [i for interval in intervals for i in range(*interval)] == list(range(size))
     lengths = [interval.size for interval in intervals]
     assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize(
+    "parts, apart", [([(0, 3), (3, 5)], True), ([(4, 6), (0, 3)], True), ([(2, 5), (0, 3)], False)]
+)
+def test_what_was_sent_to_two_ranks_is_not_added_in_one_launch(parts, apart):
+    sends = tuple((rank, (Interval(*part),)) for rank, part in enumerate(parts))
+    assert Leg(-1, Interval(0, 9), Interval(0, 9), (), sends, ()).sent_apart == apart

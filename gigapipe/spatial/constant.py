@@ -194,8 +194,9 @@ def told_by_device(
             [i.within(outer.rows) for i in rows],
             [i.within(outer.columns) for i in columns],
         )
-    # Integers as float64, which `cat` then makes of all: else it would make float32 of them.
-    flat = [t.flatten() if t.is_floating_point() else t.flatten().double() for t in tables]
+    flat = [t.flatten() for t in tables]
+    if not all(t.is_floating_point() for t in flat):  # else `cat` would make float32 of whole numbers
+        flat = [wide(t) for t in flat]
     both = iter(torch.cat(flat).cpu().double().split([t.numel() for t in flat]))
     told = {}
     for ref, alike, values in zip(parts, both, both, strict=True):

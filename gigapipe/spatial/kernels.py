@@ -12,6 +12,9 @@ import torch
 
 ASKED = "GIGAPIPE_TRITON"
 
+if os.environ.get(ASKED, "0") not in ("0", "1"):
+    raise ValueError(f"{ASKED}={os.environ[ASKED]}: set it to 1, or to 0")
+
 DEVICES = {"cuda"} if os.environ.get(ASKED) == "1" else set()
 """Devices on which these operations are used; ROCm's is called cuda, too."""
 
@@ -89,10 +92,11 @@ def of_sums(
 
 
 def _launch(name: str):
-    def launch(*args):
+    def launch(first, *others):
         from gigapipe.spatial import triton_kernels  # imports Triton
 
-        return getattr(triton_kernels, name)(*args)
+        with torch.cuda.device_of(first[0] if isinstance(first, list) else first):  # Triton starts on the current one
+            return getattr(triton_kernels, name)(first, *others)
 
     return launch
 

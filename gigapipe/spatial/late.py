@@ -55,6 +55,7 @@ class Late:
         self.earlier: dict[int, _Part] = {}
         """Of passes that others follow."""
         self.filling: dict[tuple[torch.dtype, torch.device], list[_Part]] = {}
+        self.full: list[list[_Part]] = []
         self.sent: list[_Sent] = []
 
     def take(self, leaf: torch.Tensor, grad: torch.Tensor, strides: Sequence[int]) -> None:
@@ -75,7 +76,7 @@ class Late:
         """Send what is left, wait for all, and add it to `.grad`."""
         for part in self.earlier.values():  # of what the last pass did not come by
             self._put(part)
-        for parts in self.filling.values():
+        for parts in (*self.full, *self.filling.values()):
             self._send(parts)
         for parts, wait in self.sent:
             wait()
@@ -86,8 +87,15 @@ class Late:
         kind = part.grad.dtype, part.grad.device
         bucket = self.filling.setdefault(kind, [])
         bucket.append(part)
-        if sum(p.grad.nbytes for p in bucket) >= BUCKET:
-            self._send(self.filling.pop(kind))
+        if sum(p.grad.nbytes for p in bucket) < BUCKET:
+            return
+        full = self.filling.pop(kind)
+        # Where data ranks share no image, halos travel by other groups. Of two groups of NCCL that are under way at
+        # once, ranks may begin with one or the other, and wait for ever.
+        if self.mesh.data > 1 and part.grad.device.type != "cpu":
+            self.full.append(full)
+        else:
+            self._send(full)
 
     def _send(self, parts: list[_Part]) -> None:
         starts = [0]
@@ -111,8 +119,9 @@ _ABANDONED: list[Late] = []
 def late_gradients(mesh: Mesh) -> Iterator[None]:
     """Around `loss.backward()`, on all ranks: `.grad` of leaves is complete where this ends, not before.
 
-    Within a `step_of_passes`, where that ends. Leaves with hooks have theirs at once, as without this. It is not for
-    `torch.autograd.grad` and `backward(inputs=…)`, whose results would lack what is late.
+    Within a `step_of_passes`, where that ends. Leaves with hooks have theirs at once, as without this: a hook must be
+    on all ranks, or they wait for each other. It is not for `torch.autograd.grad` and `backward(inputs=…)`, whose
+    results would lack what is late.
     """
     if mesh.size == 1:
         yield

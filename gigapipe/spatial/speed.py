@@ -75,7 +75,7 @@ def measured(device: torch.device) -> Speed:
             taken.append(time.perf_counter() - begun)
         return statistics.median(taken[1:])  # the first also loads kernels, and chooses among them
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         few = torch.zeros(8, device=device)
         operation = seconds(lambda: [few.add_(1) for _ in range(TINY)]) / TINY
         byte = seconds(functools.partial(_move, *torch.zeros(2, MOVED // 4, device=device))) / (2 * MOVED)

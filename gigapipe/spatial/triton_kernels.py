@@ -114,8 +114,8 @@ def moments(mean, variance, shift, pixels: int, count: int | None) -> torch.Tens
 
 @triton.jit(do_not_specialize=["channels", "count"])
 def _statistics(
-    sums, shift, running_mean, running_variance, found, channels, count,
-    COUNTED: tl.constexpr, RUNNING: tl.constexpr, MOMENTUM: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+    sums, shift, running_mean, running_variance, momentum, found, channels, count,
+    COUNTED: tl.constexpr, RUNNING: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < channels
@@ -136,20 +136,28 @@ def _statistics(
     if RUNNING:
         old_mean = tl.load(running_mean + i, mask=inside).to(tl.float64)
         old_variance = tl.load(running_variance + i, mask=inside).to(tl.float64)
+        share = tl.load(momentum)
         unbiased = variance * (total / (total - 1.0))
         kept = running_mean.dtype.element_ty
-        tl.store(running_mean + i, (old_mean + MOMENTUM * (mean - old_mean)).to(kept), mask=inside)
+        tl.store(running_mean + i, (old_mean + share * (mean - old_mean)).to(kept), mask=inside)
         kept = running_variance.dtype.element_ty
-        tl.store(running_variance + i, (old_variance + MOMENTUM * (unbiased - old_variance)).to(kept), mask=inside)
+        tl.store(running_variance + i, (old_variance + share * (unbiased - old_variance)).to(kept), mask=inside)
+
+
+@lru_cache(maxsize=64)
+def _number(value: float, device: torch.device) -> torch.Tensor:
+    """In float64, which Triton's own numbers are not. Of a cumulative average it is another in each step."""
+    return torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def statistics(sums, shift, running_mean, running_variance, count, momentum, eps, precision) -> torch.Tensor:
     channels = len(shift)
     found = sums.new_empty(3, channels, dtype=precision)
     running = running_mean is not None
+    running_mean, running_variance = (running_mean, running_variance) if running else (found, found)
     _statistics[(triton.cdiv(channels, BLOCK),)](
-        sums, shift, running_mean if running else found, running_variance if running else found, found, channels,
-        count or 0, COUNTED=count is not None, RUNNING=running, MOMENTUM=momentum, EPS=eps, BLOCK=BLOCK,
+        sums, shift, running_mean, running_variance, _number(momentum, sums.device), found, channels,
+        count or 0, COUNTED=count is not None, RUNNING=running, EPS=eps, BLOCK=BLOCK,
     )  # fmt: skip
     return found
 

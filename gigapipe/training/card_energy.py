@@ -1,6 +1,7 @@
 """The energy that a GPU has used, where its vendor's library is installed and tells: NVIDIA's NVML, or AMD's SMI."""
 
 import importlib
+import math
 import warnings
 from collections.abc import Callable
 
@@ -8,7 +9,10 @@ import torch
 
 
 def card_counter(device: torch.device) -> Callable[[], float] | None:
-    """What reads the joules of a GPU since some moment; None where nothing tells, as of cards before Volta."""
+    """What reads the joules of a GPU since some moment, NaN once it no longer tells; None where nothing tells.
+
+    Cards before Volta do not.
+    """
     if device.type != "cuda":
         return None
     try:
@@ -16,7 +20,14 @@ def card_counter(device: torch.device) -> Callable[[], float] | None:
         read()
     except Exception:  # each library has its own; what cannot be read is not counted, and that is said
         return None
-    return read
+
+    def joules() -> float:
+        try:
+            return read()
+        except Exception:  # no reason to end a training
+            return math.nan
+
+    return joules
 
 
 def _of_nvidia(device: torch.device) -> Callable[[], float]:

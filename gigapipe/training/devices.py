@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gigapipe.errors import Unavailable
+from gigapipe.spatial.wide import has_float64
 
 GPUS = ("cuda", "xpu")
 """Kinds of device of which a machine may have several; torch's modules for them answer alike."""
@@ -75,6 +76,12 @@ def _too_few(wanted: str, ranks: int, gpus: int, several_hosts: bool) -> Choice:
     )
 
 
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done all that was begun there."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
 def identity(device: torch.device) -> str | None:
     """What a GPU is, whatever number it is shown under; None of devices that do not tell."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
@@ -93,6 +100,8 @@ def use(device: torch.device, deterministic: bool = False) -> None:
         # Nothing here reads what it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore [missing-attribute]
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if not has_float64(device):  # a pass is partly made on the host: by one thread, so that all ranks sum in one order
+        torch.autograd.set_multithreading_enabled(False)
     if device.type in GPUS:
         torch.get_device_module(device).set_device(device)
 

@@ -35,7 +35,7 @@ def begin_mpi(transport: str) -> None:
     On Frontier MPI may not start after torch is imported. Elsewhere it starts once it is known that it is needed: who
     fails before that leaves no other waiting.
     """
-    if launched() > 1 and (transport == "mpi" or os.environ.get(MPI_FIRST)):
+    if launched() > 1 and (transport == "mpi" or os.environ.get(MPI_FIRST) == "1"):
         _BEGUN.append(world())
 
 

@@ -18,7 +18,7 @@ from gigapipe.pyramids import appearance
 from gigapipe.spatial import Mesh
 from gigapipe.training.batches import slides_per_step
 from gigapipe.training.cost import Meter
-from gigapipe.training.devices import most_allocated
+from gigapipe.training.devices import finish, most_allocated
 from gigapipe.training.state import State
 from gigapipe.training.task import Task, files_of
 
@@ -28,8 +28,6 @@ class Recorder:
 
     def __init__(self, mesh: Mesh, state: State):
         self.mesh, self.state, self.meter = mesh, state, Meter(mesh)
-        if self.meter.counted not in state.energy_counted:
-            state.energy_counted.append(self.meter.counted)
         self.longest_step = self.longest_validation = 0.0
         """Seconds, in this process."""
         self.spent = 0.0, 0.0
@@ -41,6 +39,7 @@ class Recorder:
         begun = time.perf_counter()
         self.meter.start()
         yield
+        finish(self.mesh.device)
         seconds = time.perf_counter() - begun
         self.state.seconds.append(seconds)
         self.spent = self.meter.spent()
@@ -52,6 +51,8 @@ class Recorder:
         sums = self.mesh.everyone.sum_(torch.tensor([*self.spent, *own], dtype=torch.float64))
         sent, joules = sums[:2].tolist()
         self.state.spent.append((sent, joules))
+        if self.meter.counted not in self.state.energy_counted:
+            self.state.energy_counted.append(self.meter.counted)
         return sums[2:]
 
     @contextlib.contextmanager

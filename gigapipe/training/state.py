@@ -129,6 +129,8 @@ class Resumable:
                 f"{checkpoints.folder}: ranks see different files; wait for the file system, and run it again"
             )
         state = State(**{key: saved[key] for key in vars(beginning) if key in saved or key not in SINCE_0_2})
+        if not state.energy_counted and not all(math.isnan(joules) for _, joules in state.spent):
+            state.energy_counted.append("processors")  # as before 0.2
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         as_before = state.mesh == beginning.mesh and state.memory == beginning.memory

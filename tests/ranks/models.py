@@ -17,6 +17,7 @@ from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.spatial import Mesh, SpatialTensor, average_gradients, decompose, gather, late_gradients, shard
 from gigapipe.spatial import late as late_sums
 from gigapipe.spatial.check import compare
+from gigapipe.spatial.transports import Alone
 from gigapipe.training.loop import step
 from gigapipe.training.loss_scale import LossScale
 from gigapipe.training.optimizer import AdamW
@@ -135,7 +136,10 @@ def overflowing(mesh):
             found["factors"].append(scale.factor)
         return found | {"weights": after.tolist()}
 
-    ours, undivided = steps(mesh, slice(mesh.data_index, mesh.data_index + 1)), steps(Mesh(), slice(0, 2))
+    ours, undivided = (
+        steps(mesh, slice(mesh.data_index, mesh.data_index + 1)),
+        steps(Mesh(transport=Alone()), slice(0, 2)),
+    )
     return ours | {"undivided": abs(ours["losses"][0] / undivided["losses"][0] - 1)}
 
 

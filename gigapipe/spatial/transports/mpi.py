@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from gigapipe.spatial.transports import Message, reduced_bytes
 
-AT_ONCE = 2**20  # elements that are summed at a time, for which MPI takes as much memory again
+AT_ONCE = 2**20  # elements that a sum takes at a time, for which MPI takes as much memory again
 BUSY = 1e-3  # seconds of a wait in which a rank that has a core of its own polls without a pause
 PAUSES = 2e-5, 1e-3  # seconds between two polls after that: at first, and at most
 _SUMMABLE = {
@@ -73,6 +73,7 @@ class MpiTransport:
         return x
 
     def begin_sum(self, x: torch.Tensor) -> Callable[[], None]:
+        """All of `x` is under way at once, for which MPI may take as much memory again."""
         if self.size == 1 or x.dtype not in _SUMMABLE:
             self.sum_(x)
             return lambda: None
