@@ -31,7 +31,6 @@ TOGETHER = {
     "test_exactness.py": "ranks",
     "test_operations.py": "ranks",
     "test_contract.py": "ranks",
-    "test_loss_scale.py": "ranks",
     "test_zoo.py": "ranks",
     "test_simulation.py": "simulation",
     "test_watch.py": "watch",
