@@ -6,7 +6,7 @@ PYTHON ?= python3
 CORES ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
-TRITON := .venv/triton/ready
+TRITON := $(if $(filter Linux,$(shell uname -s)),.venv/triton/ready)  # there is none for others
 
 # Tests run side by side, two more of them than cores, for some wait; each has one thread, or threads would wait for one
 # another. What they compare are the digits of CPUs: whatever GPUs there are, they do not see them. Some thousand
@@ -52,6 +52,6 @@ $(READY): pyproject.toml envs/constraints.txt
 
 # Triton runs the GPU kernels of gigapipe.spatial in its interpreter, in one test. 1 GB, in a folder of its own: who
 # only runs the demo needs none.
-$(TRITON): $(READY)
+.venv/triton/ready: $(READY)
 	.venv/bin/pip install --quiet --no-deps --constraint envs/constraints.txt --upgrade --target $(@D) triton
 	touch $@
