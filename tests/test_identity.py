@@ -22,7 +22,7 @@ def run(tmp_path) -> list[Path]:
 
 def test_networks_that_belong_together_are_compared(run, caplog):
     table = compare(*read(run), margin=0.02)
-    assert list(table["networks"]) == [" ".join(f"{mpp}-{fold}-0-9-6" for fold in range(3)) for mpp in (8, 2)]
+    assert list(table["networks"]) == [" ".join(f"{mpp}-{fold}-0-10-6" for fold in range(3)) for mpp in (8, 2)]
     assert caplog.messages == []
 
 
