@@ -59,7 +59,7 @@ def max_unpool2d(x, indices, kernel_size, stride=None, padding=0, output_size=No
         )
     size = tuple(output_size or (n * s for n, s in zip(x.image_size, stride, strict=True)))[-2:]
     spread = F.interpolate(x, scale_factor=stride, mode="nearest")
-    # Rows and columns by themselves, which float32 holds as no place: torch interpolates no whole numbers.
+    # As rows and columns, which float32 holds exactly, and places not: torch interpolates no whole numbers.
     places = (indices.local // size[1], indices.local % size[1])
     rows, columns = (
         F.interpolate(indices.with_local(place.float()), scale_factor=stride, mode="nearest") for place in places
