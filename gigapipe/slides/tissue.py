@@ -77,7 +77,7 @@ def _within_two(extreme: np.ufunc, image: np.ndarray) -> np.ndarray:
 
 
 def _median(values: np.ndarray) -> float:
-    """Of uint8, by counting."""
+    """Of uint8 (pixels,), of which there is one at least; by counting, as it has but 256 values."""
     up_to = np.cumsum(np.bincount(values, minlength=256))
     return float(np.searchsorted(up_to, [(up_to[-1] - 1) // 2, up_to[-1] // 2], side="right").mean())
 

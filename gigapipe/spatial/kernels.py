@@ -12,10 +12,11 @@ import torch
 
 ASKED = "GIGAPIPE_TRITON"
 
-if os.environ.get(ASKED, "0") not in ("0", "1"):
-    raise ValueError(f"{ASKED}={os.environ[ASKED]}: set it to 1, or to 0")
+_told = os.environ.get(ASKED) or "0"
+if _told not in ("0", "1"):
+    raise ValueError(f"{ASKED}={_told}: set it to 1, or to 0")
 
-DEVICES = {"cuda"} if os.environ.get(ASKED) == "1" else set()
+DEVICES = {"cuda"} if _told == "1" else set()
 """Devices on which these operations are used; ROCm's is called cuda, too."""
 
 _OPERATIONS = torch.library.Library("gigapipe", "DEF")
@@ -69,7 +70,10 @@ def statistics(
     eps: float,
     precision: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, variance and 1/√(variance + eps), given all ranks' moments; running statistics follow in place."""
+    """Mean, variance and 1/√(variance + eps), each (channels,) in `precision`, given the sums of all ranks' `moments`.
+
+    The running mean and variance (channels,) follow in place by `momentum`.
+    """
     means = running or (None, None)
     mean, variance, inverse = torch.ops.gigapipe.statistics(sums, shift, *means, count, momentum, eps, precision)
     return mean, variance, inverse
@@ -111,5 +115,5 @@ _OPERATIONS.impl(
     lambda mean, variance, shift, pixels, count: mean.new_empty(2 * len(mean) + (count is None), dtype=torch.float64),
     "Meta",
 )
-_OPERATIONS.impl("statistics", lambda sums, shift, *_: sums.new_empty(3, len(shift), dtype=_[-1]), "Meta")
+_OPERATIONS.impl("statistics", lambda sums, shift, *others: sums.new_empty(3, len(shift), dtype=others[-1]), "Meta")
 _OPERATIONS.impl("of_sums", lambda sums, own, inverse, *_: inverse.new_empty(4, len(inverse)), "Meta")
