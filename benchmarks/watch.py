@@ -2,6 +2,7 @@
 
     python benchmarks/watch.py                  # the matrix: networks, norms, pools, meshes, places; some minutes
     python benchmarks/watch.py --json held      # one trace of the test suite: held, data, streamed, …
+    python benchmarks/watch.py --traces held data …  # several, two at a time
 
 Of every trace: operations on the device, host synchronisations, collectives of each kind, the most bytes at a time,
 and what is wrong: operations that mix devices, images that lose their layout or become float64. A step is forward,
@@ -11,9 +12,11 @@ backward, gradients averaged, and AdamW. Shapes are those of a whole slide; noth
 import argparse
 import collections
 import functools
+import importlib
 import itertools
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -298,6 +301,11 @@ def traced(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def forked(trace: str) -> list[dict]:
+    """What a trace finds in a fork of this process."""
+    return [{"trace": trace, **found} for found in TRACES[trace]()]
+
+
 def summary(name: str, found: dict) -> str:
     sums, sends = (found["collectives"].get(kind, 0) for kind in ("allreduce", "send"))
     expected = f"{found['planned']:.2f}" if "planned" in found else ""
@@ -308,7 +316,15 @@ def summary(name: str, found: dict) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", nargs="+", metavar="TRACE", help="one trace, and keywords in JSON")
+    parser.add_argument("--traces", nargs="+", choices=TRACES, help="traces, two at a time, in JSON")
     args = parser.parse_args()
+    if args.traces:
+        importlib.import_module("torch._dynamo")  # as fake tensors do: once for all
+        with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+            for of_trace in pool.imap(forked, args.traces, chunksize=1):
+                for found in of_trace:
+                    print(json.dumps(found), flush=True)
+        sys.exit()
     if args.json:
         trace, *keywords = args.json
         options = json.loads(keywords[0]) if keywords else {}

@@ -14,7 +14,7 @@ ENVIRONMENT = dict(os.environ)
 
 
 def with_forks(environment: dict[str, str], *programs: str) -> dict[str, str]:
-    """Variables with which `programs`, gigapipe or snakemake, are forks, where nothing is in their way (see
+    """Variables with which `programs`, gigapipe, python or snakemake, are forks, where nothing is in their way (see
     tests/forked/client).
     """
     path = os.pathsep.join([str(FOLDER), str(Path(sys.executable).parent), environment["PATH"]])

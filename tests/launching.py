@@ -64,9 +64,9 @@ def _in_this_process(arguments: list[str], cwd: Path | None) -> subprocess.Compl
 
 def run_program(program: str, ranks: int, *arguments) -> list[dict]:
     """Run tests/ranks/`program`, which wants ranks of its own; the JSON objects that rank 0 prints, one a line."""
-    command = ["mpiexec", "-n", str(ranks), sys.executable, str(TESTS / "ranks" / program), *map(str, arguments)]
+    command = ["mpiexec", "-n", str(ranks), "python", str(TESTS / "ranks" / program), *map(str, arguments)]
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = with_forks(dict(os.environ), "python") | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -123,8 +123,9 @@ class Ranks:
     def _start(self) -> None:
         self.stop()
         self.folder = Path(tempfile.mkdtemp(prefix="ranks-"))
-        command = ["mpiexec", "-n", str(self.SIZE), sys.executable, str(TESTS / "ranks/worker.py"), str(self.folder)]
-        self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        command = ["mpiexec", "-n", str(self.SIZE), "python", str(TESTS / "ranks/worker.py"), str(self.folder)]
+        forks = with_forks(dict(os.environ), "python")
+        self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=forks)
         for rank in range(self.SIZE):
             self.connections.append(self._connect(self.folder / f"rank-{rank}"))
 

@@ -74,8 +74,12 @@ def start(
 
 def kill(process: subprocess.Popen) -> None:
     """Kill a run and all that it started; forks, which are in no session of its own, have ended, too."""
-    folder = os.readlink(f"/proc/{process.pid}/cwd")
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        folder = os.readlink(f"/proc/{process.pid}/cwd")
+    except FileNotFoundError:  # it has just ended, and its forks with it
+        folder = ""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 20
     while left := [p.pid for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == folder and p.pid != os.getpid()]:

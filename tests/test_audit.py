@@ -1,9 +1,10 @@
 """The audit's verdicts: what it says of ours, and that it can say otherwise."""
 
-import sys
+import os
 
 import numpy as np
 import pytest
+from forks import with_forks
 from launching import ROOT
 
 
@@ -16,9 +17,11 @@ def audit(monkeypatch):
 
 
 @pytest.mark.slow
-def test_cases_of_ours_are_exact(audit):
+def test_cases_of_ours_are_exact(audit, monkeypatch):
+    for name, value in with_forks(dict(os.environ), "python").items():
+        monkeypatch.setenv(name, value)
     chosen = [case for case in audit.cases(30, seed=0) if case.mesh in ((1, 2), (2, 1))][:3]
-    found = list(audit.audit("ours", chosen, sys.executable))
+    found = list(audit.audit("ours", chosen, "python"))
     assert [case for case, _ in found] == chosen
     assert {verdict.kind for _, verdict in found} == {"exact"}, found
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from forks import with_forks
 from launching import ROOT, gigapipe, run_program
 from packaging.requirements import Requirement
 from projects import fresh_copy, snakemake
@@ -240,9 +241,8 @@ def test_two_ranks_and_one_gpu(told, device, carrier):
 
 @pytest.mark.slow
 def test_two_ranks_and_one_gpu_are_refused_if_each_was_to_have_one():
-    done = subprocess.run(
-        ["mpiexec", "-n", "2", sys.executable, ROOT / "tests/ranks/devices.py", "cuda"], capture_output=True, text=True
-    )
+    command = ["mpiexec", "-n", "2", "python", ROOT / "tests/ranks/devices.py", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, env=with_forks(dict(os.environ), "python"))
     assert done.returncode and "gigapipe: 2 ranks on" in done.stderr and "see 1 GPU: start one" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -1,11 +1,12 @@
 """What is said of operations: the page that lists them, how one is added, what gathering costs, what hooks see."""
 
 import importlib.util
+import os
 import subprocess
-import sys
 
 import pytest
 import torch
+from forks import with_forks
 from launching import ROOT
 from spatial_cases import Apply
 from torch import nn
@@ -26,7 +27,8 @@ def test_the_page_lists_what_is_registered():
 @pytest.mark.slow
 def test_an_operation_is_added_as_the_page_says():
     program = PAGE.read_text().split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    forks = with_forks(dict(os.environ), "python")
+    done = subprocess.run(["python", "-c", program], capture_output=True, text=True, cwd=ROOT, env=forks)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.rpartition("error=")[2].rstrip(")\n")) < 1e-12, done.stdout
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ import ome_zarr_models.v05
 import pytest
 import tifffile
 import zarr
+from forks import with_forks
 from launching import MORE, gigapipe
+from projects import kill
 from PIL import Image, ImageCms
 
 from gigapipe.errors import InputError
@@ -476,7 +479,9 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
     )
 
     def start(folder):
-        return subprocess.Popen([sys.executable, "-c", program, tmp_path / "s.svs", folder], stderr=subprocess.DEVNULL)
+        command = ["python", "-c", program, tmp_path / "s.svs", folder]
+        forks = with_forks(dict(os.environ), "python")
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True, env=forks)
 
     assert start(tmp_path / "whole").wait() == 0
     partial, marks = tmp_path / ".p.partial" / "work" / "done", {}
@@ -488,8 +493,8 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(tmp_path):
         while process.poll() is None and len(list(partial.glob("[bc]*"))) <= before:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.2))
-        process.kill()
-        if process.wait() == 0:
+        kill(process)
+        if process.returncode == 0:
             break
         found = {path.name: path.stat().st_mtime_ns for path in partial.glob("[bc]*")}
         assert marks.items() <= found.items()  # what was done is not done again

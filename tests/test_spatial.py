@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import with_forks
 from launching import EXIT_GLOO, ROOT, gigapipe
 from spatial_cases import (
     CALLS,
@@ -187,10 +188,11 @@ def test_a_rank_that_hangs_is_not_waited_for_for_ever_and_is_named(transport, tm
     (tmp_path / "model.pt.failed/rank-0007.txt").write_text("of another run")
     begun = time.monotonic()
     done = subprocess.run(
-        ["mpiexec", "-n", "3", sys.executable, program, transport, "hang", tmp_path / "model.pt"],
+        ["mpiexec", "-n", "3", "python", program, transport, "hang", tmp_path / "model.pt"],
         capture_output=True,
         text=True,
         timeout=90,
+        env=with_forks(dict(os.environ), "python"),
     )
     said = done.stdout + done.stderr
     # It is waited for 5 s, and has 10 s to answer.

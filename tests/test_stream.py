@@ -3,12 +3,14 @@
 import copy
 import itertools
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import with_forks
 from launching import ROOT
 from spatial_cases import ALL_CASES, Apply, awakened, frozen_resnet18, made
 from torch import nn
@@ -314,7 +316,8 @@ def test_planning_leaves_a_model_as_it_was():
 def test_the_example_of_the_docs_runs(tmp_path):
     page = (ROOT / "docs/streaming.md").read_text()
     (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
-    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    forks = with_forks(dict(os.environ), "python")
+    done = subprocess.run(["python", "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=forks)
     assert done.returncode == 0 and "loss" in done.stdout, done.stderr
 
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,25 +65,21 @@ KNOWN = {
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory) -> dict[tuple[str, str], dict]:
-    """What was found, by trace and phase; two traces at a time."""
+    """What was found, by trace and phase."""
     if torch.backends.cuda.is_built():
         pytest.skip("this torch knows CUDA: a CUDA that is not there needs one that does not")
     if not any(map(shutil.which, COMPILERS)):
         missing("no C++ compiler: a CUDA that is not there has to be built")
 
-    def trace(name: str) -> list[dict]:
-        command = [sys.executable, str(ROOT / "benchmarks/watch.py"), "--json", name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAKE_CUDA": str(library)}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
     library = tmp_path_factory.mktemp("watch") / "fake_cuda.so"
     subprocess.run([sys.executable, ROOT / "benchmarks/fake_cuda.py", library], check=True)
-    names = ["trainer", "streamed", "held", "data", "unet", "without_float64"]
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(names, pool.map(trace, names), strict=True))
-    return {(name, phase["phase"]): phase for name, phases in found.items() for phase in phases}
+    traces = ["trainer", "streamed", "without_float64", "held", "data", "unet"]
+    command = [sys.executable, str(ROOT / "benchmarks/watch.py"), "--traces", *traces]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAKE_CUDA": str(library)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {(phase["trace"], phase["phase"]): phase for phase in found}
 
 
 @pytest.mark.parametrize("trace", COUNTS, ids=" ".join)

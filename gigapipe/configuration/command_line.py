@@ -92,11 +92,10 @@ def choices_of(kind: Any) -> tuple[str, ...] | None:
 
 def converter(kind: Any) -> Callable[[str], Any]:
     """What makes a value of an argument's text; argparse says the words of the error."""
-    adapter: TypeAdapter = TypeAdapter(kind)
 
     def convert(text: str) -> Any:
         try:
-            return adapter.validate_python(text)
+            return TypeAdapter(kind).validate_python(text)  # made when it is asked for: a verb has many options
         except ValidationError:
             raise argparse.ArgumentTypeError(f"found {text}; allowed is {allowed(kind)}") from None
 

@@ -137,9 +137,16 @@ def render(phantom: Phantom) -> np.ndarray:
         eosin[regions == NECROSIS] *= 2
     # Sites differ in their eosin's hue, from pink to orange; how much of it there is differs from slide to slide.
     hue = np.array([0, 0, 0.6 * phantom.site_colour + rng.normal(0, 0.006)])
-    density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * (EOSIN + hue)
-    picture = WHITE * 10**-density + rng.normal(0, 2, (rows, columns, 1))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    noise = rng.normal(0, 2, (rows, columns))
+    picture = np.empty((rows, columns, 3), np.uint8)
+    for colour, (of_haematoxylin, of_eosin) in enumerate(zip(HAEMATOXYLIN, EOSIN + hue, strict=True)):
+        density = haematoxylin * of_haematoxylin
+        density += eosin * of_eosin
+        light = np.power(10, np.negative(density, out=density), out=density)
+        light *= WHITE
+        light += noise
+        picture[..., colour] = np.clip(light, 0, 255, out=light)
+    return picture
 
 
 def region_labels(phantom: Phantom) -> np.ndarray:

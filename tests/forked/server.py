@@ -1,5 +1,5 @@
 """server.py PROGRAM SOCKET PID: starts the forks for which tests/forked/client asks, from a process that has imported
-what PROGRAM, gigapipe or snakemake, needs.
+what PROGRAM, gigapipe, python or snakemake, needs.
 
 It ends with the process of that PID.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import select
 import signal
 import socket
@@ -44,6 +45,15 @@ IMPORTED = {
         "torch._dynamo",
         "zarrs",
     ),
+    "python": (
+        "gigapipe.pyramids.build",
+        "gigapipe.spatial.check",
+        "gigapipe.training.loop",
+        "hypothesis",
+        "monai.networks.nets",
+        "torch._dynamo",
+        "torch.distributed.device_mesh",
+    ),
     "snakemake": (
         "snakemake.cli",
         "gigapipe.evaluation.weaknesses",
@@ -71,7 +81,22 @@ def imported(program: str) -> Callable[[], int]:
         importlib.import_module(module)
     if program == "snakemake":
         return importlib.import_module("snakemake.cli").main
+    if program == "python":
+        return python
     return importlib.import_module("gigapipe.cli").program
+
+
+def python() -> None:
+    """Run a file, or the program after -c."""
+    file, *arguments = sys.argv[1:]
+    if file == "-c":
+        sys.path[0] = ""
+        sys.argv = ["-c", *arguments[1:]]
+        exec(compile(arguments[0], "<string>", "exec"), sys.modules["__main__"].__dict__ | {"__name__": "__main__"})
+    else:
+        sys.path[0] = str(Path(file).parent.absolute())
+        sys.argv = [file, *arguments]
+        runpy.run_path(file, run_name="__main__")
 
 
 def main(program: str, address: str, tests: str) -> None:
