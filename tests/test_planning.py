@@ -68,7 +68,7 @@ from gigapipe.allocator import return_freed_tensors
 return_freed_tensors()
 sys.path.insert(0, "benchmarks")
 import planning
-planning.CONFIGURATIONS[:] = [planning.Configuration("resnet18", "batch", 1280, "float32")]
+planning.CONFIGURATIONS[:] = [planning.Configuration("resnet18", "batch", 1024, "float32")]
 planning.worker(planning.CONFIGURATIONS[0], 0, 2)
 """
 
@@ -78,7 +78,7 @@ def test_predicted_memory_is_that_of_a_process():
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     taken = json.loads(done.stdout.splitlines()[-1])["taken"]
-    predicted = step_cost(lambda: resnet18(2), (1, 3, 1280, 1280)).memory
+    predicted = step_cost(lambda: resnet18(2), (1, 3, 1024, 1024)).memory
     assert predicted == pytest.approx(taken, rel=0.15)
 
 
