@@ -3,14 +3,13 @@
 import hashlib
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from projects import fresh_copy, make_results, plan, processes_of, shown_commands, snakemake, start, watched
+from forks import with_forks
+from projects import activated, fresh_copy, make_results, plan, processes_of, shown_commands, snakemake, start, watched
 from rocrate.rocrate import ROCrate
 
 from gigapipe.pyramids.maps import read_map
@@ -126,7 +125,7 @@ def test_the_record_of_provenance_names_every_slide_and_network(demo):
 
 
 def test_the_commands_of_the_reports_page_run(demo):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = with_forks(activated(), "gigapipe")
     commands = shown_commands("docs/report.md")
     assert [command.split()[1] for command in commands] == ["report", "map", "crate"]
     for command in commands:

@@ -18,8 +18,8 @@ import tifffile
 import zarr
 from forks import with_forks
 from launching import MORE, gigapipe
-from projects import kill
 from PIL import Image, ImageCms
+from projects import kill
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.report import slides

@@ -122,14 +122,14 @@ def refused():
 
 @pytest.mark.slow
 def test_check_finds_an_exact_model_exact_and_a_wrong_one_wrong(tmp_path):
-    (tmp_path / "mine.py").write_text(MODELS_OF_A_USER)
-    done = gigapipe("check", "mine:right", "33x20", "1x2", "--tile", 9, cwd=tmp_path, process=True)
+    (tmp_path / "models_of_a_user.py").write_text(MODELS_OF_A_USER)
+    done = gigapipe("check", "models_of_a_user:right", "33x20", "1x2", "--tile", 9, cwd=tmp_path, process=True)
     assert "in tiles of 9 px" in done.stdout and "exact: all" in done.stdout
-    done = gigapipe("check", "mine:wrong", "33x20", "2x1", check=False, cwd=tmp_path, process=True)
+    done = gigapipe("check", "models_of_a_user:wrong", "33x20", "2x1", check=False, cwd=tmp_path)
     assert done.returncode == 1 and "NOT exact" in done.stdout and "output" in done.stdout
-    done = gigapipe("check", "mine:refused", "33x20", "1x2x1", check=False, cwd=tmp_path, process=True)
+    done = gigapipe("check", "models_of_a_user:refused", "33x20", "1x2x1", check=False, cwd=tmp_path)
     assert done.returncode == 1 and "layer 1" in done.stdout and "Traceback" not in done.stdout, done.stdout
-    done = gigapipe("check", "mine:none", "33x20", "2x1", check=False, cwd=tmp_path, process=True)
+    done = gigapipe("check", "models_of_a_user:none", "33x20", "2x1", check=False, cwd=tmp_path)
     assert done.returncode == 1 and "package.module:function" in done.stdout and "Traceback" not in done.stdout
 
 

@@ -317,7 +317,9 @@ def test_the_example_of_the_docs_runs(tmp_path):
     page = (ROOT / "docs/streaming.md").read_text()
     (tmp_path / "example.py").write_text(page.split("```python\n")[1].split("```")[0])
     forks = with_forks(dict(os.environ), "python")
-    done = subprocess.run(["python", "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=forks)
+    done = subprocess.run(
+        ["python", "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=forks
+    )
     assert done.returncode == 0 and "loss" in done.stdout, done.stderr
 
 

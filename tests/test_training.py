@@ -80,11 +80,9 @@ def test_three_classes_are_learnt_and_compared(small_cohort, tmp_path):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
-    command = ["mpiexec", "-n", "2", GIGAPIPE]
-    subprocess.run([*command, *training(small_cohort, tmp_path / "a/model.pt", (1, 2, 1), epochs=4)], check=True)
-
+    gigapipe(*training(small_cohort, tmp_path / "a/model.pt", (1, 2, 1), epochs=4), ranks=2)
     arguments = training(small_cohort, tmp_path / "b/model.pt", (1, 2, 1), epochs=4)
-    with subprocess.Popen([*command, *arguments], start_new_session=True) as process:
+    with subprocess.Popen(["mpiexec", "-n", "2", GIGAPIPE, *arguments], start_new_session=True) as process:
         while not list((tmp_path / "b").glob("checkpoints/*.pt")):
             assert process.poll() is None
             time.sleep(0.01)
