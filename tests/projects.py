@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,14 @@ def fresh_copy(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for name in filter(None, listed.stdout.splitlines()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)  # profiles are links
+        if name.startswith("gigapipe/") and name.endswith(".py"):  # with its date, for what was compiled has it, too
+            shutil.copy2(ROOT / name, folder / name)
+            compiled = cache_from_source(name)
+            if (ROOT / compiled).exists():
+                (folder / compiled).parent.mkdir(exist_ok=True)
+                shutil.copy(ROOT / compiled, folder / compiled)
+        else:
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)  # profiles are links
     return folder
 
 
@@ -60,11 +68,14 @@ def activated() -> dict[str, str]:
 def start(
     folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = ("gigapipe",)
 ) -> subprocess.Popen:
-    """Start `snakemake …` in a project; `before` is what starts it in a place of its own, where nothing is `forked`."""
+    """Start `snakemake …` in a project; `before` is what starts it in a place of its own, where trainings are processes
+    of their own, and Snakemake is.
+    """
+    apart = with_forks(activated(), "gigapipe") | {"GIGAPIPE_TESTS_PROCESSES": "train"}
     return subprocess.Popen(
         [*before, "snakemake", *map(str, arguments)],
         cwd=folder,
-        env=activated() if before else with_forks(activated(), *forked),
+        env=apart if before else with_forks(activated(), *forked),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -42,6 +43,20 @@ def test_what_it_says_and_how_it_ends_come_through(tmp_path, more):
     helped = start(tmp_path, "predict", "--help", COLUMNS="50", **more)
     text, _ = helped.communicate()
     assert helped.returncode == 0 and max(map(len, text.splitlines()[:20])) <= 60
+
+
+PROGRAM = "import json, sys; print(json.dumps([__name__, sys.argv, sys.path[0]])); sys.exit(3)"
+
+
+def test_a_program_in_python_finds_what_it_finds_as_a_process(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/program.py").write_text(PROGRAM)
+    for program in (["-c", PROGRAM], ["theirs/program.py"]):
+        done = [
+            subprocess.run([*start, *program, "1", "é"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+            for start, environment in ((["python"], with_forks(dict(os.environ), "python")), ([sys.executable], None))
+        ]
+        assert done[0].stdout == done[1].stdout and done[0].returncode == done[1].returncode == 3, done
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -352,6 +352,13 @@ def test_a_slide_that_crashes_native_code_is_left_out(tmp_path, monkeypatch):
     assert "SIGSEGV" in left_out(tmp_path / "p")
 
 
+def test_what_lies_in_the_working_folder_is_no_module_of_the_process_that_reads(tmp_path, monkeypatch):
+    (tmp_path / "openslide.py").write_text("raise SystemExit(3)")
+    path = written(tmp_path / "s.svs", [PIXELS[:300, :300]])
+    monkeypatch.chdir(tmp_path)
+    assert check_resolutions({path: None}, Configuration()) == 300 * 0.25
+
+
 def test_what_is_told_to_end_ends_with_its_child(tmp_path):
     """SIGTERM reaches the child; a SIGKILL that only the parent gets ends both."""
     program = (

@@ -52,7 +52,7 @@ def measure(ranks: int = 2, kind: str = "cpu") -> Fit:
 
     Raises InputError if the ranks cannot be started.
     """
-    command = ["mpiexec", "-n", str(ranks), sys.executable, "-m", "gigapipe.planning.calibration", kind]
+    command = ["mpiexec", "-n", str(ranks), sys.executable, "-P", "-m", "gigapipe.planning.calibration", kind]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

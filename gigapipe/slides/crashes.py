@@ -36,7 +36,9 @@ def ask(function: Callable, slides: Iterable[tuple]) -> Iterator[Answer]:
     """
     left = list(slides)
     while left:
-        with subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        # -P: what lies in the working folder is no module, whatever its name.
+        command = [sys.executable, "-P", "-c", PROGRAM]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdin and other.stdout
             other.stdin.write(pickle.dumps((function, left)))
             other.stdin.close()

@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -88,15 +89,14 @@ def imported(program: str) -> Callable[[], int]:
 
 def python() -> None:
     """Run a file, or the program after -c."""
-    file, *arguments = sys.argv[1:]
-    if file == "-c":
+    sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-c":
         sys.path[0] = ""
-        sys.argv = ["-c", *arguments[1:]]
-        exec(compile(arguments[0], "<string>", "exec"), sys.modules["__main__"].__dict__ | {"__name__": "__main__"})
+        program = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(sys.argv.pop(1), program.__dict__)
     else:
-        sys.path[0] = str(Path(file).parent.absolute())
-        sys.argv = [file, *arguments]
-        runpy.run_path(file, run_name="__main__")
+        sys.path[0] = str(Path(sys.argv[0]).parent.absolute())
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def main(program: str, address: str, tests: str) -> None:

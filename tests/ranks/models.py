@@ -88,7 +88,7 @@ def twenty_steps(mesh):
 def mixed_precision(mesh, lower: str):
     """16 bits on the mesh are as far from float64 as 16 bits undivided are."""
     torch.manual_seed(0)
-    exact = resnet18(2)
+    exact = resnet18(2, width=16)
     plain, ours = copy.deepcopy(exact), decompose(copy.deepcopy(exact), mesh)
     exact = exact.double()
     images, labels = torch.rand(2, 3, 96, 80), torch.tensor([0, 1])
