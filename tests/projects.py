@@ -48,9 +48,10 @@ def make_results(project: Path, mpps: Sequence[float], leave: int = 2, results: 
     options = shlex.split(arguments(Phantom(**phantom), Phantom))
     gigapipe("phantom", f"{results}/phantom", *options, cwd=project)
     slides = sorted((project / results / "phantom").glob("*.svs"))
-    for slide in slides[-leave:]:
+    made = len(slides) - leave
+    for slide in slides[made:]:
         slide.unlink()
-    for slide in slides[:-leave]:
+    for slide in slides[:made]:
         build_pyramid(slide, project / results / "pyramids" / slide.stem, list(mpps))
 
 

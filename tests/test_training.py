@@ -112,7 +112,9 @@ def test_a_training_streams_what_does_not_fit_and_learns_the_same(small_cohort, 
 
     run("whole")
     refused = run("refused", "--memory", "1MB", check=False)
-    least = re.search(r"memory: 0.0 GB do not hold a step of 2 × 3 × 1400 × 1400: at least (.*) GB are needed", refused)
+    least = re.search(
+        r"memory: 0.00 GB do not hold a step of 2 × 3 × 1400 × 1400: at least (.*) GB are needed", refused
+    )
     assert least and "Traceback" not in refused, refused
     taken = json.loads((tmp_path / "whole/training.json").read_text())["peak_memory_per_rank_mb"]
     log = run("streamed", "--memory", f"{0.82 * taken:.0f}MB")  # nearer to what a process has anyway, plans are overrun

@@ -166,7 +166,7 @@ def plan_streaming(
     if not fitting:
         least = base + min(c.peak for c in found) / USABLE_SHARE
         raise ValueError(
-            f"{memory / 1e9:.1f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.1f} GB "
+            f"{memory / 1e9:.2f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.2f} GB "
             "are needed; give more, or share the image among more ranks"
         )
     undivided = [c for c in fitting if c.whole and not c.stored]  # what fits as it is stays as it is
