@@ -94,7 +94,9 @@ def kill(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 20
-    while left := [p.pid for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == folder and p.pid != os.getpid()]:
+    while left := [
+        p.pid for p in psutil.process_iter(["cwd"]) if folder and p.info["cwd"] == folder and p.pid != os.getpid()
+    ]:
         assert time.monotonic() < deadline, f"of a killed run there are processes {left}"
         time.sleep(0.05)
 
