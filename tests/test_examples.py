@@ -1,14 +1,12 @@
 """The programs in docs/examples run as they are, on small inputs, and give what they promise."""
 
-import os
 import re
 import runpy
-import socket
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
-from forks import with_forks
 from launching import EXIT_GLOO, ROOT
 from sklearn.metrics import roc_auc_score
 
@@ -21,23 +19,15 @@ def test_a_unet_of_monai_on_two_ranks_has_the_gradients_of_the_undivided_image(t
     (tmp_path / "run.py").write_text(
         f"import runpy\nrunpy.run_path({str(example)!r}, run_name='__main__')\n{EXIT_GLOO}"
     )
-    # As torchrun starts them, but for imports.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    forks = with_forks(dict(os.environ), "python") | meeting
-    command = ["python", "run.py", "--size", "104", "--compare"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ranks = [
-        subprocess.Popen(command, cwd=tmp_path, env=forks | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)
-        for rank in range(2)
-    ]
-    output = "".join(rank.communicate(timeout=300)[0] for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [0, 0], output
-    losses = re.findall(r"loss (\d\.\d+)", output)
-    assert output.count("(52, 104) px of (104, 104)") == 2
-    assert len(losses) == 3 and len(set(losses)) == 1, output
-    (worst,) = re.findall(r"differ by at most (\S+) of the largest", output)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*ranks, "run.py", "--size", "104", "--compare"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    losses = re.findall(r"loss (\d\.\d+)", done.stdout)
+    assert done.stdout.count("(52, 104) px of (104, 104)") == 2
+    assert len(losses) == 3 and len(set(losses)) == 1, done.stdout
+    (worst,) = re.findall(r"differ by at most (\S+) of the largest", done.stdout)
     assert float(worst) < 1e-10
 
 
