@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection, wait
 from pathlib import Path
 
+import psutil
 from forks import with_forks
 
 from gigapipe.cli import main
@@ -60,6 +62,53 @@ def _in_this_process(arguments: list[str], cwd: Path | None) -> subprocess.Compl
             for number, handler in told.items():  # a training listens to them
                 signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, status, said.getvalue())
+
+
+def with_a_state(arguments: list, folder: Path, ranks: int = 2, process: bool = False) -> subprocess.Popen:
+    """`gigapipe train …`, to be ended, that has written its first state somewhere in `folder`, where it runs."""
+    launched = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
+    training = subprocess.Popen(
+        [*launched, GIGAPIPE if process else "gigapipe", *map(str, arguments)],
+        env=None if process else with_forks(dict(os.environ), "gigapipe"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True,
+    )  # fmt: skip
+    while not list(folder.rglob("checkpoints/*.pt")):
+        assert training.poll() is None, training.communicate()[0]
+        time.sleep(0.01)
+    return training
+
+
+def ranks_of(training: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that mpiexec has started, in their order."""
+    started = psutil.Process(training.pid).children(recursive=True)
+    return [one for one in started if "train" in one.cmdline()[1:5] and not one.name().startswith("hydra")]
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a run and all that it started; forks, which are in no session of its own, have ended, too."""
+    try:
+        folder = os.readlink(f"/proc/{process.pid}/cwd")
+    except FileNotFoundError:  # it has just ended, and its forks with it
+        folder = ""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while left := [
+        p.pid for p in psutil.process_iter(["cwd"]) if folder and p.info["cwd"] == folder and p.pid != os.getpid()
+    ]:
+        assert time.monotonic() < deadline, f"of a killed run there are processes {left}"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Nothing of a process's session is left behind."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill(process)
 
 
 def run_program(program: str, ranks: int, *arguments) -> list[dict]:

@@ -5,19 +5,18 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import cache_from_source
 from pathlib import Path
 
 import psutil
 import yaml
 from forks import with_forks
-from launching import ROOT, gigapipe
+from launching import ROOT, ended, gigapipe
 
 from gigapipe.configuration.command_line import arguments
 from gigapipe.configuration.sources import Phantom
@@ -67,16 +66,16 @@ def activated() -> dict[str, str]:
 
 
 def start(
-    folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = ("gigapipe",)
+    folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = ("gigapipe", "python", "snakemake")
 ) -> subprocess.Popen:
     """Start `snakemake …` in a project; `before` is what starts it in a place of its own, where trainings are processes
-    of their own, and Snakemake is.
+    of their own.
     """
-    apart = with_forks(activated(), "gigapipe") | {"GIGAPIPE_TESTS_PROCESSES": "train"}
+    processes = {"GIGAPIPE_TESTS_PROCESSES": "train"} if before else {}
     return subprocess.Popen(
         [*before, "snakemake", *map(str, arguments)],
         cwd=folder,
-        env=apart if before else with_forks(activated(), *forked),
+        env=with_forks(activated(), *forked) | processes,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -84,36 +83,9 @@ def start(
     )
 
 
-def kill(process: subprocess.Popen) -> None:
-    """Kill a run and all that it started; forks, which are in no session of its own, have ended, too."""
-    try:
-        folder = os.readlink(f"/proc/{process.pid}/cwd")
-    except FileNotFoundError:  # it has just ended, and its forks with it
-        folder = ""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    deadline = time.monotonic() + 20
-    while left := [
-        p.pid for p in psutil.process_iter(["cwd"]) if folder and p.info["cwd"] == folder and p.pid != os.getpid()
-    ]:
-        assert time.monotonic() < deadline, f"of a killed run there are processes {left}"
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
-    """Nothing of a process's session is left behind."""
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            kill(process)
-
-
 def snakemake(folder: Path, *arguments, check: bool = True, before: Sequence[str] = ()) -> tuple[int, str]:
     """The exit status and the output of `snakemake …`."""
-    with ended(start(folder, *arguments, before=before, forked=("snakemake", "gigapipe"))) as process:
+    with ended(start(folder, *arguments, before=before)) as process:
         output, _ = process.communicate(timeout=1500)
     assert not check or process.returncode == 0, output[-5000:]  # where it says what was wrong
     return process.returncode, output

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 from gdc_server import Archive, Fault, serving
-from launching import MORE, gigapipe
-from projects import fresh_copy, kill, snakemake, start
+from launching import MORE, gigapipe, kill
+from projects import fresh_copy, snakemake, start
 
 pytestmark = pytest.mark.slow
 KINDS = ["cut", "reset", "503", "429", "500", "short", "wrong", "json", "html", "no_range", "stall"]

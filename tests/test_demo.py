@@ -40,7 +40,7 @@ def demo(tmp_path_factory) -> dict:
                 if job.name().startswith(("mpiexec", "hydra")):
                     job.kill()
 
-    process = start(project, "--cores", 2)
+    process = start(project, "--cores", 2, forked=["gigapipe"])
     output = watched(process, kill)
     assert killed and process.returncode != 0, output
     assert not (project / "results/comparison.tsv").exists()

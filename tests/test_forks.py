@@ -51,7 +51,7 @@ PROGRAM = "import json, sys; print(json.dumps([__name__, sys.argv, sys.path[0]])
 def test_a_program_in_python_finds_what_it_finds_as_a_process(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/program.py").write_text(PROGRAM)
-    for program in (["-c", PROGRAM], ["theirs/program.py"]):
+    for program in (["-c", PROGRAM], ["-P", "-c", PROGRAM], ["theirs/program.py"]):
         done = [
             subprocess.run([*start, *program, "1", "é"], env=environment, cwd=tmp_path, capture_output=True, text=True)
             for start, environment in ((["python"], with_forks(dict(os.environ), "python")), ([sys.executable], None))

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from cohorts import same, training, weights
-from launching import GIGAPIPE, gigapipe
-from projects import ended, snakemake, start
+from launching import GIGAPIPE, ended, gigapipe
+from projects import snakemake, start
 
 from gigapipe import disks
 from gigapipe.errors import Unavailable
@@ -162,7 +162,7 @@ def test_a_workflow_beside_one_with_the_same_results_is_refused_and_after_its_ki
         other.kill()
     lock = project / "results/.workflow.lock"
     lock.unlink()
-    with ended(start(project, *arguments)) as process:
+    with ended(start(project, *arguments, forked=["gigapipe"])) as process:
         begun(process, lock)
         while not lock.read_text():
             time.sleep(0.01)

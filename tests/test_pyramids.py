@@ -17,9 +17,8 @@ import pytest
 import tifffile
 import zarr
 from forks import with_forks
-from launching import MORE, gigapipe
+from launching import MORE, gigapipe, kill
 from PIL import Image, ImageCms
-from projects import kill
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.report import slides

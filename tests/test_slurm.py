@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from launching import GIGAPIPE, ROOT
-from projects import configured, ended, fresh_copy, make_results, snakemake, start, watched
+from launching import GIGAPIPE, ROOT, ended
+from projects import configured, fresh_copy, make_results, snakemake, start, watched
 
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.build import build_pyramid

@@ -5,15 +5,13 @@ import random
 import re
 import resource
 import signal
-import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from cohorts import made_once, same, training, weights
-from launching import GIGAPIPE, MORE, gigapipe
+from launching import MORE, gigapipe, ranks_of, with_a_state
 
 from gigapipe.exit_status import AGAIN, UNFINISHED
 from gigapipe.training.checkpoints import Checkpoints
@@ -45,23 +43,11 @@ def test_a_training_that_runs_out_of_time_goes_on_to_the_same_weights(small_coho
     assert stops > 4 and same(weights(tmp_path / "model.pt"), weights(tmp_path / "uninterrupted/model.pt"))
 
 
-def with_a_state(arguments: list[str], folder: Path) -> subprocess.Popen:
-    """A training on two ranks that has written its first state."""
-    process = subprocess.Popen(
-        ["mpiexec", "-n", "2", GIGAPIPE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while not list(folder.glob("checkpoints/*.pt")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    return process
-
-
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_stops_all_and_loses_nothing(small_cohort, uninterrupted, tmp_path, told):
     arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1))
     with with_a_state(arguments, tmp_path) as process:
-        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if GIGAPIPE in p.cmdline()[:2]]
-        ranks[-1].send_signal(told)
+        ranks_of(process)[-1].send_signal(told)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == UNFINISHED and "a signal was received" in output and "Traceback" not in output, output
     again = gigapipe(*arguments, ranks=2)
@@ -72,10 +58,9 @@ def test_a_disk_that_is_full_when_a_state_is_written_is_one_line_and_the_state_b
     small_cohort, uninterrupted, tmp_path
 ):
     arguments = training(small_cohort, tmp_path / "model.pt", (1, 2, 1))
-    with with_a_state(arguments, tmp_path) as process:
-        for rank in psutil.Process(process.pid).children(recursive=True):
-            if GIGAPIPE in rank.cmdline()[:2]:  # the nearest thing to a full disk that anybody may make
-                resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    with with_a_state(arguments, tmp_path, process=True) as process:
+        for rank in ranks_of(process):  # the nearest thing to a full disk that anybody may make
+            resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
         output, _ = process.communicate(timeout=60)
     said = [line for line in output.splitlines() if line.startswith("gigapipe: ")]
     assert process.returncode == AGAIN and len(said) == 1 and "Traceback" not in output, output

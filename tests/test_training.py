@@ -5,16 +5,13 @@ import math
 import os
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import torch
 from cohorts import same, training, weights
-from launching import GIGAPIPE, gigapipe
+from launching import gigapipe, kill, ranks_of, with_a_state
 
 from gigapipe.errors import InputError
 from gigapipe.evaluation.comparison import compare
@@ -82,11 +79,7 @@ def test_three_classes_are_learnt_and_compared(small_cohort, tmp_path):
 def test_a_killed_training_goes_on_to_the_same_weights(small_cohort, tmp_path):
     gigapipe(*training(small_cohort, tmp_path / "a/model.pt", (1, 2, 1), epochs=4), ranks=2)
     arguments = training(small_cohort, tmp_path / "b/model.pt", (1, 2, 1), epochs=4)
-    with subprocess.Popen(["mpiexec", "-n", "2", GIGAPIPE, *arguments], start_new_session=True) as process:
-        while not list((tmp_path / "b").glob("checkpoints/*.pt")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+    kill(with_a_state(arguments, tmp_path))
     assert not (tmp_path / "b/model.pt").exists()
     again = gigapipe(*arguments, ranks=2)
     assert "resumed after epoch" in again.stdout
@@ -314,24 +307,14 @@ def test_balanced_classes_weigh_the_same():
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(small_cohort, tmp_path):
-    with subprocess.Popen(
-        [GIGAPIPE, *training(small_cohort, tmp_path / "model.pt", epochs=50)], start_new_session=True
-    ) as process:
-        while not list(tmp_path.glob("checkpoints/*.pt")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+    kill(with_a_state(training(small_cohort, tmp_path / "model.pt", epochs=50), tmp_path, ranks=1))
     done = gigapipe(*training(small_cohort, tmp_path / "model.pt", epochs=1))
     assert "starting from the beginning" in done.stdout and "resumed" not in done.stdout
 
 
 def test_a_rank_that_dies_ends_the_job(small_cohort, tmp_path):
-    command = ["mpiexec", "-n", "2", GIGAPIPE, *training(small_cohort, tmp_path / "model.pt", (1, 2, 1), epochs=200)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
-        while not list(tmp_path.glob("checkpoints/*.pt")):
-            assert process.poll() is None
-            time.sleep(0.05)
-        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if GIGAPIPE in p.cmdline()[:2]]
+    with with_a_state(training(small_cohort, tmp_path / "model.pt", (1, 2, 1), epochs=200), tmp_path) as process:
+        ranks = ranks_of(process)
         assert len(ranks) == 2, [p.cmdline() for p in ranks]
         ranks[1].kill()
         try:

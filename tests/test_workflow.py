@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 from cohorts import made_once
-from launching import ROOT
-from projects import configured, fresh_copy, kill, plan, snakemake, start
+from launching import ROOT, kill
+from projects import configured, fresh_copy, plan, snakemake, start
 
 from gigapipe.published_weights import OFFICIAL
 from gigapipe.pyramids import Pyramid

@@ -88,14 +88,16 @@ def imported(program: str) -> Callable[[], int]:
 
 
 def python() -> None:
-    """Run a file, or the program after -c."""
+    """Run a file, or the program after -c, without the place of either if -P comes first."""
     sys.argv = sys.argv[1:]
+    sys.path[0] = "" if "-c" in sys.argv[:2] else str(Path(sys.argv[0]).parent.absolute())
+    if sys.argv[0] == "-P":
+        sys.argv.pop(0)
+        sys.path.pop(0)
     if sys.argv[0] == "-c":
-        sys.path[0] = ""
         program = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(sys.argv.pop(1), program.__dict__)
     else:
-        sys.path[0] = str(Path(sys.argv[0]).parent.absolute())
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -177,10 +179,13 @@ def end(status: int) -> NoReturn:
     raise AssertionError
 
 
-def become(connection, received, executable, arguments, folder, environment, files, limits, ignored, cores) -> None:
+def become(
+    connection, received, executable, arguments, folder, mounts, environment, files, limits, ignored, cores
+) -> None:
     """Make this process what a shell would have started."""
     connection.close()
     os.setsid()
+    enter(mounts)
     for number, file in enumerate(received, FAR):
         os.dup2(file, number, inheritable=False)
     os.closerange(0, FAR)
@@ -198,12 +203,23 @@ def become(connection, received, executable, arguments, folder, environment, fil
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [str(executable), *arguments]
+    if "GIGAPIPE_TESTS_FORKS_python" in environment:
+        sys.executable = str(Path(__file__).with_name("python"))
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), sys.stdin.encoding, sys.stdin.errors)
     for number, name in enumerate(("stdout", "stderr"), 1):
         old = getattr(sys, name)
         options = {"line_buffering": os.isatty(number), "write_through": "PYTHONUNBUFFERED" in environment}
         binary = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(binary, old.encoding, old.errors, **options))
+
+
+def enter(mounts: str) -> None:
+    """See the file systems of the process whose namespace this is: a Slurm of the tests has its own /etc/slurm."""
+    if os.readlink(mounts) == os.readlink("/proc/self/ns/mnt"):
+        return
+    with open(mounts, encoding="utf-8") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns", mounts)
 
 
 def found_first(variables: Mapping[str, str]) -> list[str]:
