@@ -79,11 +79,17 @@ def where() -> str:
     """The innermost function of gigapipe that is running."""
     frame = sys._getframe(1)
     while frame:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(GIGAPIPE):
-            return f"{path.relative_to(GIGAPIPE)}: {frame.f_code.co_qualname}"
+        if file := _of_gigapipe(frame.f_code.co_filename):
+            return f"{file}: {frame.f_code.co_qualname}"
         frame = frame.f_back
     return "outside gigapipe"
+
+
+@functools.cache
+def _of_gigapipe(file: str) -> str | None:
+    """Its path in gigapipe, if it is there."""
+    path = Path(file)
+    return str(path.relative_to(GIGAPIPE)) if path.is_relative_to(GIGAPIPE) else None
 
 
 class Refused(RuntimeError):

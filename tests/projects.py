@@ -65,9 +65,10 @@ def activated() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def start(
-    folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = ("gigapipe", "python", "snakemake")
-) -> subprocess.Popen:
+FORKED = "gigapipe", "python", "snakemake"
+
+
+def start(folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = FORKED) -> subprocess.Popen:
     """Start `snakemake …` in a project; `before` is what starts it in a place of its own, where trainings are processes
     of their own.
     """
@@ -83,9 +84,9 @@ def start(
     )
 
 
-def snakemake(folder: Path, *arguments, check: bool = True, before: Sequence[str] = ()) -> tuple[int, str]:
-    """The exit status and the output of `snakemake …`."""
-    with ended(start(folder, *arguments, before=before)) as process:
+def snakemake(folder: Path, *arguments, check: bool = True, **how) -> tuple[int, str]:
+    """The exit status and the output of `snakemake …`, started as `start` does."""
+    with ended(start(folder, *arguments, **how)) as process:
         output, _ = process.communicate(timeout=1500)
     assert not check or process.returncode == 0, output[-5000:]  # where it says what was wrong
     return process.returncode, output
@@ -104,9 +105,9 @@ def watched(process: subprocess.Popen, act: Callable[[], None]) -> str:
     return output[0]
 
 
-def plan(folder: Path, *arguments) -> dict[str, int]:
+def plan(folder: Path, *arguments, **how) -> dict[str, int]:
     """How many jobs of each rule a dry run announces."""
-    _, output = snakemake(folder, "-n", "--cores", 2, *arguments)
+    _, output = snakemake(folder, "-n", "--cores", 2, *arguments, **how)
     table = output.partition("Job stats:")[2].partition("total")[0]
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
