@@ -2,6 +2,7 @@
 decomposition can get wrong; dense losses; and each operation that is registered, by itself.
 """
 
+import collections
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -404,12 +405,21 @@ CALLS = {name: call for names, call in ALIKE.items() for name in names.split()} 
 
 
 def spelling(function: Callable) -> tuple[str, str]:
-    """Where a user finds an operation, and its name there: ("Tensor", "add"); the first place of these."""
+    """Where a user finds an operation, and its name there: ("Tensor", "add")."""
+    return next(found for there, found in SPELLINGS[id(function)] if there is function)
+
+
+def _spellings() -> dict[int, list[tuple[object, tuple[str, str]]]]:
+    """What there is in torch by its id, with where it is found; of several places and names the first comes first."""
+    found = collections.defaultdict(list)
     for place, home in (("torch", torch), ("Tensor", torch.Tensor), ("F", F), ("linalg", torch.linalg)):
         for name in sorted(dir(home), key=lambda name: name.startswith("_")):  # the public one, if there are two
-            if getattr(home, name, None) is function:
-                return place, name
-    raise LookupError(function)
+            there = getattr(home, name, None)
+            found[id(there)].append((there, (place, name)))
+    return found
+
+
+SPELLINGS = _spellings()
 
 
 class Operation(nn.Module):

@@ -64,7 +64,15 @@ def test_dropout_drops_what_it_drops_undivided(ranks, mesh, transport):
 
 
 @pytest.mark.parametrize(
-    "case", ["MONAI ResNet", "MONAI UNet", "MONAI UNet, instance norm", "MONAI BasicUNet", "EfficientNet-Lite0"]
+    "case",
+    [
+        "MONAI ResNet",
+        "MONAI UNet",
+        "MONAI UNet, instance norm",
+        "MONAI BasicUNet",
+        "EfficientNet-Lite0",
+        "U-Net of the docs",
+    ],
 )
 def test_networks_that_nobody_here_wrote_are_exact_on_2_by_2(ranks, case):
     assert max(ranks("models.foreign", case, mesh=(1, 2, 2))) <= 1e-10

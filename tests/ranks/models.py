@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import math
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -36,12 +38,17 @@ def monai_basic_unet():
     return BasicUNet(2, 3, 2, features=(8, 8, 16, 16, 32, 8), upsample="nontrainable")
 
 
+def unet_of_the_docs():
+    return runpy.run_path(str(Path(__file__).parents[2] / "docs/examples/own_unet.py"))["UNet"](3)
+
+
 MODELS = {
     "MONAI ResNet": (monai_resnet, (97, 66)),
     "MONAI UNet": (monai_unet, (64, 48)),
     "MONAI UNet, instance norm": (lambda: monai_unet("instance"), (64, 48)),
     "MONAI BasicUNet": (monai_basic_unet, (70, 51)),
     "EfficientNet-Lite0": (lambda: EfficientNetLite0("batch"), (97, 66)),
+    "U-Net of the docs": (unet_of_the_docs, (37, 50)),
 }
 
 
