@@ -139,9 +139,9 @@ def regions(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A fresh copy of the project, for dry runs."""
-    from projects import fresh_copy
+    from projects import fresh_copy, with_few_patients
 
-    return fresh_copy(tmp_path_factory.mktemp("project"))
+    return with_few_patients(fresh_copy(tmp_path_factory.mktemp("project")))
 
 
 @pytest.fixture(scope="session")

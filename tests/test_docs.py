@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launching import EXIT_GLOO, ROOT, gigapipe
-from projects import fresh_copy, shown_commands, snakemake
+from projects import fresh_copy, shown_commands, snakemake, with_few_patients
 
 from gigapipe.slides.phantom import cohort, render, write_slide
 
@@ -35,6 +35,7 @@ COMMANDS = {page: commands for page in PAGES if (commands := shown_commands(page
 def place(tmp_path_factory) -> Path:
     """A copy of the project with what the pages' reader has: a config, slides, a model."""
     folder = fresh_copy(tmp_path_factory.mktemp("place"))
+    with_few_patients(folder)
     (folder / "resources/lung").mkdir(parents=True)
     sheet = ["slide,label,patient"]
     for i in range(12):

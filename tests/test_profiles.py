@@ -43,7 +43,8 @@ TOGETHER = {
 
 @pytest.mark.parametrize("profile", LAUNCHERS)
 def test_every_profile_plans_the_road_and_starts_ranks_in_its_way(project, account, profile):
-    _, output = snakemake(project, "-n", "--printshellcmds", "--cores", 2, "--profile", profile)
+    whole = "phantom={patients: 40}"  # as the demo has
+    _, output = snakemake(project, "-n", "--printshellcmds", "--cores", 2, "--profile", profile, "--config", whole)
     assert re.search(r"^train +12$", output, re.MULTILINE) and re.search(r"^pyramid +63$", output, re.MULTILINE)
     assert profile not in SITES or set(re.findall(r"(?:_account|_project)=([^,]*)", output)) == {"1e5"}
     said = dict(re.findall(r"^\d+ (pyramids|predictions): (.*) requesting", output, re.MULTILINE))

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 def test_a_dry_run_shows_the_whole_plan(project):
     jobs = plan(project)
-    slides = len(cohort(patients=40))
+    slides = len(cohort(patients=12))
     models = 3 * 4  # resolutions, folds
     expected = {"phantom": slides + 1, "pyramid": slides, "folds": 1, "train": models, "predict": models}
     assert jobs == {**expected, "survey": 1, "evaluate": 1, "map": 3, "settings": 1, "page": 1, "crate": 1, "all": 1}
@@ -140,7 +140,7 @@ def test_the_catalogue_of_workflows_finds_what_it_shows(project):
         ("fold: 3", "config: fold: there is no such key; did you mean folds?"),
         ("slides: nowhere.tsv", "sample sheet nowhere.tsv: cannot be read"),
         ("phantom: {confounder: 0.5, sites: 1}", "confounder 0.5 with 1 site"),
-        ("training: {batch: 40}", "config: training.batch: 31 training slides of fold 0 are fewer than a step of 40"),
+        ("training: {batch: 40}", "config: training.batch: 9 training slides of fold 0 are fewer than a step of 40"),
     ],
 )
 def test_a_wrong_config_is_said_in_one_line(project, setting, message):
