@@ -23,13 +23,13 @@ def regions(results: Path, mpp: float) -> pd.DataFrame:
     )
     classes = list(rows["class"].unique())
     areas = {
-        (slide, name): (found[:] == value).sum() / max((drawn[:] == value).sum(), 1)
+        (slide, name): (found[:] == value).sum() / ((drawn[:] == value).sum() or float("nan"))
         for slide, folder in rows[["slide", "folder"]].drop_duplicates().itertuples(index=False)
         for found, drawn in [(read_mask(f / slide, classes) for f in (folder, results / f"masks/{mpp:g}um"))]
         for value, name in enumerate(classes, start=1)
     }
     rows["area"] = [areas[key] for key in zip(rows["slide"], rows["class"], strict=True)]
-    return rows.dropna(subset=["dice"])
+    return rows.dropna(subset=["area"])
 
 
 def interval(values: pd.Series) -> str:
