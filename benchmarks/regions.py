@@ -12,29 +12,29 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
+from gigapipe.evaluation.overlap import overlaps
 from gigapipe.pyramids.masks import read_mask
 
 
 def regions(results: Path, mpp: float) -> pd.DataFrame:
-    """A row for each test slide and class that is drawn in it: patient, class, found area over drawn area, Dice."""
-    rows = pd.concat(
-        pd.read_csv(table, sep="\t", dtype={"slide": str}).assign(folder=table.parent)
-        for table in sorted(results.glob(f"{mpp:g}um/fold-*/regions/dice.tsv"))
-    )
+    """The rows of `overlaps`, one a test slide and class that is drawn in it, with `area`: found over drawn area."""
+    rows = overlaps(sorted(results.glob(f"{mpp:g}um/fold-*/regions/dice.tsv")))
     classes = list(rows["class"].unique())
-    areas = {
-        (slide, name): (found[:] == value).sum() / ((drawn[:] == value).sum() or float("nan"))
-        for slide, folder in rows[["slide", "folder"]].drop_duplicates().itertuples(index=False)
-        for found, drawn in [(read_mask(f / slide, classes) for f in (folder, results / f"masks/{mpp:g}um"))]
-        for value, name in enumerate(classes, start=1)
-    }
-    rows["area"] = [areas[key] for key in zip(rows["slide"], rows["class"], strict=True)]
-    return rows.dropna(subset=["area"])
+
+    def area(row) -> float:
+        folders = results / f"{mpp:g}um/fold-{row.fold}/regions", results / f"masks/{mpp:g}um"
+        found, drawn = (
+            (read_mask(folder / row.slide, classes)[:] == 1 + classes.index(row["class"])).sum() for folder in folders
+        )
+        return found / drawn if drawn else float("nan")
+
+    return rows.assign(area=rows.apply(area, axis=1)).dropna(subset=["area"])
 
 
 def interval(values: pd.Series) -> str:
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{values.mean():.3f} ({values.mean() - half:.3f}–{values.mean() + half:.3f})"
+    """The mean and its 95 % interval, as text."""
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return f"{values.mean():.3f} ({low:.3f}–{high:.3f})"
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+PROGRAMS = "gigapipe", "python", "snakemake"
 FOLDER = Path(__file__).parent / "forked"
 ENVIRONMENT = dict(os.environ)
 """That of the tests, before one of them changes it."""
 
 
 def with_forks(environment: dict[str, str], *programs: str) -> dict[str, str]:
-    """Variables with which `programs`, gigapipe, python or snakemake, are forks, where nothing is in their way (see
+    """Variables with which `programs`, some of `PROGRAMS`, are forks, where nothing is in their way (see
     tests/forked/client).
     """
     path = os.pathsep.join([str(FOLDER), str(Path(sys.executable).parent), environment["PATH"]])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import yaml
-from forks import with_forks
+from forks import PROGRAMS, with_forks
 from launching import ROOT, ended, gigapipe
 
 from gigapipe.configuration.command_line import arguments
@@ -72,10 +72,7 @@ def activated() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-FORKED = "gigapipe", "python", "snakemake"
-
-
-def start(folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = FORKED) -> subprocess.Popen:
+def start(folder: Path, *arguments, before: Sequence[str] = (), forked: Sequence[str] = PROGRAMS) -> subprocess.Popen:
     """Start `snakemake …` in a project; `before` is what starts it in a place of its own, where trainings are processes
     of their own.
     """

@@ -34,8 +34,7 @@ COMMANDS = {page: commands for page in PAGES if (commands := shown_commands(page
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A copy of the project with what the pages' reader has: a config, slides, a model."""
-    folder = fresh_copy(tmp_path_factory.mktemp("place"))
-    with_few_patients(folder)
+    folder = with_few_patients(fresh_copy(tmp_path_factory.mktemp("place")))
     (folder / "resources/lung").mkdir(parents=True)
     sheet = ["slide,label,patient"]
     for i in range(12):

@@ -18,6 +18,8 @@ def enlarged(x, like):
 
 
 class UNet(nn.Module):
+    """RGB images (batch, 3, rows, columns) of any size to logits of every pixel (batch, classes, rows, columns)."""
+
     def __init__(self, classes, width=8):
         super().__init__()
         self.down1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(inplace=True))
