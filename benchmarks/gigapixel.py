@@ -4,7 +4,8 @@
     python benchmarks/gigapixel.py unet 16000 64000 --steps 12
 
 The image is a mosaic of phantom slides at 0.5 µm per pixel, made once in --store; the U-Net's target is where their
-tissue is. ResNet-18 has frozen BatchNorm. Prints the plan, progress, and for each step its loss, its seconds and the
+tissue is. ResNet-18 has frozen BatchNorm, or with `--norm batch` a trainable one; with `--disk FOLDER` images are kept
+there that do not fit into memory. Prints the plan, progress, and for each step its loss, its seconds and the
 most memory that the process has had so far, interpreter and libraries included. `--white 0.5` leaves the left half of
 the image white, as masking glass does.
 """
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     from gigapipe.spatial import Mesh, decompose
     from gigapipe.training.canvases import inverted
     from gigapipe.training.losses import dice_and_cross_entropy
-    from gigapipe.training.streaming import Streaming
+    from gigapipe.training.streaming import Memory, Streaming
 
     folder = args.store / f"{args.rows}x{args.columns}-{args.white:g}"
     if not folder.exists():
@@ -82,12 +83,12 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     mesh = Mesh()
-    model = resnet18(2, "frozen") if args.network == "resnet18" else GigapixelUNet()
+    model = resnet18(2, args.norm) if args.network == "resnet18" else GigapixelUNet()
     decompose(model.to(memory_format=torch.channels_last), mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16")
     log_to_stderr()
-    streaming = Streaming(args.memory, mesh, model)
+    streaming = Streaming(Memory(args.memory, args.disk), mesh, model)
     print(f"{args.network}, {args.rows} × {args.columns} px, {args.precision}, {args.threads} threads", flush=True)
 
     def loss_of(output, pixels):
@@ -115,7 +116,9 @@ if __name__ == "__main__":
     parser.add_argument("network", choices=["resnet18", "unet"])
     parser.add_argument("rows", type=int)
     parser.add_argument("columns", type=int)
+    parser.add_argument("--norm", choices=["frozen", "batch"], default="frozen", help="of ResNet-18")
     parser.add_argument("--memory", type=size_in_bytes, default=8 * 2**30)
+    parser.add_argument("--disk", type=Path)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)

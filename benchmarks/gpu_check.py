@@ -250,9 +250,9 @@ def train() -> None:
     from gigapipe.training.activation import Mapper
     from gigapipe.training.checkpoints import Checkpoints
     from gigapipe.training.classification import Classification, ClassifierSettings, predict
-    from gigapipe.training.streaming import Streaming
+    from gigapipe.training.streaming import Memory, Streaming
 
-    side, memory = (128, None) if args.small else (1024, int(4e9))
+    side, memory = (128, None) if args.small else (1024, Memory(int(4e9)))
     mesh = Mesh()
     mesh.device = device
     for weights, pool, limit in itertools.product(("none", "balanced"), ("average", "attention"), {None, memory}):
@@ -273,7 +273,7 @@ def train() -> None:
         for name, run in runs.items():
             if name == "map" and pool != "average":
                 continue
-            attempt(f"{name}, class_weights {weights}, pool {pool}, memory {limit}", run)
+            attempt(f"{name}, class_weights {weights}, pool {pool}, memory {limit and limit.limit}", run)
 
     def read_without() -> str:
         with tempfile.TemporaryDirectory() as folder:

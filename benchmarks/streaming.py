@@ -1,7 +1,7 @@
 """A training step of ResNet-18, batch 1, in one process: plain torch against streamed.
 
     python benchmarks/streaming.py [--sizes 2048 4096] [--precisions float32 bfloat16] [--norm frozen] [--rounds 2]
-                                   [--before FOLDER]
+                                   [--before FOLDER] [--disk FOLDER]
 
 Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py). Ours may hold, beside
 what the process has before the first step, a share of what plain held, a quarter unless told by --share. They take
@@ -9,7 +9,7 @@ turns, each in new processes; medians of the steps' seconds, and the peak of mem
 the first step. Processor seconds, of all threads, say more than seconds where other programs run. With --before, a
 checkout of another state of gigapipe, what that takes streamed stands in a line of its own. Plain torch runs in the
 memory format that it is faster in: contiguous for float32 from 3000 px on, where its channels_last stem has no fast
-gradient, and channels_last elsewhere.
+gradient, and channels_last elsewhere. With --disk, images that do not fit into memory may lie in that folder.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def memory(key: str) -> int:
     return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
-def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None:
+def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder: Path | None) -> None:
     """One process; prints the seconds of each step, and bytes. `limit` 0 is plain torch."""
     return_freed_tensors()
     import torch
@@ -38,6 +38,7 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None
 
     from gigapipe.models import resnet18
     from gigapipe.spatial import Mesh, decompose, plan_streaming, shard, stream
+    from gigapipe.spatial.speed import disk_in
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -49,11 +50,12 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     label = torch.tensor([1])
     F.cross_entropy(torch.zeros(1, 2, requires_grad=True), label).backward()  # what torch loads at first use
+    disk = disk_in(folder, torch.device("cpu"))[0] if folder else None
     before, plan = memory("VmRSS"), None
     if limit:
         decompose(model, Mesh())
         with autocast:
-            plan = plan_streaming(model, image.shape, before + limit)
+            plan = plan_streaming(model, image.shape, before + limit, disk=disk)
     seconds, of_processors = [], []
     for _ in range(steps):
         begun, worked = time.perf_counter(), time.process_time()
@@ -74,12 +76,14 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int) -> None
     print(json.dumps({**found, "expected": plan.peak - before if plan else None, "plan": str(plan)}))
 
 
-def measure(size: int, precision: str, norm: str, limit: int, steps: int, folder: Path | None = None) -> dict:
+def measure(
+    size: int, precision: str, norm: str, limit: int, steps: int, disk: Path | None, folder: Path | None = None
+) -> dict:
     """What a worker prints that runs the gigapipe of a `folder`, by default this one."""
     command = [sys.executable, __file__, "--worker", str(limit), "--sizes", str(size), "--precisions", precision]
     environment = {**os.environ, "PYTHONPATH": str(folder or Path(__file__).parent.parent)}
     done = subprocess.run(
-        [*command, "--norm", norm, "--steps", str(steps)],
+        [*command, "--norm", norm, "--steps", str(steps), *(["--disk", disk] if disk and limit else [])],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -110,10 +114,11 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--disk", type=Path)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
-        worker(args.sizes[0], args.precisions[0], args.norm, args.worker, args.steps)
+        worker(args.sizes[0], args.precisions[0], args.norm, args.worker, args.steps, args.disk)
         sys.exit()
     print(f"ResNet-18, batch 1, norm {args.norm}; {len(os.sched_getaffinity(0))} cores\n")
     print(
@@ -126,7 +131,7 @@ if __name__ == "__main__":
             for _ in range(args.rounds):
                 for kind, folder in folders.items():
                     limit = int(args.share * max(run["peak"] for run in found["plain"])) if kind != "plain" else 0
-                    found[kind].append(measure(size, precision, args.norm, limit, args.steps, folder))
+                    found[kind].append(measure(size, precision, args.norm, limit, args.steps, args.disk, folder))
             for kind, runs in found.items():
                 print(f"{size:6}  {precision:9}  {kind:8} {compared(runs, found['plain'])}", flush=True)
             print("       ", found["streamed"][-1]["plan"], flush=True)

@@ -24,17 +24,24 @@ COST = {
     "mesh": [1, 1, 1], "memory": None, "seconds": [1.0, 2.0], "spent": [(0.0, 1.0), (0.0, 2.0)], "peak_memory_mb": 100.0
 }  # fmt: skip
 
-SINCE_0_2 = {"took": [], "epoch_seconds": 0.0, "average": {}, "loss_scale": {}, "energy_counted": ["processors"]}
+SINCE_0_2 = {
+    "took": [],
+    "epoch_seconds": 0.0,
+    "average": {},
+    "loss_scale": {},
+    "energy_counted": ["processors"],
+    "disk": False,
+}
 """What checkpoints of 0.1 lack, at its beginning."""
 
 
-def resumable(folder, memory: int | None = None) -> Resumable:
+def resumable(folder, memory: int | None = None, disk: str | None = None) -> Resumable:
     model = nn.Linear(1, 1, bias=False)
     task = SimpleNamespace(
         settings=SETTINGS,
         mesh=Mesh(),
         model=model,
-        streaming=SimpleNamespace(memory=memory),
+        streaming=SimpleNamespace(limit=memory, disk=disk),
         identity=lambda: ["slide"],
     )
     return Resumable(task, AdamW(model.parameters(), lr=1e-3), Checkpoints(folder), STEPS)
@@ -71,6 +78,12 @@ def test_on_other_terms_the_cost_is_measured_anew_unless_all_steps_are_made(tmp_
     anew = {"mesh": [1, 1, 1], "memory": 10**9, "seconds": [], "spent": [], "peak_memory_mb": 0.0}
     anew["energy_counted"] = []
     assert vars(state) == REACHED | more | SINCE_0_2 | (COST if kept else anew)
+
+
+def test_a_disk_is_another_cost(tmp_path):
+    write(tmp_path, REACHED)
+    state = resumable(tmp_path, disk="/scratch").resume()
+    assert (state.disk, state.seconds, state.memory, state.step) == (True, [], None, 2)
 
 
 def test_other_settings_start_afresh(tmp_path, caplog):

@@ -11,6 +11,7 @@ from gigapipe.cli.arguments import Verbs, micrometres, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
+    memory_of,
     mesh_of,
     own_network,
     own_task,
@@ -98,7 +99,7 @@ def apply(args: argparse.Namespace) -> None:
             temperatures = [temperature(model, settings.classes) for model in args.models]
         said: dict[str, list] = {name: [] for name in pyramids}
         maps: dict[str, list[ActivationMap]] = {name: [] for name in pyramids}
-        found = ensemble.asked(asked, folder, args.memory, stage_of(args), not args.no_maps)
+        found = ensemble.asked(asked, folder, memory_of(args), stage_of(args), not args.no_maps)
         for names, by, (values, of_slides) in zip(asked, temperatures, found, strict=True):
             for name, value in zip(names, tempered(values, by) if by else values, strict=True):
                 said[name].append(value)

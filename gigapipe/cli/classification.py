@@ -11,6 +11,7 @@ from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
     learning_arguments,
+    memory_of,
     mesh_of,
     own_network,
     own_task,
@@ -73,6 +74,7 @@ def train(args: argparse.Namespace) -> None:
 
     network = Network.of(values(Network, args))
     task = task_to_train(args, "train", "regression" if args.target else "classes")
+    memory = memory_of(args)
     with started(*mesh_of(args), **launching(args)) as mesh:
         table = slides_of(args)
         parts = roles(table, args.fold)
@@ -92,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
                         f"{args.canvas} px at {args.mpp:g} µm/px",
                         file=sys.stderr,
                     )
-        to_learn = learning(settings, training, validation, mesh, args.memory)
+        to_learn = learning(settings, training, validation, mesh, memory)
         if settings.train == "probe":
             solve(to_learn, args.output, stop)
         else:
@@ -156,7 +158,7 @@ def predict(args: argparse.Namespace) -> None:
             without_identity(int(identity is None), 1, f"model {args.model}")
         refuse_other_folds(args.model, identity, parts)
         refuse_other_slides(f"model {args.model}", files, identity)
-        said = predict(model, settings, canvases, Streaming(args.memory, mesh))
+        said = predict(model, settings, canvases, Streaming(memory_of(args), mesh))
         if mesh.rank == 0:
             table = table[NAMES].assign(**{SEED: settings.seed, FOLD: settings.fold, MPP: settings.mpp})
             if settings.method:

@@ -6,6 +6,7 @@ import re
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gigapipe.attempts import Attempts
 from gigapipe.cli.arguments import micrometres, minutes, positive, renamed
@@ -18,6 +19,9 @@ from gigapipe.errors import InputError
 from gigapipe.exit_status import UNFINISHED
 from gigapipe.named import PATTERN
 from gigapipe.training.carriers import AUTO, TRANSPORTS
+
+if TYPE_CHECKING:  # it imports torch
+    from gigapipe.training.streaming import Memory
 
 TRANSPORT = either([AUTO, *TRANSPORTS, allowed(Function)])
 """What may be given for one, in words."""
@@ -132,7 +136,7 @@ def slides_of(args: argparse.Namespace):
     from gigapipe.pyramids.folders import left_out
 
     table = read_folds(args.folds)
-    return table[[left_out(args.pyramids / slide) is None for slide in table["slide"]]]
+    return table.loc[[left_out(args.pyramids / slide) is None for slide in table["slide"]]]
 
 
 def mesh_of(args: argparse.Namespace) -> tuple[int, int, int]:
@@ -153,13 +157,25 @@ def mesh_of(args: argparse.Namespace) -> tuple[int, int, int]:
 
 def stage_of(args: argparse.Namespace) -> Path | None:
     """The folder on the node's own disk, its variables those of the environment that the process finds itself in."""
-    if args.stage is None:
+    return _on_the_node("stage", args.stage) if args.stage else None
+
+
+def memory_of(args: argparse.Namespace) -> "Memory | None":
+    """What a rank may use. InputError if there is a disk for what does not fit, but no limit."""
+    from gigapipe.training.streaming import Memory
+
+    if args.memory is None:
+        if args.disk:
+            raise InputError(f"disk: {args.disk}: give memory, too: a disk holds what does not fit into it")
         return None
-    folder = os.path.expandvars(args.stage)
+    return Memory(args.memory, _on_the_node("disk", args.disk) if args.disk else None)
+
+
+def _on_the_node(key: str, given: str) -> Path:
+    folder = os.path.expandvars(given)
     if "$" in folder:
         raise InputError(
-            f"stage: {args.stage} contains an environment variable that is not set on "
-            f"{socket.gethostname()}; set it there"
+            f"{key}: {given} contains an environment variable that is not set on {socket.gethostname()}; set it there"
         )
     return Path(folder)
 

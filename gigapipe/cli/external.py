@@ -9,6 +9,7 @@ from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
+    memory_of,
     mesh_of,
     own_network,
     own_task,
@@ -60,7 +61,7 @@ def predict_external(args: argparse.Namespace) -> None:
     from gigapipe.training.ranks import started
 
     sheet = read_sheet(args.sheet, args.source, confirmed=args.confirmed_labels)
-    sheet = sheet[[left_out(args.pyramids / slide) is None for slide in sheet[SLIDE]]]
+    sheet = sheet.loc[[left_out(args.pyramids / slide) is None for slide in sheet[SLIDE]]]
     data, rows, columns = mesh_of(args)
     with started(1, data * rows, columns, **launching(args)) as mesh:
         ensemble = Ensemble(args.models, mesh, own_network(args), own_task(args, canvas=True))
@@ -76,7 +77,7 @@ def predict_external(args: argparse.Namespace) -> None:
         files = {slide: Pyramid(args.pyramids / slide).source["md5"] for slide in sheet[SLIDE]}
         asked = [list(sheet[SLIDE])] * len(args.models)
         tables = []
-        found = ensemble.asked(asked, args.pyramids, args.memory, stage_of(args), maps=False)
+        found = ensemble.asked(asked, args.pyramids, memory_of(args), stage_of(args), maps=False)
         for model, settings, (said, _) in zip(args.models, ensemble.of_networks, found, strict=True):
             identity = identity_beside(model) or {}
             learnt = set(identity.get(TRAINING, {}).values())

@@ -12,6 +12,7 @@ from gigapipe.cli.arguments import Verbs, attempts_argument, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
+    memory_of,
     mesh_of,
     own_network,
     own_task,
@@ -98,7 +99,7 @@ def map(args: argparse.Namespace) -> None:
                 mapper = Mapper(model, settings)
                 canvases = settings.canvases(slides, args.pyramids, mesh, stage_of(args))
                 refuse_another_network(args.models[network], slides, files_of(canvases))
-                activations = mapper.activations(canvases, Streaming(args.memory, mesh))
+                activations = mapper.activations(canvases, Streaming(memory_of(args), mesh))
                 mpp, canvas = settings.mpp, settings.canvas
                 for slide, pyramid, found in zip(slides.itertuples(), canvases.pyramids, activations, strict=True):
                     head = settings.outputs, [unit * bias for bias in found.bias]

@@ -11,6 +11,7 @@ from gigapipe.cli.distributed import (
     applied_model_arguments,
     launching,
     learning_arguments,
+    memory_of,
     mesh_of,
     own_network,
     own_network_arguments,
@@ -140,7 +141,7 @@ def _train(args: argparse.Namespace, verb: str, default: str, **more) -> None:
     from gigapipe.training.loop import train
     from gigapipe.training.ranks import started
 
-    network, task = own_network(args), task_to_train(args, verb, default)
+    network, task, memory = own_network(args), task_to_train(args, verb, default), memory_of(args)
     with started(*mesh_of(args), **launching(args)) as mesh:
         parts = roles(slides_of(args), args.fold)
         own = values(OwnNetwork, args) | {"network_code": network.code(), **settings_of_task(task)}
@@ -150,7 +151,7 @@ def _train(args: argparse.Namespace, verb: str, default: str, **more) -> None:
             settings.pairs(parts[role], args.pyramids, args.masks, mesh, stage_of(args))
             for role in ("training", "validation")
         )
-        to_learn = learning(settings, training, validation, mesh, args.memory)
+        to_learn = learning(settings, training, validation, mesh, memory)
         train(to_learn, args.output, stop, args.keep_checkpoints, args.tensorboard)
 
 
@@ -199,7 +200,7 @@ def segment(args: argparse.Namespace) -> None:
         if mesh.rank == 0:
             without_identity(int(identity is None), 1, f"model {args.model}")
         refuse_other_folds(args.model, identity, parts)
-        found = segment(model, settings, pairs, Streaming(args.memory, mesh))
+        found = segment(model, settings, pairs, Streaming(memory_of(args), mesh))
         if mesh.rank:
             for _ in found:
                 pass

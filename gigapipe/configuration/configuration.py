@@ -219,6 +219,11 @@ class Computing(Options):
         description="memory limit of a rank: whatever does not fit is streamed tile by tile, with the same gradients; "
         "without it there is no limit",
     )
+    disk: Annotated[File | None, Since("0.2")] = Field(
+        default=None,
+        description="folder on a node's local disk, as $TMPDIR, for images that do not fit into `memory`, if that is "
+        "faster than computing them again; used where one rank computes an image",
+    )
     stage: File | None = Field(
         default=None,
         description="folder on a node's local disk, as $TMPDIR/gigapipe, which caches what is read from pyramids, as "

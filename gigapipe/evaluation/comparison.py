@@ -180,7 +180,7 @@ def paired(networks: pd.DataFrame, other: pd.DataFrame, classes: list[str]) -> t
     """The AUCs of networks and others, of the seeds and folds that both have; None if not on the same slides."""
     pair = [table[table[PART] == TEST] for table in (networks, other)]
     common = set.intersection(*(set(zip(table[SEED], table[FOLD], strict=True)) for table in pair))
-    pair = [table[[key in common for key in zip(table[SEED], table[FOLD], strict=True)]] for table in pair]
+    pair = [table.loc[[key in common for key in zip(table[SEED], table[FOLD], strict=True)]] for table in pair]
     tested = [set(zip(table[SEED], table[FOLD], table[SLIDE], strict=True)) for table in pair]
     if tested[0] != tested[1] or not common:
         return None

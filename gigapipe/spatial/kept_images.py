@@ -2,12 +2,13 @@
 
 A norm's statistics are a sum over the image before it. If that image is kept, it is made once for the sums and for what
 follows; if not, all that leads to it is computed again for each. So all at which norms look, and all that layers hand
-on, is kept to begin with. As long as that does not fit, what saves least time for its bytes is given up.
+on, is kept to begin with. As long as that does not fit, what saves least time for its bytes is given up, or laid on a
+disk, if there is one and that takes less time than to make it again.
 """
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,12 @@ class Kept(NamedTuple):
     peak: float
     nodes: frozenset[Node]
     segments: dict[Node, Tiled]
+    on_disk: frozenset[Node]
+    """Of the nodes."""
+    disk: float
+    """Bytes on the disk at most."""
+    uses: dict[Node, int]
+    """How many segments are made of what each of the nodes makes."""
 
 
 def normalises(layers: Layers) -> bool:
@@ -48,18 +55,42 @@ def _fitting(layers: Layers, end: Node | None, available: float) -> Kept:
     looked_at = {node.operands[0].node for node in layers.nodes if node.sums}
     nodes = {node for node in looked_at.union(layers.cuts) if node.index <= last and node.single and not node.is_source}
     every = _way(layers, frozenset(nodes), end, math.inf)
-    saved = {}
-    for node in nodes - {end}:
-        without = _way(layers, frozenset(nodes - {node}), end, math.inf)
-        saved[node] = (without.time - every.time) / layers.held(node)
-    best = _way(layers, frozenset(nodes), end, available)
-    for node in sorted(saved, key=lambda node: (saved[node], node.index)):
-        if best.peak <= available and saved[node] > 0:
-            break
-        nodes.discard(node)
-        found = _way(layers, frozenset(nodes), end, available)
-        best = min(best, found, key=lambda way: (max(way.peak, available), way.time))
+    training, movable = torch.is_grad_enabled(), nodes - {end}
+    given_up = {n: _way(layers, frozenset(nodes - {n}), end, math.inf).time - every.time for n in movable}
+    moved = {node: layers.time_on_disk(node, every.uses.get(node, 1), training) for node in movable}
+    faster = {node for node in movable if moved[node] < given_up[node]}
+    # What an image costs that is given up grows with those given up before: all that can be on the disk may be better.
+    choices = (set(), faster, movable) if layers.disk else (set(),)
+    best = None
+    for to_disk in choices:
+        costs = {n: (moved if n in to_disk else given_up)[n] / layers.held(n) for n in movable}
+        way = _reduced(layers, frozenset(nodes), end, available, costs, to_disk)
+        best = way if best is None else _better(best, way, available)
+    assert best
     return best
+
+
+def _reduced(
+    layers: Layers, nodes: frozenset[Node], end: Node | None, available: float, costs: dict[Node, float], to_disk: set
+) -> Kept:
+    """Until all fits, the cheapest is laid on the disk, if it is one of `to_disk`, or given up."""
+    best, on_disk = _way(layers, nodes, end, available), frozenset()
+    for node in sorted(costs, key=lambda node: (costs[node], node.index)):
+        if best.peak <= available and costs[node] > 0:
+            break
+        moved = _way(layers, nodes, end, available, on_disk | {node}) if node in to_disk else None
+        if moved and moved.disk <= layers.free:
+            on_disk, found = on_disk | {node}, moved
+        else:
+            nodes -= {node}
+            found = _way(layers, nodes, end, available, on_disk)
+        best = _better(best, found, available)
+    return best
+
+
+def _better(one: Kept, other: Kept, available: float) -> Kept:
+    """The faster of two that fit; or else what needs less."""
+    return min(one, other, key=lambda way: (max(way.peak, available), way.time))
 
 
 class _Part(NamedTuple):
@@ -89,7 +120,9 @@ def _parts(layers: Layers, kept: frozenset[Node], end: Node | None) -> list[_Par
     return found
 
 
-def _way(layers: Layers, kept: frozenset[Node], end: Node | None, available: float) -> Kept:
+def _way(
+    layers: Layers, kept: frozenset[Node], end: Node | None, available: float, on_disk: frozenset[Node] = frozenset()
+) -> Kept:
     """Segment after segment, each by the fastest tiles that fit."""
     parts, training = _parts(layers, kept, end), torch.is_grad_enabled()
     number = {part.output: i for i, part in enumerate(parts)}
@@ -99,24 +132,37 @@ def _way(layers: Layers, kept: frozenset[Node], end: Node | None, available: flo
             uses.setdefault(ref.node, []).append(i)
     images = [part.output for part in parts if part.output in uses or part.output is end]
     size = {node: layers.held(node) for node in images}
-    time = peak = 0.0
-    segments = {}
-    for i, part in enumerate(parts):
-        forward = sum(size[node] for node in images if number[node] <= i)
-        before = [node for node in images if number[node] < i]
+
+    def bytes_of(i: int, part: _Part, counted: Callable[[Node], bool]) -> tuple[float, float]:
+        """Of whole images and their gradients, those `counted`, while a segment is computed, forward and backward."""
+        forward = sum(size[node] for node in images if counted(node) and number[node] <= i)
+        if not training:
+            return forward, 0.0
+        before = [node for node in images if counted(node) and number[node] < i]
         # Backward: what this segment and those before it begin with; gradients that wait, and those that come of this.
         backward = sum(size[node] for node in before if uses[node][0] <= i)
         backward += sum(size[node] for node in before if uses[node][-1] > i)
-        backward += size.get(part.output, 0.0) + sum(size[ref.node] for ref in part.inputs)
+        own = [part.output, *(ref.node for ref in part.inputs)]
+        return forward, backward + sum(size[node] for node in own if node in size and counted(node))
 
-        def needs(tiled: Tiled, forward=forward, backward=backward) -> float:
-            return max(forward + tiled.forward, backward + tiled.backward if training else 0.0)
+    time = peak = disk = 0.0
+    segments = {}
+    for i, part in enumerate(parts):
+        forward, backward = bytes_of(i, part, lambda node: node not in on_disk)
+        read, written = any(ref.node in on_disk for ref in part.inputs), part.output in on_disk
+
+        def needs(tiled: Tiled, forward=forward, backward=backward, read=read, written=written) -> float:
+            mapped = read * tiled.read + written * tiled.written
+            return max(forward + tiled.forward + mapped, backward + tiled.backward + 2 * mapped if training else 0.0)
 
         tiled = layers.fastest(functools.partial(layers.tiled, *part), needs, available)
         segments[part.output] = tiled
         time, peak = time + tiled.time, max(peak, needs(tiled))
+        disk = max(disk, *bytes_of(i, part, lambda node: node in on_disk))
+    time += sum(layers.time_on_disk(node, len(uses[node]), training) for node in images if node in on_disk)
     if end:
-        whole, held = layers.whole(end), sum(size.values())
+        whole, held = layers.whole(end), sum(size[node] for node in images if node not in on_disk)
         time += whole.time
         peak = max(peak, held + (size[end] + whole.backward if training else whole.forward))
-    return Kept(time, peak, frozenset(images), segments)
+    used = {node: len(found) for node, found in uses.items()}
+    return Kept(time, peak, frozenset(images), segments, on_disk.intersection(images), disk, used)

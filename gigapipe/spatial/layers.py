@@ -23,7 +23,7 @@ from gigapipe.spatial.costs import (
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
-from gigapipe.spatial.speed import CPU, Speed
+from gigapipe.spatial.speed import CPU, Disk, Speed
 from gigapipe.spatial.window import Interval
 from gigapipe.spatial.workers import waiting
 
@@ -40,6 +40,10 @@ class Share:
     backward: float
     times: dict[int, float]
     """Of what ends with each of these operations."""
+    read: float = 0.0
+    """Bytes of inputs that are looked at, at a time."""
+    written: float = 0.0
+    """Bytes of results that are written, at a time."""
 
     @property
     def time(self) -> float:
@@ -57,6 +61,10 @@ class Tiled(NamedTuple):
     forward: float
     backward: float
     time: float
+    read: float
+    """Bytes of inputs that are looked at, at a time."""
+    written: float
+    """Bytes of results that are written, at a time."""
 
 
 Cost = TypeVar("Cost", Share, Tiled)
@@ -65,11 +73,20 @@ Cost = TypeVar("Cost", Share, Tiled)
 class Layers:
     """A recorded model: its operations, where it can be cut, and what the parts cost on one rank.
 
-    `workers` threads compute tiles side by side; 0: one after another, by all threads.
+    `workers` threads compute tiles side by side; 0: one after another, by all threads. Images may also lie on
+    `disk`, of which `free` bytes are to be had.
     """
 
-    def __init__(self, nodes: list[Node], mesh: Mesh, workers: int = 0, speed: Speed = CPU):
-        self.mesh, self.workers, self.speed = mesh, workers, speed
+    def __init__(
+        self,
+        nodes: list[Node],
+        mesh: Mesh,
+        workers: int = 0,
+        speed: Speed = CPU,
+        disk: Disk | None = None,
+        free: float = 0.0,
+    ):
+        self.mesh, self.workers, self.speed, self.disk, self.free = mesh, workers, speed, disk, free
         self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
         self.operations = {node: Operation.of(node, node, speed) for node in self.nodes}
         self._fused: dict[Node, Operation] = {}
@@ -113,6 +130,16 @@ class Layers:
         """Bytes of what a node makes, on one rank."""
         return sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
 
+    def time_on_disk(self, node: Node, uses: int, training: bool) -> float:
+        """What it takes to keep on the disk what a node makes, of which so many segments are made.
+
+        It is written once, and read by each of them; in training they read it again, and add to its gradient, which
+        is read once more by whoever made it.
+        """
+        if self.disk is None:
+            return math.inf
+        return self.disk.byte * self.held(node) * (1 + uses + (training and uses + 2 * uses))
+
     def outputs(self, first: Node | None, last: Node | None) -> list[Node]:
         """What is computed between two cuts: sums over the image, and the second cut itself or the last results."""
         start, stop = first.index if first else 0, last.index if last else math.inf
@@ -128,6 +155,8 @@ class Layers:
             max((segment.forward for segment in found.values()), default=0.0),
             max((segment.backward for segment in found.values()), default=0.0),
             {index: segment.time for index, segment in found.items()},
+            max((segment.read for segment in found.values()), default=0.0),
+            max((segment.written for segment in found.values()), default=0.0),
         )
 
     @functools.cache  # noqa: B019  lives as long as the plan is made
@@ -158,6 +187,8 @@ class Layers:
             side * (forward + parts + heap) + waiting(side) * made,
             side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights),
             passes(again=True) * once * self._tiles_of_all_threads(tiles),
+            (side + waiting(side)) * parts,
+            (side + waiting(side)) * made,
         )
 
     def _tiles_of_all_threads(self, tiles: int) -> float:

@@ -10,6 +10,7 @@ import functools
 import itertools
 import re
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from gigapipe.spatial.kept_images import normalises, ways
 from gigapipe.spatial.layers import Layers, Share
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorder, Ref
-from gigapipe.spatial.speed import CPU, Speed, speed_of
+from gigapipe.spatial.speed import CPU, Disk, Speed, speed_of
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
 
@@ -70,51 +71,76 @@ def trace(model: nn.Module, shape, mesh: Mesh, loss: Callable | None, dtype, dev
 
 
 class Candidate(NamedTuple):
-    """A plan, what it takes, and whether that fits."""
+    """A plan, and what it takes."""
 
     time: float
     peak: float
     stored: tuple[Node, ...]
     shares: tuple[Share, ...]
     whole: bool
+    on_disk: frozenset[Node] = frozenset()
+    disk: float = 0.0
+    """Bytes on the disk at most."""
 
 
 def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
-    """Every way through the cuts that keeps at most three images, each with the fastest tiles that fit.
+    """Every way through the cuts that keeps at most three images, each with the fastest tiles that fit, and each image
+    in memory or, if there is a disk, there.
 
     Where norms look at the whole image, of these only that which keeps none, and what `kept_images.py` finds.
     """
-    training, norms = torch.is_grad_enabled(), normalises(layers)
+    norms = normalises(layers)
     for number in range(1 if norms else min(3, len(layers.cuts)) + 1):
         for stored in itertools.combinations(layers.cuts, number):
             for whole in (False, True):
-                bounds = [None, *stored] if whole else [None, *stored, None]
-                held, shares, peak = 0.0, [], 0.0
-                for first, last in itertools.pairwise(bounds):
-                    before, kept = held, layers.held(last) if last else 0.0
-                    held += kept
-                    both_gradients = kept + (layers.held(first) if first else 0.0)
-
-                    def needs(share, before=before, held=held, gradients=both_gradients):
-                        forward = held + share.forward
-                        return max(forward, before + gradients + share.backward) if training else forward
-
-                    share = layers.fastest(functools.partial(layers.streamed, first, last), needs, available)
-                    shares.append(share)
-                    peak = max(peak, needs(share))
-                if whole:
-                    share = layers.whole(stored[-1] if stored else None)
-                    shares.append(share)
-                    gradient = layers.held(stored[-1]) if stored else 0.0
-                    peak = max(peak, held + (gradient + share.backward if training else share.forward))
-                yield Candidate(sum(s.time for s in shares), peak, stored, tuple(shares), whole)
+                # What is not streamed works with an image in memory.
+                movable = stored[:-1] if whole else stored
+                for count in range(len(movable) + 1 if layers.disk else 1):
+                    for on_disk in itertools.combinations(movable, count):
+                        yield _candidate(layers, stored, whole, frozenset(on_disk), available)
     if norms:
         for way, end in ways(layers, available):
             tiles = {node.index: tiled.tile for node, tiled in way.segments.items()}
             times = {node.index: tiled.time for node, tiled in way.segments.items()}
             shares = [Share(tiles, 0.0, 0.0, times), *([layers.whole(end)] if end else [])]
             images = tuple(sorted(way.nodes, key=lambda node: node.index))
-            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None)
+            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None, way.on_disk, way.disk)
+
+
+def _candidate(
+    layers: Layers, stored: tuple[Node, ...], whole: bool, on_disk: frozenset[Node], available: float
+) -> Candidate:
+    """The way that keeps these images, and with `whole` streams nothing after them."""
+    training = torch.is_grad_enabled()
+
+    def in_memory(node: Node | None) -> float:
+        return layers.held(node) if node and node not in on_disk else 0.0
+
+    bounds = [None, *stored] if whole else [None, *stored, None]
+    held, shares, peak = 0.0, [], 0.0
+    for first, last in itertools.pairwise(bounds):
+        before = held
+        held += in_memory(last)
+        gradients = in_memory(first) + in_memory(last)
+
+        def needs(share, before=before, held=held, gradients=gradients, read=first in on_disk, written=last in on_disk):
+            mapped = read * share.read + written * share.written
+            forward = held + share.forward + mapped
+            return max(forward, before + gradients + share.backward + 2 * mapped) if training else forward
+
+        share = layers.fastest(functools.partial(layers.streamed, first, last), needs, available)
+        shares.append(share)
+        peak = max(peak, needs(share))
+    if whole:
+        share = layers.whole(stored[-1] if stored else None)
+        shares.append(share)
+        gradient = layers.held(stored[-1]) if stored else 0.0
+        peak = max(peak, held + (gradient + share.backward if training else share.forward))
+    moved = sum(layers.time_on_disk(node, 1, training) for node in on_disk)
+    images = sum(layers.held(node) for node in on_disk)
+    return Candidate(
+        sum(s.time for s in shares) + moved, peak, stored, tuple(shares), whole, on_disk, (1 + training) * images
+    )
 
 
 def plan_streaming(
@@ -128,17 +154,23 @@ def plan_streaming(
     base: float | None = None,
     threads: int | None = None,
     speed: Speed | None = None,
+    disk: Disk | None = None,
 ) -> Plan:
     """The fastest way to train `model` on an image of `shape` with a rank's process below `memory` bytes.
 
     `loss` is called with the model's output if that is an image, and must return a number. `base` is the memory of the
     process without the image, in bytes; by default its present memory plus gradients. On a CPU `threads` (by default
     the number that torch uses for an operation) compute tiles in parallel if memory suffices. `speed` is the device's,
-    by default what `speed_of` says: of a GPU it is measured once, which takes a second or two. Call it under the
-    autocast of the step, and under no_grad for a prediction. All ranks of the mesh must call it. Raises ValueError,
-    with a remedy, if no plan fits.
+    by default what `speed_of` says: of a GPU it is measured once, which takes a second or two. On a `disk`
+    (`speed.disk_in`) images are kept that do not fit into memory, if that takes less time than to make them again. Call
+    it under the autocast of the step, and under no_grad for a prediction. All ranks of the mesh must call it. Raises
+    ValueError, with a remedy, if no plan fits, or if several ranks share an image and a disk is given.
     """
     mesh = mesh or Mesh()
+    if disk and mesh.image_ranks > 1:
+        raise ValueError(
+            "a disk can hold images only where one rank computes an image: leave out the disk, or the mesh"
+        )
     nodes = trace(model, shape, mesh, loss, dtype, device)
     weights = trained_bytes(model)
     if base is None:
@@ -150,23 +182,25 @@ def plan_streaming(
         speed, source = speed_of(torch.device(device)) if mesh.rank == 0 else (CPU, "")
     threads = (threads or torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
     if mesh.size > 1:  # ranks plan alike, for the one that holds most and the one that has fewest threads
-        table = torch.zeros(2 * mesh.size + len(speed), dtype=torch.float64)
+        table = torch.zeros(2 * mesh.size + len(speed) + 1, dtype=torch.float64)
         table[mesh.rank], table[mesh.size + mesh.rank] = base, threads
         if mesh.rank == 0:  # of several measurements one counts
-            table[2 * mesh.size :] = torch.tensor(speed, dtype=torch.float64)
+            table[2 * mesh.size :] = torch.tensor([*speed, disk.byte if disk else 0.0], dtype=torch.float64)
         told = mesh.everyone.sum_(table).tolist()
         base, threads = max(told[: mesh.size]), int(min(told[mesh.size : 2 * mesh.size]))
-        speed = Speed(*told[2 * mesh.size :])
+        speed = Speed(*told[2 * mesh.size : -1])
+        disk = disk and disk._replace(byte=told[-1])
     available = USABLE_SHARE * (memory - base)
+    free = _free_for_one(disk, mesh) if disk else 0.0
     for workers in (threads, 0) if threads > 1 else (0,):
-        layers = Layers(nodes, mesh, workers, speed)
-        found = list(candidates(layers, available))
+        layers = Layers(nodes, mesh, workers, speed, disk, free)
+        found = [c for c in candidates(layers, available) if c.disk <= free]
         if fitting := [c for c in found if c.peak <= available]:
             break
     if not fitting:
         least = base + min(c.peak for c in found) / USABLE_SHARE
         raise ValueError(
-            f"{memory / 1e9:.2f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.2f} GB "
+            f"{memory / 1e9:.3f} GB do not hold a step of {' × '.join(map(str, shape))}: at least {least / 1e9:.3f} GB "
             "are needed; give more, or share the image among more ranks"
         )
     undivided = [c for c in fitting if c.whole and not c.stored]  # what fits as it is stays as it is
@@ -178,12 +212,24 @@ def plan_streaming(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
         kept=frozenset(node.index for node in best.stored),
         whole_from=after if best.whole else None,
+        on_disk=frozenset(node.index for node in best.on_disk),
+        folder=disk.folder if disk else None,
         workers=layers.workers,
         peak=base + best.peak,
         time=best.time / plain,
         shares={index: time / best.time for share in best.shares for index, time in share.times.items()},
         lines=(*([source] if source else []), *_described(layers, best, base, best.time / plain)),
     )
+
+
+def _free_for_one(disk: Disk, mesh: Mesh) -> float:
+    """Bytes that a rank finds free at least; all ranks may be on one machine."""
+    mine = USABLE_SHARE * shutil.disk_usage(disk.folder).free / mesh.size
+    if mesh.size == 1:
+        return mine
+    table = torch.zeros(mesh.size, dtype=torch.float64)
+    table[mesh.rank] = mine
+    return float(mesh.everyone.sum_(table).min())
 
 
 def _described(layers: Layers, candidate: Candidate, base: float, time: float) -> Iterator[str]:
@@ -200,6 +246,8 @@ def _described(layers: Layers, candidate: Candidate, base: float, time: float) -
         few = " and ".join(sizes) if len(sizes) < 3 else f"{sizes[0]} to {sizes[-1]}"
         yield f"{start} {stop}: " + (f"tiles of {few} px of its output{side_by_side}" if sizes else "not streamed")
         start = f"after {layers.name(end)}" if end else ""
+    if candidate.on_disk:
+        yield f"{len(candidate.on_disk)} of the kept images on disk, with their gradients {candidate.disk / 1e9:.1f} GB"
     yield f"expected: at most {(base + candidate.peak) / 1e9:.2f} GB, {time:.2f} × the time of an undivided step"
 
 

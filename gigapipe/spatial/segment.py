@@ -20,6 +20,7 @@ from gigapipe.spatial.constant import Cells, Division, Pixel, Rectangles, cut
 from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.on_disk import OnDisk
 from gigapipe.spatial.operators.reductions import plus, summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments
 from gigapipe.spatial.refusals import once_differentiable
@@ -71,6 +72,8 @@ class Segment:
     """Called when the backward pass begins: what was held for the forward pass alone can go."""
     workers: int = 0
     """How many threads compute a tile each, at a time; 0: tiles follow each other, each computed by all threads."""
+    on_disk: dict[Ref, OnDisk] = field(default_factory=dict)
+    """Of the inputs and the output, those that are not kept in memory."""
     divisions: dict[Rectangle, Division] = field(default_factory=dict)
     """Of each tile, found in the forward pass."""
     pixels: dict[tuple[bytes, ...], Pixel] = field(default_factory=dict)
@@ -89,9 +92,33 @@ class Segment:
         """Where it is computed; what comes out may be elsewhere, as sums are that the device cannot make."""
         return self.inputs[0].image.device
 
+    @functools.cached_property
+    def given(self) -> Rectangles:
+        """What this rank holds of each input: on one rank all, and of many what it owns with its halo."""
+        if self.mesh.image_ranks == 1:
+            return {ref.node: self.mesh.rectangle(ref.image.image_size) for ref in self.inputs}
+        owned = self.mesh.rectangle(self.size)
+        return {} if owned.empty else self.rectangles(owned)
+
     def report(self, direction: str, done: int, of: int) -> None:
         if self.progress:
             self.progress(self.output.node.index, direction, done, of)
+
+    def release(self) -> None:
+        """Leave to the disk what a tile has read and written of it."""
+        for image in self.on_disk.values():
+            image.release()
+
+    def read_ahead(self, tile: Rectangle, there: "dict[Ref, tuple[torch.Tensor, Rectangle]]") -> None:
+        """Have what the next row of tiles needs of images `there`, each with what is held of it, read from the disk."""
+        owned, step = self.mesh.rectangle(self.size), self.tile[0]
+        rows = Interval(tile.rows.stop, min(tile.rows.stop + step, owned.rows.stop))
+        if not self.on_disk or tile.columns.start > owned.columns.start or not rows.size:
+            return
+        needed = self._along(0, rows)
+        for ref, (image, held) in there.items():
+            if ref in self.on_disk:
+                self.on_disk[ref].read_ahead(image, ref.image.axes[0], needed[ref.node].within(held.rows))
 
     def tiles(self) -> list[Rectangle]:
         """What this rank owns of the output, tile by tile: equal ones but for the last of a row or column."""
@@ -204,6 +231,8 @@ class Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         ctx.segment.done_with()
+        if disk := ctx.segment.on_disk.get(ctx.segment.output):
+            disk.complete()
         saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
         held, tensors = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = ctx.needs_input_grad[2:]
@@ -227,7 +256,7 @@ def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangl
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
     owned = segment.mesh.rectangle(segment.size)
     result = None
-    whole = {} if owned.empty else segment.rectangles(owned)
+    whole = segment.given
     tiles = [] if owned.empty else segment.tiles()
     there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
     cells = Cells(segment.nodes, segment.rectangles, tiles, there)
@@ -235,6 +264,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     def of_tile(index: int) -> Callable[[], None]:
         out = tiles[index]
         needed = segment.rectangles(out)
+        segment.read_ahead(out, there)
         parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
         division, pixels = cells.divide(out, parts, segment.device)
         if division.computed:
@@ -253,12 +283,13 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
             tile = computed.pop(0)
             if segment.output.node.sums:
                 result = plus(result, tile)
-            elif rectangle == owned:
+            elif rectangle == owned and segment.output not in segment.on_disk:
                 result = tile
             else:
                 if result is None:
-                    result = _like(segment.output.image, tile, owned)
+                    result = _room(segment, tile)
                 result[index_of(segment.output.image, rectangle, owned)] = tile
+        segment.release()
         segment.report("forward", index + 1, len(tiles))
 
     side_by_side(len(tiles), segment.workers, of_tile)
@@ -273,17 +304,26 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
             result = plus(result, pixel, math.prod(cell.shape))
         else:
             if result is None:
-                result = _like(segment.output.image, pixel, owned)
+                result = _room(segment, pixel)
             result[index_of(segment.output.image, cell, owned)] = pixel
+    segment.release()
     return _nothing(segment) if result is None else result.to(segment.output.result.dtype)
 
 
-def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+def _room(segment: Segment, tile: torch.Tensor) -> torch.Tensor:
+    """For what this rank owns of the output, of the dtype and memory format of one of its tiles."""
+    image, owned = segment.output.image, segment.mesh.rectangle(segment.size)
+    if disk := segment.on_disk.get(segment.output):
+        return disk.room(_like(image, tile, owned, "meta"))
+    return _like(image, tile, owned, tile.device)
+
+
+def _like(image: SpatialTensor, tile: torch.Tensor, rectangle: Rectangle, device: torch.device | str) -> torch.Tensor:
     """An empty tensor that holds a rectangle of an image, of the dtype and memory format of one of its tiles."""
     shape = list(image.shape)
     for axis, interval in zip(image.axes, rectangle, strict=True):
         shape[axis] = interval.size
-    return torch.empty(shape, dtype=tile.dtype, device=tile.device, memory_format=layout(tile))
+    return torch.empty(shape, dtype=tile.dtype, device=device, memory_format=layout(tile))
 
 
 def _nothing(segment: Segment) -> torch.Tensor:
@@ -292,7 +332,7 @@ def _nothing(segment: Segment) -> torch.Tensor:
         total = segment.output.result
         return torch.zeros(total.shape, dtype=total.dtype, device=total.device)
     image = segment.output.image
-    return torch.empty_like(_like(image, image.local, segment.mesh.rectangle(segment.size)), device=image.device)
+    return _like(image, image.local, segment.mesh.rectangle(segment.size), image.device)
 
 
 def _backward(
@@ -304,10 +344,10 @@ def _backward(
 ) -> list[torch.Tensor | None]:
     """Gradients of the inputs and of the plain tensors."""
     owned = segment.mesh.rectangle(segment.size)
-    whole = {} if owned.empty else segment.rectangles(owned)
+    whole = segment.given
     leaves = [t.detach().requires_grad_() for t in tensors]
     stand_ins = {id(t): leaf for t, leaf in zip(parameters(segment), leaves, strict=True)}
-    totals = [torch.zeros_like(x) if w and x is not None else None for x, w in zip(held, wanted, strict=False)]
+    totals, returned = _totals(segment, held, wanted)
     sums = [torch.zeros_like(leaf) for leaf in leaves]
     tiles = [] if owned.empty else segment.tiles()
     every_pixel = any(total is not None for total in totals)  # of inputs there is a gradient
@@ -318,11 +358,16 @@ def _backward(
 
     def of_piece(index: int) -> Callable[[], None]:
         number, part = pieces[index]
+        segment.read_ahead(tiles[number], there)
         last = index + 1 == len(pieces) or pieces[index + 1][0] != number
         found = of_rectangle(part) if isinstance(part, Rectangle) else []
         cells = part if isinstance(part, dict) else {}
         of_cells = [(v, _summed(segment, c, _of_rectangle(segment, grad, c, owned))) for c, v in cells.items()]
         return functools.partial(taken, found, of_cells, number + 1 if last else None)
+
+    there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
+    if tiles and segment.output in segment.on_disk:
+        there[segment.output] = grad, owned
 
     def of_rectangle(computed: Rectangle) -> list[tuple[torch.Tensor, torch.Tensor]]:
         needed = segment.rectangles(computed)
@@ -339,6 +384,7 @@ def _backward(
         _add(found)
         for values, summed in of_cells:
             sums_of_pixels[values] = sums_of_pixels.get(values, 0) + summed
+        segment.release()
         if tiles_done:
             segment.report("backward", tiles_done, len(tiles))
 
@@ -350,7 +396,23 @@ def _backward(
         of_all = summed / count if by_mean else summed
         found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, of_all)
         _add([(of_one * count, total) for of_one, total in found] if by_mean else found)
-    return totals + sums
+    return returned + sums
+
+
+def _totals(
+    segment: Segment, held: tuple[torch.Tensor | None, ...], wanted: tuple[bool, ...]
+) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+    """To which the inputs' gradients are added, and what of them autograd is to be given."""
+    totals: list[torch.Tensor | None] = []
+    returned: list[torch.Tensor | None] = []
+    for ref, x, asked in zip(segment.inputs, held, wanted, strict=False):
+        total, new = None, True
+        if asked and x is not None:
+            disk = segment.on_disk.get(ref)
+            total, new = disk.gradient(x) if disk else (torch.zeros_like(x), True)
+        totals.append(total)
+        returned.append(total if new else None)
+    return totals, returned
 
 
 def _of_rectangle(segment: Segment, grad: torch.Tensor, out: Rectangle, owned: Rectangle) -> torch.Tensor:
@@ -379,11 +441,11 @@ def _gradients(
     if not tile.requires_grad:  # of what is detached, or a comparison
         return []
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
-    grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.dtype), allow_unused=True)
+    grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.device, tile.dtype), allow_unused=True)
     return [(found, total) for found, (_, total) in zip(grads, wanting, strict=True) if found is not None]
 
 
 def _add(found: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Add gradients to their totals, in place."""
     for grad, total in found:
-        total += grad
+        total += grad.to(total.device)  # which is the host of what lies on a disk

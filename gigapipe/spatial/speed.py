@@ -10,7 +10,9 @@ import functools
 import json
 import os
 import re
+import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +55,10 @@ SIDE = 512
 CHANNELS = 64
 
 MOVED = 2**27
-"""Bytes of an image that is added to: more than caches hold."""
+"""Bytes of an image that is added to, more than caches hold; and of a file."""
+
+PART = 2**22
+"""Bytes of a file that are written, or read, at a time."""
 
 TINY = 200
 """Operations that are started one after another."""
@@ -105,19 +110,80 @@ def speed_of(device: torch.device) -> tuple[Speed, str]:
     if device.type == "cpu":
         return CPU, ""
     name = _name(device)
-    path = _folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', f'{name} torch {torch.__version__}')}.json"
+    found, line = _kept(f"{name} torch {torch.__version__}", Speed._fields, lambda: tuple(measured(device)))
+    return Speed(*found), f"{name}, {line}: {Speed(*found)}"
+
+
+class Disk(NamedTuple):
+    """A folder on a disk that can hold what does not fit into memory."""
+
+    folder: Path
+    byte: float
+    """Time to write a byte, or to read it: in seconds on a GPU, on a CPU in the unit of `CPU`."""
+
+
+@functools.cache
+def disk_in(folder: Path, device: torch.device) -> tuple[Disk, str]:
+    """The disk of a folder, as fast as a file in the user's cache folder has it, and a line that says so.
+
+    Where there is none, it is measured, in a second or two, and kept there. Raises OSError if nothing can be written.
+    """
+    name = f"disk {socket.gethostname()} {folder.resolve()}"
+    (byte,), line = _kept(name, ("byte",), lambda: (_byte_on_disk(folder),))
+    unit = 1.0
+    line = f"{folder}, {line}: {1e-9 / byte:.3g} GB/s"
+    if device.type == "cpu":
+        (unit,), of_which = _kept(f"CPU {socket.gethostname()}", ("multiplication",), lambda: (_multiplication(),))
+        line += f"; CPU, {of_which}: {2e-12 / unit:.3g} Tflop/s in float32"
+    return Disk(folder, byte / unit), line
+
+
+def _byte_on_disk(folder: Path) -> float:
+    """Seconds in which a byte is written, or read: the mean of both. Takes little memory, which may be limited."""
+    data, parts = os.urandom(PART), MOVED // PART
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        begun = time.perf_counter()
+        for _ in range(parts):
+            file.write(data)
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # else it is read from memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        for _ in range(parts):
+            file.read(PART)
+        return (time.perf_counter() - begun) / (2 * MOVED)
+
+
+def _multiplication() -> float:
+    """Seconds of one multiplication of a convolution on the CPU, by all threads."""
+    image, weight = torch.zeros(1, CHANNELS, SIDE // 4, SIDE // 4), torch.zeros(CHANNELS, CHANNELS, 3, 3)
+    taken = []
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(RUNS):
+            begun = time.perf_counter()
+            F.conv2d(image, weight, padding=1)
+            taken.append(time.perf_counter() - begun)
+    return statistics.median(taken) / (image.numel() * CHANNELS * 9)
+
+
+def _kept(
+    name: str, fields: tuple[str, ...], measure: Callable[[], tuple[float, ...]]
+) -> tuple[tuple[float, ...], str]:
+    """What a file in the user's cache folder has of this name, or else is measured now; and in words which."""
+    path = _folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
     try:
-        return (kept := Speed(**json.loads(path.read_text(encoding="utf-8")))), f"{name}, as {path} has it: {kept}"
-    except (OSError, ValueError, TypeError):
-        found = measured(device)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(float(found[field]) for field in fields), f"as {path} has it"
+    except (OSError, ValueError, TypeError, KeyError):
+        values = measure()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(found._asdict(), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(dict(zip(fields, values, strict=True)), indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        return found, f"{name}, measured, but not kept ({error}): {found}"
-    return found, f"{name}, measured, and kept in {path}: {found}"
+        return values, f"measured, but not kept ({error})"
+    return values, f"measured, and kept in {path}"
 
 
 def _name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -20,8 +21,9 @@ from gigapipe.spatial import statistical  # noqa: F401  registers what norms are
 from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.on_disk import OnDisk
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
-from gigapipe.spatial.segment import Segment, Streamed, cropped, needed_nodes, parameters
+from gigapipe.spatial.segment import Segment, Streamed, needed_nodes, parameters
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.window import Rectangle, Stretches, split
 
@@ -38,6 +40,9 @@ class Plan:
     tiles: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
     whole_from: int | None = None
+    on_disk: frozenset[int] = frozenset()
+    """Which of the `kept` lie in files in `folder`, not in memory, with their gradients."""
+    folder: Path | None = None
     workers: int = 0
     """How many threads compute tiles side by side, each by itself; 0: tiles follow each other, each computed by all
     threads. Of gradients it changes no bit whether there is one, or more; of a GPU's it changes nothing."""
@@ -62,11 +67,21 @@ class Program(Recorder):
     ):
         super().__init__(mesh, device)
         self.plan, self.progress = plan, progress
+        self.on_disk: dict[Ref, OnDisk] = {}
+        if plan.on_disk and mesh.image_ranks > 1:
+            raise ValueError("images can be kept on disk only if one rank computes an image; divide it by tiles alone")
 
     def undivided(self, index: int) -> bool:
         return self.plan.whole_from is not None and index >= self.plan.whole_from
 
     def whole(self, ref: Ref) -> SpatialTensor:
+        image = self._held(ref)
+        if ref in self.on_disk:
+            self.on_disk[ref].elsewhere = True
+            image = image.with_local(image.local.to(self.device))
+        return image
+
+    def _held(self, ref: Ref) -> SpatialTensor:
         if ref.node.read:
             size = ref.image.image_size
             return SpatialTensor(ref.node.read(self.mesh.rectangle(size)).to(self.device), size, self.mesh)
@@ -84,12 +99,18 @@ class Program(Recorder):
         for node in needed_nodes(output.node, self.held)[0]:
             if node.index in self.plan.kept and node is not output.node:
                 for i in range(len(node.results)):
-                    self.whole(Ref(node, i))
+                    self._held(Ref(node, i))
         nodes, inputs = needed_nodes(output.node, self.held)
         # Not this program itself, which holds the tensors whose graph holds the segment.
         forget = functools.partial(_forget, weakref.ref(self))
         workers = self.plan.workers if self.device.type == "cpu" else 0
-        segment = Segment(self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget, workers)
+        if output.node.index in self.plan.on_disk and not output.node.sums and output not in self.on_disk:
+            assert self.plan.folder is not None
+            self.on_disk[output] = OnDisk(self.plan.folder)
+        on_disk = {ref: self.on_disk[ref] for ref in (*inputs, output) if ref in self.on_disk}
+        segment = Segment(
+            self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget, workers, on_disk
+        )
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
         local = [
             x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)
@@ -108,9 +129,9 @@ class Program(Recorder):
 
     def _with_halo(self, segment: Segment, ref: Ref) -> torch.Tensor:
         """An input's rectangle that this rank needs: its shard, and what other ranks have of it."""
-        x = self.whole(ref)
+        x = self._held(ref)
         if self.mesh.image_ranks == 1:
-            return cropped(x, segment.rectangles(self.mesh.rectangle(segment.size))[ref.node]).local
+            return x.local
         accesses = []
         for axis, parts in enumerate((self.mesh.rows, self.mesh.columns)):
             needs = []

@@ -85,6 +85,11 @@ def has_memory_to_itself(x: torch.Tensor) -> bool:
     return x._use_count() == 1 and count(memory_of(x)) <= 2  # one is of the storage's Python object
 
 
+def number_of_backward_pass() -> int:
+    """Which backward pass this thread is in, of all since the process began; -1: in none."""
+    return torch._C._current_graph_task_id()
+
+
 def give_way_to_compiler() -> None:
     """If torch.compile is looking at an image, tell it that this is not for it, so that what it has runs as it is."""
     if "torch._dynamo" in sys.modules and torch._guards.TracingContext.try_get() is not None:

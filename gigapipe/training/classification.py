@@ -27,7 +27,7 @@ from gigapipe.training.frozen_features import FrozenFeatures
 from gigapipe.training.linear import Layer, logistic
 from gigapipe.training.model_files import read_model, take_weights
 from gigapipe.training.settings import Settings
-from gigapipe.training.streaming import Streaming
+from gigapipe.training.streaming import Memory, Streaming
 from gigapipe.training.trained_layers import freeze, training_mode
 from gigapipe.training.weight_files import load_foreign
 
@@ -102,7 +102,7 @@ class OfCanvases(ABC):
     settings: CanvasSettings
 
     def __init__(
-        self, settings: CanvasSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
+        self, settings: CanvasSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: Memory | None
     ):
         if settings.batch == 1 and settings.canvas <= 32 and settings.norm == "batch" and not settings.own:
             raise InputError(
@@ -220,7 +220,7 @@ class Classification(OfCanvases):
     settings: ClassifierSettings
 
     def __init__(
-        self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: int | None
+        self, settings: ClassifierSettings, training: Canvases, validation: Canvases, mesh: Mesh, memory: Memory | None
     ):
         super().__init__(settings, training, validation, mesh, memory)
         balanced = settings.class_weights == "balanced"

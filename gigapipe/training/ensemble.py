@@ -17,7 +17,7 @@ from gigapipe.training.canvases import Canvases
 from gigapipe.training.classification import CanvasSettings, predict
 from gigapipe.training.model_files import read_model, trained_model
 from gigapipe.training.regression import RegressorSettings
-from gigapipe.training.streaming import Streaming
+from gigapipe.training.streaming import Memory, Streaming
 from gigapipe.training.task import kinds_of_settings
 
 ALIKE = ("task", "mpp", "canvas", "outputs", "background")
@@ -44,7 +44,7 @@ class Ensemble:
         self.settings: CanvasSettings = of_networks[0]
 
     def asked(
-        self, slides: Sequence[Sequence[str]], pyramids: Path, memory: int | None, stage: Path | None, maps: bool
+        self, slides: Sequence[Sequence[str]], pyramids: Path, memory: Memory | None, stage: Path | None, maps: bool
     ) -> Iterator[tuple[np.ndarray, list[ActivationMap]]]:
         """Of each network what it says of its `slides` (slides, outputs), and a map of each, if `maps` are wanted.
 
@@ -60,7 +60,9 @@ class Ensemble:
             said = predict(model, settings, canvases, Streaming(memory, self.mesh)).numpy()
             yield said, list(self._maps(model, settings, canvases, memory)) if maps else []
 
-    def _maps(self, model, settings: CanvasSettings, canvases: Canvases, memory: int | None) -> Iterator[ActivationMap]:
+    def _maps(
+        self, model, settings: CanvasSettings, canvases: Canvases, memory: Memory | None
+    ) -> Iterator[ActivationMap]:
         mapper = Mapper(model, settings)
         unit = settings.deviation if isinstance(settings, RegressorSettings) else 1.0
         found = mapper.activations(canvases, Streaming(memory, self.mesh))

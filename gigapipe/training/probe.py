@@ -63,7 +63,7 @@ def solve(task: Probed, output: Path, stop: Stop | None = None) -> None:
     settings, mesh = task.settings, task.mesh
     if settings.precision != "float32":
         raise InputError(f"train: probe: precision {settings.precision} would round what is solved for; use float32")
-    state = State([mesh.data, mesh.rows, mesh.columns], task.streaming.memory)
+    state = State.beginning(task)
     recorder = Recorder(mesh, state)
     features = _features(task, state, recorder, Checkpoints(output.with_name("checkpoints")), stop)
     begun = time.perf_counter()

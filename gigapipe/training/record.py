@@ -79,7 +79,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "best_epoch": state.best["epoch"],
         "loss_scale": state.loss_scale or None,
         "mesh": [mesh.data, mesh.rows, mesh.columns],
-        "memory": task.streaming.memory,
+        "memory": task.streaming.limit,
         "streamed": task.streaming.tiled,
         "seconds_per_step": seconds,
         "training_seconds": _all_epochs(state),

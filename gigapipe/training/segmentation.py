@@ -31,7 +31,7 @@ from gigapipe.training.losses import (
     dice_of_classes,
 )
 from gigapipe.training.settings import Settings
-from gigapipe.training.streaming import Image, Streaming
+from gigapipe.training.streaming import Image, Memory, Streaming
 
 TRIED = 512, 512
 """Rows and columns on which it is seen what a network of the user's makes."""
@@ -167,7 +167,9 @@ class Segmentation:
     kind: ClassVar[type[SegmenterSettings]] = SegmenterSettings
     started_from = None
 
-    def __init__(self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: int | None):
+    def __init__(
+        self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: Memory | None
+    ):
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
         self.slides = len(training)
         torch.manual_seed(settings.seed)

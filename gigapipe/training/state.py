@@ -18,7 +18,7 @@ from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-SINCE_0_2 = {"took", "epoch_seconds", "average", "loss_scale", "energy_counted"}
+SINCE_0_2 = {"took", "epoch_seconds", "average", "loss_scale", "energy_counted", "disk"}
 """What checkpoints of 0.1 lack."""
 
 
@@ -31,7 +31,7 @@ class Best(TypedDict, total=False):
     """Its weights, on the CPU."""
 
 
-PER_MESH = "mesh", "memory", "seconds", "spent", "energy_counted", "peak_memory_mb"
+PER_MESH = "mesh", "memory", "disk", "seconds", "spent", "energy_counted", "peak_memory_mb"
 """What of a state belongs to a mesh."""
 
 
@@ -43,6 +43,8 @@ class State:
     """Data ranks, rows and columns: on which the steps cost what they did."""
     memory: int | None
     """Bytes that a rank may take; None: as much as it likes."""
+    disk: bool = False
+    """Whether a rank may keep images on a disk."""
     epoch: int = 0
     """Epochs that have ended."""
     step: int = 0
@@ -75,6 +77,12 @@ class State:
     """Whose joules these are: `Meter.counted`; several, where jobs on different machines made the steps."""
     peak_memory_mb: float = 0.0
     """The most that a rank of this mesh has had, as measured after each epoch."""
+
+    @classmethod
+    def beginning(cls, task: Task) -> "State":
+        """That of a training on the task's mesh which has not begun."""
+        mesh, streaming = task.mesh, task.streaming
+        return cls([mesh.data, mesh.rows, mesh.columns], streaming.limit, streaming.disk is not None)
 
     def end_epoch(self, validation: dict[str, float], model: nn.Module, learning_rate: float) -> None:
         """Note what an epoch has come to, and keep the model's weights if validation is the best so far."""
@@ -113,7 +121,7 @@ class Resumable:
         All ranks call it together. Raises Unavailable if they see different files.
         """
         settings, mesh, checkpoints = self.task.settings, self.task.mesh, self.checkpoints
-        beginning = State([mesh.data, mesh.rows, mesh.columns], self.task.streaming.memory)
+        beginning = State.beginning(self.task)
         found = newest_of_all(checkpoints, self.identity, mesh)
         if found is None:
             if mesh.rank == 0 and checkpoints.exist():
@@ -133,7 +141,7 @@ class Resumable:
             state.energy_counted.append("processors")  # as before 0.2
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        as_before = state.mesh == beginning.mesh and state.memory == beginning.memory
+        as_before = all(getattr(state, key) == getattr(beginning, key) for key in ("mesh", "memory", "disk"))
         if not as_before and found < settings.epochs * self.steps and not state.ended:  # another mesh, another cost
             fresh = {key: getattr(beginning, key) for key in PER_MESH}
             state = replace(state, **fresh)

@@ -1,8 +1,11 @@
 """Whether a model's images are held or streamed: what fits the memory that a rank may take decides."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +16,7 @@ from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
 from gigapipe.spatial.costs import trained_bytes, training_state
 from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
+from gigapipe.spatial.speed import Disk, disk_in
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.devices import allocated
 
@@ -21,15 +25,23 @@ logger = logging.getLogger(__name__)
 Image = SpatialTensor | Recorded
 
 
+class Memory(NamedTuple):
+    """What a rank may use for its process and its images."""
+
+    limit: int
+    """Bytes of memory: of a GPU where it has one."""
+    disk: Path | None = None
+    """A folder on a disk of its node, for images that do not fit."""
+
+
 class Streaming:
-    """Gives a model its images so that no rank's process takes more than `memory` bytes, on a GPU where it has one;
-    None: as much as it likes.
+    """Gives a model its images so that no rank's process takes more than `memory`; None: as much as it likes.
 
     Streaming is planned once for training and once for prediction, when `prepare` is called with the model in that
     mode. The process may grow by what a `trained` model needs beside images.
     """
 
-    def __init__(self, memory: int | None, mesh: Mesh, trained: nn.Module | None = None):
+    def __init__(self, memory: Memory | None, mesh: Mesh, trained: nn.Module | None = None):
         self.memory, self.mesh = memory, mesh
         self.plans: dict[bool, Plan] = {}
         self.plan: Plan | None = None
@@ -39,6 +51,11 @@ class Streaming:
             # Now: later the process has memory that it would use again.
             held = allocated(mesh.device)
             self.base = (resident_memory() if held is None else held) + (_state_of(trained) if trained else 0)
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of memory that a rank may take."""
+        return self.memory.limit if self.memory else None
 
     @property
     def tiled(self) -> bool:
@@ -57,8 +74,9 @@ class Streaming:
         if model.training not in self.plans:
             try:
                 compared = loss and (lambda output: loss(output, output))
+                device, limit = self.mesh.device, self.memory.limit
                 plan = plan_streaming(
-                    model, shape, self.memory, self.mesh, compared, device=self.mesh.device, base=self.base
+                    model, shape, limit, self.mesh, compared, device=device, base=self.base, disk=self.disk
                 )
             except ValueError as error:
                 raise InputError(f"memory: {error}") from None
@@ -68,6 +86,23 @@ class Streaming:
                 lines = f"{what}, {' × '.join(map(str, shape))}:", *str(plan).split("\n")
                 logger.info("\n  ".join(lines))
         self.plan = self.plans[model.training]
+
+    @functools.cached_property
+    def disk(self) -> Disk | None:
+        """For images that do not fit into memory. Raises InputError if nothing can be written there."""
+        if self.memory is None or self.memory.disk is None:
+            return None
+        if self.mesh.image_ranks > 1:
+            if self.mesh.rank == 0:
+                logger.info(f"disk: not used, because {self.mesh.image_ranks} ranks share an image")
+            return None
+        try:
+            disk, line = disk_in(self.memory.disk, self.mesh.device)
+        except OSError as error:
+            raise InputError(f"disk: {self.memory.disk}: {error.strerror or error}") from None
+        if self.mesh.rank == 0:
+            logger.info(f"disk: {line}")
+        return disk
 
     def image(
         self, read: Callable[[Rectangle], torch.Tensor], shape: tuple[int, int, int, int], beside: Image | None = None

@@ -1,0 +1,88 @@
+"""Images that are kept on a disk while nobody works with them: files without a name, mapped into memory.
+
+The operating system writes what was changed and reads what is asked for; it is told which parts are done with, and so
+leave the process's memory, and which come next, and so are read ahead. Since the files have no name, a process that is
+killed leaves none.
+"""
+
+import contextlib
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from gigapipe.spatial.torch_internals import number_of_backward_pass
+
+
+@dataclass(eq=False)
+class OnDisk:
+    """One image of a model, and in the backward pass its gradient, in files in `folder`."""
+
+    folder: Path
+    elsewhere: bool = False
+    """Whether more than segments use the image: then its gradient is autograd's to add up, in memory."""
+    _maps: "list[weakref.ref[mmap.mmap]]" = field(default_factory=list)
+    _gradient: tuple[int, torch.Tensor] | None = None
+    """In which backward pass, and the sum so far."""
+
+    def room(self, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of zeros of the shape, dtype and strides of `like`, without gaps, whose memory is a file.
+
+        Raises OSError if the folder has no space for it.
+        """
+        size = max(1, like.numel()) * like.dtype.itemsize
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):
+                    # Now: a disk that is found to be full when mapped memory is written kills the process.
+                    os.posix_fallocate(file.fileno(), 0, size)
+                mapped = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            error.filename = str(self.folder)
+            raise
+        self._maps = [one for one in self._maps if one() is not None] + [weakref.ref(mapped)]
+        memory = torch.frombuffer(mapped, dtype=torch.uint8).untyped_storage()
+        return torch.empty(0, dtype=like.dtype).set_(
+            memory, 0, like.shape, like.stride()
+        )  # no view, as autograd has it
+
+    def gradient(self, image: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """To which the gradients of `image` are added, and whether it was made now: then it is to be returned.
+
+        All segments that use the image add to one tensor, which autograd is given once, for its sum of two would be in
+        memory.
+        """
+        number = number_of_backward_pass()
+        if self.elsewhere or self._gradient is None or self._gradient[0] != number:
+            total = self.room(torch.empty_like(image, device="meta"))
+            self._gradient = None if self.elsewhere else (number, total)
+            return total, True
+        return self._gradient[1], False
+
+    def complete(self) -> None:
+        """All have added to the gradient; whoever made the image has it."""
+        self._gradient = None
+
+    def release(self) -> None:
+        """Let the system take the memory of what lies here; who uses it again finds it unchanged."""
+        for one in self._maps:
+            if (mapped := one()) is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def read_ahead(self, image: torch.Tensor, axis: int, rows: slice) -> None:
+        """Have these rows of `image`, as it lies here, read in the background, if they lie one after another."""
+        stride = image.stride(axis) * image.dtype.itemsize
+        whole = math.prod(image.shape) * image.dtype.itemsize
+        if stride * image.shape[axis] != whole:  # channel by channel: the system's own reading ahead must do
+            return
+        start = rows.start * stride // mmap.PAGESIZE * mmap.PAGESIZE
+        for one in self._maps:
+            if (mapped := one()) is not None and (stop := min(rows.stop * stride, len(mapped))) > start:
+                with contextlib.suppress(OSError):  # of a file system that cannot
+                    mapped.madvise(mmap.MADV_WILLNEED, start, stop - start)
