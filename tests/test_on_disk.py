@@ -90,10 +90,8 @@ def test_a_disk_without_space_is_an_error_not_a_signal(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_a_plan_uses_a_disk_where_that_is_faster(norm, tmp_path):
-    model, shape = decompose(resnet18(2, norm), Mesh()), (1, 3, 4096, 4096)
-    memory = 2.5e9 if norm == "batch" else 1e9
+def test_a_plan_uses_a_disk_where_that_is_faster(tmp_path):
+    model, shape, memory = decompose(resnet18(2), Mesh()), (1, 3, 4096, 4096), 2.5e9
     plans = {
         name: plan_streaming(model, shape, memory, base=2e8, threads=1, disk=byte and Disk(tmp_path, byte))
         for name, byte in (("none", None), ("slow", 1e6), ("fast", 20.0))
@@ -103,13 +101,13 @@ def test_a_plan_uses_a_disk_where_that_is_faster(norm, tmp_path):
     assert fast.on_disk and fast.on_disk < fast.kept and fast.time < plans["none"].time and fast.peak <= memory
     assert f"{len(fast.on_disk)} of the kept images on disk" in str(fast)
     nodes = {node.index: node for node in trace(model, shape, Mesh(), None, torch.float32, "cpu")}
-    gone = sum(4 * math.prod(nodes[i].results[0].shape) for i in fast.on_disk)
-    assert f"with their gradients {2 * gone / 1e9:.1f} GB" in str(fast) or norm == "batch"  # not all at once there
+    images = sum(4 * math.prod(nodes[i].results[0].shape) for i in fast.on_disk)
+    assert images <= fast.disk <= 2 * images
 
 
 @pytest.mark.slow
 def test_a_step_that_uses_a_disk_keeps_to_its_memory(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", "110000000", "--sizes", "1024"]
+    command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", "90000000", "--sizes", "768"]
     options = ["--precisions", "float32", "--norm", "batch", "--steps", "1", "--disk", tmp_path]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

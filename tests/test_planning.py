@@ -1,5 +1,6 @@
 """What is planned is what is done: bytes of real ranks, memory of a real process; and the plan as it is read."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launching import ROOT, gigapipe
+from torch import nn
 
 from gigapipe.cli import main
 from gigapipe.errors import InputError
@@ -18,6 +20,7 @@ from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
+from gigapipe.planning.streamed import HALVINGS, tradeoff
 from gigapipe.spatial import Mesh, decompose, speed
 from gigapipe.spatial.costs import recorded_flops, training_state
 from gigapipe.spatial.layers import Layers
@@ -190,6 +193,26 @@ def test_the_plan_is_read_at_a_glance(capsys):
     done = capsys.readouterr().out
     assert "→" not in done and "No mesh" in done and "streamed on one rank" in done
     assert "the time of an undivided step" in done
+
+
+def test_less_memory_takes_more_time_and_a_fast_disk_less_again():
+    def make():
+        blocks = [(nn.Conv2d(3 + 29 * (i > 0), 32, 3), nn.BatchNorm2d(32), nn.ReLU()) for i in range(3)]
+        return nn.Sequential(*itertools.chain(*blocks), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
+
+    job = scaling.Job(make, (2048, 2048))
+    _, undivided, *rows = tradeoff(job, machine("workstation"), disk=2e12)
+    memory, share, seconds, ratio, on_disk = map(float, undivided.split())
+    assert (share, ratio, on_disk) == (1, 1, 0)
+    border = rows.index("with a disk of 2000 GB/s:")
+    without, with_disk = (
+        [[float(figure) for figure in row.split()] for row in part] for part in (rows[:border], rows[border + 1 :])
+    )
+    assert len(without) == len(with_disk) == HALVINGS
+    for i, (one, other) in enumerate(zip(without, with_disk, strict=True)):
+        assert max(one[0], other[0]) <= memory / 2 ** (i + 1) + 5e-4  # as it is rounded
+        assert seconds < other[2] <= one[2] and one[4] == 0 and (other[4] > 0 or other == one)
+    assert any(row[4] for row in with_disk)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,18 @@ def add_verbs(verbs: Verbs) -> None:
     )
     sub.add_argument("--far", type=size_in_bytes, metavar="SIZE", help="bandwidth between nodes, in bytes per second")
     sub.add_argument(
+        "--disk",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="speed of a local disk, in bytes per second: images that are streamed may be kept on it",
+    )
+    sub.add_argument(
+        "--tradeoff",
+        action="store_true",
+        help="also print the time of a step on one rank against its memory, from undivided to the least; may take "
+        "minutes",
+    )
+    sub.add_argument(
         "--scaling", action="store_true", help="also print tables of strong and weak scaling up to --ranks"
     )
     sub.add_argument(
@@ -112,12 +124,18 @@ def plan(args: argparse.Namespace) -> None:
         print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB per rank.", flush=True)
         from gigapipe.planning.streamed import streamed
 
-        print(*streamed(job, chosen), sep="\n")
+        print(*streamed(job, chosen, args.disk), sep="\n")
     elif args.scaling:
         modes = _print_scaling(job, chosen, best, args.ranks, args.trainings)
         if args.table:
             with atomic_file(args.table) as partial:
                 _write(modes, partial)
+    if args.tradeoff:
+        from gigapipe.planning.streamed import tradeoff
+
+        print("\nTime against memory, one image on one rank:", flush=True)
+        for line in tradeoff(job, chosen, args.disk):
+            print(line, flush=True)
     print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
 
 

@@ -1,48 +1,98 @@
-"""What one rank would need to compute an image tile by tile that no mesh holds."""
+"""What one rank would need to compute an image tile by tile: in how much memory, and how fast."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 
 from gigapipe.errors import InputError
+from gigapipe.models.layout import in_channels_last
 from gigapipe.planning.machines import Machine
 from gigapipe.planning.scaling import Job, undivided_seconds
-from gigapipe.spatial.speed import CPU, Speed
+from gigapipe.spatial import Mesh, Plan, decompose, plan_streaming
+from gigapipe.spatial.costs import trained_bytes, training_state
+from gigapipe.spatial.speed import CPU, Disk, Speed
+
+HALVINGS = 8
+"""How often the memory of an undivided step is halved in a table of time against memory."""
 
 
-def streamed(job: Job, machine: Machine) -> list[str]:
+def streamed(job: Job, machine: Machine, disk: float | None = None) -> list[str]:
     """Lines that say how one rank streams one image of the job, in how much memory and time; or what it would need.
 
-    Running statistics of BatchNorm are taken as frozen. Slow: every way through the layers is looked at.
+    `disk` is how many bytes a second it writes to a disk, or reads. Slow: every way through the layers is looked at.
     """
-    import torch
-    from torch import nn
-
-    from gigapipe.models.layout import in_channels_last
-    from gigapipe.spatial import Mesh, decompose, plan_streaming
-    from gigapipe.spatial.costs import trained_bytes, training_state
-
-    model = decompose(in_channels_last(job.make()), Mesh())  # which names the layers
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    for norm in norms:
-        norm.eval()
-    state = trained_bytes(model) + training_state(model)  # buffers and weights that are not trained are left out
-    dtype = getattr(torch, job.precision)
-    frozen = "; with frozen BatchNorm, for in training each would need another pass over all layers before it"
     try:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            shape = 1, job.channels, *job.canvas
-            # By one thread: how many the machine's rank has, and what tiles side by side are worth there, nobody knows.
-            plan = plan_streaming(
-                model, shape, machine.usable_memory, loss=job.loss, base=state, threads=1, speed=_speed(job, machine)
-            )
-    except NotImplementedError as error:
-        raise InputError(f"it cannot be streamed: {error}") from None
+        plan = _planned(job, machine, machine.usable_memory, disk)
     except ValueError as error:
         return [f"streamed on one rank (docs/streaming.md): {error}"]
     assert plan.peak is not None and plan.time is not None  # as of what was planned
     seconds = plan.time * undivided_seconds(job, machine, 1)
     return [
         f"streamed on one rank (docs/streaming.md): at most {plan.peak / 1e9:.1f} GB, {seconds:.4g} s an image, "
-        f"{plan.time:.2f} × the time of an undivided step{frozen if norms else ''}:",
+        f"{plan.time:.2f} × the time of an undivided step:",
         *(f"  {line}" for line in plan.lines[:-1]),
     ]
+
+
+def tradeoff(job: Job, machine: Machine, disk: float | None = None) -> Iterator[str]:
+    """A table of the time of a step against its memory, a line at a time: undivided, then in a half, a quarter, … of it.
+
+    It ends after `HALVINGS`, or where tiles do not fit. With `disk`, the bytes a second that a disk writes or reads, the
+    same follows with that.
+    """
+    whole, undivided = _planned(job, machine, float("inf"), None), undivided_seconds(job, machine, 1)
+    assert whole.peak is not None
+
+    def row(plan: Plan) -> str:
+        assert plan.peak is not None and plan.time is not None
+        return (
+            f"{plan.peak / 1e9:12.3f} {plan.peak / whole.peak:12.3f} {plan.time * undivided:10.4g} {plan.time:12.2f} "
+            f"{plan.disk / 1e9:12.1f}"
+        )
+
+    yield f"{'memory, GB':>12} {'× undivided':>12} {'step, s':>10} {'× undivided':>12} {'on disk, GB':>12}"
+    yield row(whole)
+    for speed in (None, disk) if disk else (None,):
+        if speed:
+            yield f"with a disk of {speed / 1e9:g} GB/s:"
+        for halvings in range(1, HALVINGS + 1):
+            try:
+                yield row(_planned(job, machine, whole.peak / 2**halvings, speed))
+            except ValueError as error:
+                yield f"  {error}"
+                break
+
+
+def _planned(job: Job, machine: Machine, memory: float, disk: float | None) -> Plan:
+    """ValueError if it does not fit. InputError if it has no form by tiles."""
+    model = decompose(in_channels_last(job.make()), Mesh())  # which names the layers
+    state = trained_bytes(model) + training_state(model)  # buffers and weights that are not trained are left out
+    dtype, speed = getattr(torch, job.precision), _speed(job, machine)
+    known = None
+    if disk:  # in the unit of the speed; nothing is written
+        known = Disk(Path(tempfile.gettempdir()), speed.multiplication / _second(job, machine) / disk, float("inf"))
+    try:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            # By one thread: how many the machine's rank has, and what tiles side by side are worth there, nobody knows.
+            return plan_streaming(
+                model,
+                (1, job.channels, *job.canvas),
+                memory,
+                loss=job.loss,
+                base=state,
+                threads=1,
+                speed=speed,
+                disk=known,
+            )
+    except NotImplementedError as error:
+        raise InputError(f"it cannot be streamed: {error}") from None
+
+
+def _second(job: Job, machine: Machine) -> float:
+    """Seconds of one multiplication with its addition, in float32."""
+    return 2 / (machine.flops_share * machine.flops["float32"])
 
 
 def _speed(job: Job, machine: Machine) -> Speed:

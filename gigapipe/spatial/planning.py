@@ -214,6 +214,7 @@ def plan_streaming(
         whole_from=after if best.whole else None,
         on_disk=frozenset(node.index for node in best.on_disk),
         folder=disk.folder if disk else None,
+        disk=best.disk,
         workers=layers.workers,
         peak=base + best.peak,
         time=best.time / plain,
@@ -224,6 +225,8 @@ def plan_streaming(
 
 def _free_for_one(disk: Disk, mesh: Mesh) -> float:
     """Bytes that a rank finds free at least; all ranks may be on one machine."""
+    if disk.free is not None:
+        return disk.free
     mine = USABLE_SHARE * shutil.disk_usage(disk.folder).free / mesh.size
     if mesh.size == 1:
         return mine

@@ -120,6 +120,8 @@ class Disk(NamedTuple):
     folder: Path
     byte: float
     """Time to write a byte, or to read it: in seconds on a GPU, on a CPU in the unit of `CPU`."""
+    free: float | None = None
+    """Bytes that a rank may have there; None: what the folder's file system has, shared by all ranks."""
 
 
 @functools.cache

@@ -48,6 +48,8 @@ class Plan:
     threads. Of gradients it changes no bit whether there is one, or more; of a GPU's it changes nothing."""
     peak: float | None = None
     """Bytes that a rank is expected to take at most, where it was planned for."""
+    disk: float = 0.0
+    """Bytes that it is expected to take on the disk at most."""
     time: float | None = None
     """Time that a step is expected to take, in undivided steps."""
     shares: dict[int, float] = field(default_factory=dict)
