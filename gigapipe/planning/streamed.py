@@ -37,10 +37,10 @@ def streamed(job: Job, machine: Machine, disk: float | None = None) -> list[str]
 
 
 def tradeoff(job: Job, machine: Machine, disk: float | None = None) -> Iterator[str]:
-    """A table of the time of a step against its memory, a line at a time: undivided, then in a half, a quarter, … of it.
+    """A table of the time of a step against its memory, a line at a time: undivided, then in a half of it, a quarter, …
 
-    It ends after `HALVINGS`, or where tiles do not fit. With `disk`, the bytes a second that a disk writes or reads, the
-    same follows with that.
+    It ends after `HALVINGS`, or where tiles do not fit. With `disk`, the bytes a second that a disk writes or reads,
+    the same follows with that.
     """
     whole, undivided = _planned(job, machine, float("inf"), None), undivided_seconds(job, machine, 1)
     assert whole.peak is not None
