@@ -3,6 +3,7 @@
 Fixtures import what they need: the process that hands out tests imports this file, too, and no torch.
 """
 
+import fcntl
 import gc
 import os
 import re
@@ -151,12 +152,17 @@ def browser() -> str:
     def installed() -> str | None:
         return next(filter(None, map(shutil.which, BROWSERS)), None)
 
+    failed = ""
     if not installed() and os.geteuid() == 0 and shutil.which("apt-get"):
-        for step in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            subprocess.run(["apt-get", *step], env=environment, capture_output=True)
+        with open("/var/lock/gigapipe-tests-packages", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time, as slurm/up.sh does
+            steps = ["update"], ["install", "-y", "--no-install-recommends", "chromium"]
+            for step in steps if not installed() else ():
+                environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+                done = subprocess.run(["apt-get", *step], env=environment, capture_output=True, text=True)
+                failed = f" (apt-get {step[0]}: {done.stderr.strip()})" if done.returncode else failed
     found = installed()
-    return found or missing(f"no browser: none of {', '.join(BROWSERS)} is installed, so no page is opened")
+    return found or missing(f"no browser: none of {', '.join(BROWSERS)} is installed{failed}, so no page is opened")
 
 
 @pytest.fixture(scope="module")

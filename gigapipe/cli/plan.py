@@ -42,10 +42,10 @@ def add_verbs(verbs: Verbs) -> None:
     )
     sub.add_argument("--far", type=size_in_bytes, metavar="SIZE", help="bandwidth between nodes, in bytes per second")
     sub.add_argument(
-        "--disk",
+        "--disk-speed",
         type=size_in_bytes,
         metavar="SIZE",
-        help="speed of a local disk, in bytes per second: images that are streamed may be kept on it",
+        help="bytes that a local disk writes, or reads, in a second: images that are streamed may then be kept on it",
     )
     sub.add_argument(
         "--tradeoff",
@@ -124,7 +124,7 @@ def plan(args: argparse.Namespace) -> None:
         print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB per rank.", flush=True)
         from gigapipe.planning.streamed import streamed
 
-        print(*streamed(job, chosen, args.disk), sep="\n")
+        print(*streamed(job, chosen, args.disk_speed), sep="\n")
     elif args.scaling:
         modes = _print_scaling(job, chosen, best, args.ranks, args.trainings)
         if args.table:
@@ -134,7 +134,7 @@ def plan(args: argparse.Namespace) -> None:
         from gigapipe.planning.streamed import tradeoff
 
         print("\nTime against memory, one image on one rank:", flush=True)
-        for line in tradeoff(job, chosen, args.disk):
+        for line in tradeoff(job, chosen, args.disk_speed):
             print(line, flush=True)
     print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
 

@@ -48,9 +48,8 @@ class OnDisk:
             raise
         self._maps = [one for one in self._maps if one() is not None] + [weakref.ref(mapped)]
         memory = torch.frombuffer(mapped, dtype=torch.uint8).untyped_storage()
-        return torch.empty(0, dtype=like.dtype).set_(
-            memory, 0, like.shape, like.stride()
-        )  # no view, as autograd has it
+        # No view: autograd lets nobody change one that a Function has made.
+        return torch.empty(0, dtype=like.dtype).set_(memory, 0, like.shape, like.stride())
 
     def gradient(self, image: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """To which the gradients of `image` are added, and whether it was made now: then it is to be returned.

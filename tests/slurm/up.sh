@@ -17,7 +17,7 @@ install() {
     { apt-get update && apt-get install -y --no-install-recommends slurmd slurmctld slurm-client munge; } > /dev/null ||
         { echo "Slurm cannot be installed (apt-get install slurmd slurmctld slurm-client munge)" >&2; return 1; }
 }
-(flock 9 && install) 9> /var/lock/gigapipe-tests-slurm # one at a time
+(flock 9 && install) 9> /var/lock/gigapipe-tests-packages # one at a time, as conftest.py does
 mkdir -p "$folder"/{etc,state,log,spool-node1,spool-node2} /etc/slurm
 
 unshare --mount --propagation private bash -c "mount --bind '$folder/etc' /etc/slurm && exec sleep infinity" > /dev/null 2>&1 &
