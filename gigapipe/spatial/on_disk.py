@@ -38,10 +38,11 @@ class OnDisk:
         size = max(1, like.numel()) * like.dtype.itemsize
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                file.truncate(size)
+                # With its space: a disk that is found to be full when mapped memory is written kills the process.
                 if hasattr(os, "posix_fallocate"):
-                    # Now: a disk that is found to be full when mapped memory is written kills the process.
                     os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
                 mapped = mmap.mmap(file.fileno(), size)
         except OSError as error:
             error.filename = str(self.folder)
