@@ -135,7 +135,8 @@ def disk_in(folder: Path, device: torch.device) -> tuple[Disk, str]:
     unit = 1.0
     line = f"{folder}, {line}: {1e-9 / byte:.3g} GB/s"
     if device.type == "cpu":
-        (unit,), of_which = _kept(f"CPU {socket.gethostname()}", ("multiplication",), lambda: (_multiplication(),))
+        name = f"CPU {socket.gethostname()} {torch.get_num_threads()} threads torch {torch.__version__}"
+        (unit,), of_which = _kept(name, ("multiplication",), lambda: (_multiplication(),))
         line += f"; CPU, {of_which}: {2e-12 / unit:.3g} Tflop/s in float32"
     return Disk(folder, byte / unit), line
 
