@@ -19,7 +19,7 @@ from gigapipe.evaluation.networks import read_networks
 from gigapipe.evaluation.predictions import read_predictions
 from gigapipe.evaluation.report import all_figures, found, of_table
 from gigapipe.slides.phantom import cohort, sheet_row
-from gigapipe.slides.sheet import read_sheet
+from gigapipe.slides.sheet import UNKNOWN, read_sheet
 
 
 @pytest.fixture
@@ -119,6 +119,16 @@ def test_labels_belong_to_slides_and_patients_stay_together(sheet, by, tmp_path)
     assert (table.groupby("patient")["fold"].nunique() == 1).all()
     share = table.groupby("fold")["label"].apply(lambda labels: (labels == "solid").mean())
     assert len(share) == 4 and abs(share - (sheet["label"] == "solid").mean()).max() < 0.15
+
+
+def test_patients_whose_site_is_not_known_stay_together(sheet):
+    sheet["site"] = sheet["site"].where(sheet["site"] != sheet["site"].iloc[0], UNKNOWN)
+    unknown = sheet[sheet["site"] == UNKNOWN]
+    assert unknown["patient"].nunique() > 3 and unknown["patient"].duplicated().any()
+    for seed in range(5):
+        table = make_folds(sheet, folds=3, seed=seed)
+        assert (table.groupby("patient")["fold"].nunique() == 1).all()
+        assert table[table["site"] == UNKNOWN]["fold"].nunique() > 1
 
 
 def test_given_folds_that_part_a_patient_are_refused(sheet, tmp_path):
