@@ -18,7 +18,7 @@ def case(mesh: Mesh, name: str) -> tuple[float, str]:
 
 
 def dropout(mesh: Mesh) -> float:
-    """Dropout of each kind on the mesh against one rank, from one seed: the largest difference here."""
+    """Dropout of each kind on the mesh against one rank, from rank 0's seed: the largest difference here."""
     whole = torch.rand(2 * mesh.data, 5, 13, 9, dtype=torch.float64)
     mine = slice(2 * mesh.data_index, 2 * mesh.data_index + 2)
     differences = []
@@ -29,7 +29,7 @@ def dropout(mesh: Mesh) -> float:
     ):  # fmt: skip
         torch.manual_seed(7)
         expected = layer(SpatialTensor(whole, (13, 9), Mesh(transport=Alone()))).local
-        torch.manual_seed(7)
+        torch.manual_seed(7 + mesh.rank)  # rank 0's counts
         found = layer(shard(whole[mine], mesh)).local
         assert 0.2 < (expected == expected.min()).double().mean() < 0.6 or 0.2 < (expected == 0).double().mean() < 0.6
         rows, columns = mesh.rectangle((13, 9))
