@@ -97,6 +97,8 @@ def test_code_is_known_with_what_it_imports_and_is_not_run(here):
     assert before["mine.py:scores"] == before["mine:scores"] and before["monai.networks.nets:UNet"].startswith("monai ")
     (here / "unrelated.py").write_text("import mine\n")
     assert code("mine:scores") == before["mine:scores"]
+    (here / "blocks.py").write_text(BLOCKS.replace("3, 2, 1", "5, 2, 2"))  # as many bytes
+    assert code("mine:scores") != before["mine:scores"]
     (here / "blocks.py").write_text(BLOCKS + "import monai.transforms\n")
     changed = code("mine:scores")
     assert changed != before["mine:scores"] and changed.startswith("monai ")  # whose release counts, too
