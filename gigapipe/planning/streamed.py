@@ -72,7 +72,7 @@ def _planned(job: Job, machine: Machine, memory: float, disk: float | None) -> P
     dtype, speed = getattr(torch, job.precision), _speed(job, machine)
     known = None
     if disk:  # in the unit of the speed; nothing is written
-        known = Disk(Path(tempfile.gettempdir()), speed.multiplication / _second(job, machine) / disk, float("inf"))
+        known = Disk(Path(tempfile.gettempdir()), speed.multiplication / _second(machine) / disk, float("inf"))
     try:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             # By one thread: how many the machine's rank has, and what tiles side by side are worth there, nobody knows.
@@ -90,7 +90,7 @@ def _planned(job: Job, machine: Machine, memory: float, disk: float | None) -> P
         raise InputError(f"it cannot be streamed: {error}") from None
 
 
-def _second(job: Job, machine: Machine) -> float:
+def _second(machine: Machine) -> float:
     """Seconds of one multiplication with its addition, in float32."""
     return 2 / (machine.flops_share * machine.flops["float32"])
 

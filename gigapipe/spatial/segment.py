@@ -109,7 +109,7 @@ class Segment:
         for image in self.on_disk.values():
             image.release()
 
-    def read_ahead(self, tile: Rectangle, there: "dict[Ref, tuple[torch.Tensor, Rectangle]]") -> None:
+    def read_ahead(self, tile: Rectangle, there: dict[Ref, tuple[torch.Tensor, Rectangle]]) -> None:
         """Have what the next row of tiles needs of images `there`, each with what is held of it, read from the disk."""
         owned, step = self.mesh.rectangle(self.size), self.tile[0]
         rows = Interval(tile.rows.stop, min(tile.rows.stop + step, owned.rows.stop))
@@ -356,6 +356,10 @@ def _backward(
     sums_of_pixels: dict[tuple[bytes, ...], torch.Tensor] = {}
     by_mean = any(node.autocast == torch.float16 for node in segment.nodes)
 
+    there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
+    if tiles and segment.output in segment.on_disk:
+        there[segment.output] = grad, owned
+
     def of_piece(index: int) -> Callable[[], None]:
         number, part = pieces[index]
         segment.read_ahead(tiles[number], there)
@@ -364,10 +368,6 @@ def _backward(
         cells = part if isinstance(part, dict) else {}
         of_cells = [(v, _summed(segment, c, _of_rectangle(segment, grad, c, owned))) for c, v in cells.items()]
         return functools.partial(taken, found, of_cells, number + 1 if last else None)
-
-    there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
-    if tiles and segment.output in segment.on_disk:
-        there[segment.output] = grad, owned
 
     def of_rectangle(computed: Rectangle) -> list[tuple[torch.Tensor, torch.Tensor]]:
         needed = segment.rectangles(computed)
