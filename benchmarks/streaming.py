@@ -38,7 +38,6 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder:
 
     from gigapipe.models import resnet18
     from gigapipe.spatial import Mesh, decompose, plan_streaming, shard, stream
-    from gigapipe.spatial.speed import disk_in
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -50,12 +49,16 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder:
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     label = torch.tensor([1])
     F.cross_entropy(torch.zeros(1, 2, requires_grad=True), label).backward()  # what torch loads at first use
-    disk = disk_in(folder, torch.device("cpu"))[0] if folder else None
+    beside = {}  # not an argument of `--before`'s gigapipe, maybe
+    if folder:
+        from gigapipe.spatial.speed import disk_in
+
+        beside["disk"] = disk_in(folder, torch.device("cpu"))[0]
     before, plan = memory("VmRSS"), None
     if limit:
         decompose(model, Mesh())
         with autocast:
-            plan = plan_streaming(model, image.shape, before + limit, disk=disk)
+            plan = plan_streaming(model, image.shape, before + limit, **beside)
     seconds, of_processors = [], []
     for _ in range(steps):
         begun, worked = time.perf_counter(), time.process_time()

@@ -87,20 +87,6 @@ def _varies(tensor: torch.Tensor, node: Node) -> bool:
     return any(tensor.dim() >= -axis and tensor.shape[axis] == image.shape[axis] != 1 for axis in from_behind)
 
 
-def interior(nodes: Iterable[Node], rectangles: dict[Node, Rectangle]) -> bool:
-    """Whether nodes that make these rectangles look at nothing past the image."""
-    for node in nodes:
-        for access, out, n in zip(node.accesses or (), rectangles[node], _size(node), strict=False):
-            needed = access.needs(out)
-            if needed.start < 0 or needed.stop > n:
-                return False
-    return True
-
-
-def _size(node: Node) -> tuple[int, int]:
-    return node.operands[0].image.image_size
-
-
 class Cells:
     """A segment's tiles by cells: which of them are constant, by what it begins with.
 
@@ -112,11 +98,14 @@ class Cells:
     def __init__(
         self,
         nodes: list[Node],
-        needed: Callable[[Rectangle], Rectangles],
+        inputs: list[Ref],
+        along: Callable[[int, Interval], dict[Node, Interval]],
         tiles: list[Rectangle],
         held: dict[Ref, tuple[torch.Tensor, Rectangle]],
     ):
-        self.nodes, self.needed, self.keeps_constants = nodes, needed, keeps_constants(nodes)
+        """`along` says what of all nodes a stretch of an axis (0 or 1) of the output needs."""
+        self.nodes, self.inputs, self.along, self.keeps_constants = nodes, inputs, along, keeps_constants(nodes)
+        self.inside: dict[tuple[int, Interval], bool] = {}
         far = {ref: part for ref, part in held.items() if not on_host(part[0])}
         self.told: dict[Ref, dict[Rectangle, bytes]] = {}
         if far and self.keeps_constants:
@@ -129,12 +118,15 @@ class Cells:
         """A tile whose inputs are `parts`, and on `device` a pixel for each of the constants that cells begin with."""
         if not self.keeps_constants:
             return Division([out], {}), {}
-        outer, cells = self.needed(out), cells_of(out)
+        outer, cells = self._needed(out), cells_of(out)
         interior = self._interior(itertools.chain(*cells))
         far = {ref: (x, outer[ref.node]) for ref, x in parts.items() if ref not in self.told and not on_host(x)}
         told = {**self.told, **told_by_device(interior.values(), far)}  # of what a reader left on a device
         found, pixels = {}, {}
+        near = [(ref, Sample(parts[ref], ref.image.axes)) for ref in self.inputs if ref not in told]
         for cell, inner in interior.items():
+            if not all(sample.alike(inner[ref.node], outer[ref.node]) for ref, sample in near):
+                continue
             values = []
             for ref, x in cut(parts, inner, outer).items():
                 values.append(told[ref].get(inner[ref.node]) if ref in told else constant(x, ref.image.axes))
@@ -143,14 +135,47 @@ class Cells:
             else:
                 found[cell] = key = tuple(values)
                 if key not in pixels:
-                    few = cut(parts, self.needed(middle(cell)), outer)
+                    few = cut(parts, self._needed(middle(cell)), outer)
                     pixels[key] = Pixel(middle(cell), {ref: x.clone().to(device) for ref, x in few.items()})
         return divided(cells, found), pixels
 
     def _interior(self, cells: Iterable[Rectangle]) -> dict[Rectangle, Rectangles]:
         """Those of which nodes look at nothing past the image, and what they need."""
-        found = {cell: self.needed(cell) for cell in cells}
-        return {cell: rectangles for cell, rectangles in found.items() if interior(self.nodes, rectangles)}
+        return {c: self._needed(c) for c in cells if self._looks_inside(0, c.rows) and self._looks_inside(1, c.columns)}
+
+    def _needed(self, out: Rectangle) -> Rectangles:
+        """What of each input a rectangle of the output needs."""
+        rows, columns = (self.along(axis, interval) for axis, interval in enumerate(out))
+        return {ref.node: Rectangle(rows[ref.node], columns[ref.node]) for ref in self.inputs}
+
+    def _looks_inside(self, axis: int, out: Interval) -> bool:
+        """Whether for a stretch of the output no node looks past the image; a row of cells has it in common."""
+        if (axis, out) not in self.inside:
+            made = self.along(axis, out)
+            needed = (
+                (node.accesses[axis].needs(made[node]), node.operands[0].image.image_size[axis])
+                for node in self.nodes
+                if node.accesses
+            )
+            self.inside[axis, out] = all(looked_at.start >= 0 and looked_at.stop <= n for looked_at, n in needed)
+        return self.inside[axis, out]
+
+
+class Sample:
+    """Some pixels of a tile of an image, by which most cells that are not constant are told apart at once."""
+
+    STEP = 8
+    """Pixels from one to the next."""
+
+    def __init__(self, part: torch.Tensor, axes: tuple[int, int]):
+        few = part.detach().movedim(axes, (-2, -1))[..., :: self.STEP, :: self.STEP]
+        unlike = (few[..., 1:] != few[..., :-1]).flatten(0, -3).any(0)
+        self.likes_next = ~unlike.numpy()
+
+    def alike(self, inner: Rectangle, outer: Rectangle) -> bool:
+        """Whether these of `inner` have the values of those beside them, in a tile that holds `outer`."""
+        rows, columns = (slice(-(-s.start // self.STEP), -(-s.stop // self.STEP)) for s in inner.within(outer))
+        return bool(self.likes_next[rows, columns.start : max(columns.start, columns.stop - 1)].all())
 
 
 def cut(parts: dict[Ref, torch.Tensor], inner: Rectangles, outer: Rectangles) -> dict[Ref, torch.Tensor]:

@@ -170,7 +170,7 @@ class Layers:
         middle = [
             Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, (high, wide), owned, strict=True)
         ]
-        rows, columns = (segment._along(axis, interval) for axis, interval in enumerate(middle))
+        rows, columns = (segment.along(axis, interval) for axis, interval in enumerate(middle))
         areas = {node: rows[node].size * columns[node].size for node in rows}
         parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
         operations = [self.operation(made, node) for made, node in segment.computed.items()]

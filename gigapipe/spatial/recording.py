@@ -123,6 +123,14 @@ def map_arguments(function: Callable, tree):
     return tree_map(function, tree, is_leaf=_is_ref)
 
 
+def map_each(function: Callable, arguments: tuple) -> tuple:
+    """The same of arguments of which most are no lists, and are not looked into: tiles are many."""
+    return tuple(
+        map_arguments(function, a) if isinstance(a, tuple | list | dict) and not isinstance(a, Ref) else function(a)
+        for a in arguments
+    )
+
+
 class _Effect(NamedTuple):
     """What a call makes of images of certain shapes."""
 

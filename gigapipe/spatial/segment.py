@@ -22,7 +22,7 @@ from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
 from gigapipe.spatial.operators.reductions import plus, summing
-from gigapipe.spatial.recording import Node, Ref, map_arguments
+from gigapipe.spatial.recording import Node, Ref, map_arguments, map_each
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, index_of
 from gigapipe.spatial.tile import Tile, looked_at, resized
@@ -115,7 +115,7 @@ class Segment:
         rows = Interval(tile.rows.stop, min(tile.rows.stop + step, owned.rows.stop))
         if not self.on_disk or tile.columns.start > owned.columns.start or not rows.size:
             return
-        needed = self._along(0, rows)
+        needed = self.along(0, rows)
         for ref, (image, held) in there.items():
             if ref in self.on_disk:
                 self.on_disk[ref].read_ahead(image, ref.image.axes[0], needed[ref.node].within(held.rows))
@@ -130,10 +130,10 @@ class Segment:
 
     def rectangles(self, out: Rectangle) -> Rectangles:
         """What of each node's results, inputs included, is needed for `out`."""
-        rows, columns = (self._along(axis, interval) for axis, interval in enumerate(out))
+        rows, columns = (self.along(axis, interval) for axis, interval in enumerate(out))
         return {node: Rectangle(rows[node], columns[node]) for node in rows}
 
-    def _along(self, axis: int, out: Interval) -> dict[Node, Interval]:
+    def along(self, axis: int, out: Interval) -> dict[Node, Interval]:
         """The same along one axis; a row of tiles has it in common."""
         if (axis, out) not in self._known:
             found = {self.output.node: out}
@@ -146,12 +146,15 @@ class Segment:
             self._known[axis, out] = found
         return self._known[axis, out]
 
+    def refuse_changes(self) -> None:
+        """Raise RuntimeError if a plain tensor is no longer what it was when its operation was noted."""
+        for node in self.nodes:
+            node.refuse_changes()
+
     def compute(
         self, rectangles: Rectangles, held: dict[Ref, torch.Tensor], tensors: dict[int, torch.Tensor]
     ) -> torch.Tensor:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
-        for node in self.nodes:
-            node.refuse_changes()
         tile, graded = Tile(self.mesh), torch.is_grad_enabled()
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
@@ -171,7 +174,8 @@ class Segment:
                     return x
                 return tensors.get(id(a), a) if isinstance(a, torch.Tensor) else a
 
-            args, kwargs = map_arguments(given, (node.args, node.kwargs))
+            args = map_each(given, node.args)
+            kwargs = map_arguments(given, node.kwargs) if node.kwargs else {}
             if node.in_place and (copied or node.args[0] in held):  # what it would change belongs to another
                 args = args[0].with_local(args[0].local.clone()), *args[1:]
             for ref in last_used:
@@ -254,12 +258,13 @@ def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangl
 
 
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
+    segment.refuse_changes()
     owned = segment.mesh.rectangle(segment.size)
     result = None
     whole = segment.given
     tiles = [] if owned.empty else segment.tiles()
     there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
-    cells = Cells(segment.nodes, segment.rectangles, tiles, there)
+    cells = Cells(segment.nodes, segment.inputs, segment.along, tiles, there)
 
     def of_tile(index: int) -> Callable[[], None]:
         out = tiles[index]
@@ -343,6 +348,7 @@ def _backward(
     grad: torch.Tensor,
 ) -> list[torch.Tensor | None]:
     """Gradients of the inputs and of the plain tensors."""
+    segment.refuse_changes()
     owned = segment.mesh.rectangle(segment.size)
     whole = segment.given
     leaves = [t.detach().requires_grad_() for t in tensors]

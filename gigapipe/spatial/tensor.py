@@ -106,6 +106,8 @@ class SpatialTensor(torch.Tensor):
     local: torch.Tensor
     mesh: Mesh | Tile
     axes: tuple[int, int]
+    image_size: tuple[int, int]
+    """Rows and columns of the whole image."""
     rectangle: Rectangle
     """What `local` is of the image, in global rows and columns."""
     memory: "Memory"
@@ -139,15 +141,10 @@ class SpatialTensor(torch.Tensor):
         self.local = local
         self.mesh = mesh
         self.axes = rows, columns
+        self.image_size = shape[rows], shape[columns]
         self.rectangle = rectangle
         self.memory = Memory()
         return self
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Rows and columns of the whole image."""
-        shape = self.shape
-        return shape[self.axes[0]], shape[self.axes[1]]
 
     @property
     def batch(self) -> int:
@@ -276,7 +273,7 @@ def index_of(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
 
 def entered(args: tuple, kwargs: dict, mesh: Mesh | Tile, image: type) -> tuple[tuple, dict]:
     """A call's arguments, whose plain tensors meet an `image` over `mesh`."""
-    if mesh.size == 1:
+    if mesh.size == 1 or (isinstance(mesh, Tile) and mesh.out):  # a tile's have entered when they were recorded
         return args, kwargs
     leaves, structure = tree_flatten((args, kwargs))
     places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and not isinstance(x, image)]
