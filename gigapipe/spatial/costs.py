@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gigapipe.spatial.fusing import convolved_and_normalised
+from gigapipe.spatial.operators.convolution import convolved
 from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
 from gigapipe.spatial.speed import Speed
 from gigapipe.spatial.tensor import SpatialTensor
@@ -43,7 +43,7 @@ all threads, on a CPU: careful, for 0.4 to 0.8 were measured of two threads besi
 GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
 
-CONVOLUTIONS = {torch.conv2d: False, convolved_and_normalised: False, torch.conv_transpose2d: True}
+CONVOLUTIONS = {torch.conv2d: False, convolved: False, torch.conv_transpose2d: True}
 """Recorded functions that multiply by weights, and whether they are transposed."""
 
 

@@ -1,50 +1,134 @@
-"""A frozen BatchNorm becomes part of the convolution before it: one image less is made, and kept for the gradient."""
+"""A convolution takes over what follows it pixel by pixel: a frozen BatchNorm, an image that is added, a ReLU.
+
+So fewer images are made, and kept for the gradient, and fewer passes go over memory. The weights that do the work of
+both, convolution and norm, are made once for all tiles.
+"""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.operators.convolution import convolved
 from gigapipe.spatial.recording import Node, Ref
+
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_}
+_ADD = {torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__}
+
+
+class Convolved(Node):
+    """A convolution with what follows it. Its weights stand in for those that `folded` makes."""
+
+    function = staticmethod(convolved)
+
+    def __init__(self, convolution: Node, norm: Node | None, added: Ref | None, last: Node, relu: bool):
+        super().__init__(last.index)
+        weight, bias, *options = _arguments(convolution)
+        self.convolution, self.norm = (weight, bias), norm.args[1:] if norm else None
+        tensors = [t for t in (weight, bias, *(self.norm or ())[:4]) if t is not None]
+        asks = any(t.requires_grad for t in tensors)
+        self.weight = weight.detach().requires_grad_(asks)
+        self.bias = None
+        if norm or bias is not None:
+            self.bias = torch.zeros_like(weight[:, 0, 0, 0], requires_grad=asks)
+        self.args = convolution.args[0], self.weight, self.bias, added, relu, *options
+        self.accesses, self.layer, self.autocast = convolution.accesses, convolution.layer, convolution.autocast
+        self.graded, self.results = convolution.graded, last.results
+
+    def folded(self, tensors: dict[int, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Weight and bias, each after what stands for it; with `tensors` in place of those of these ids."""
+        weight, bias, *norm = (
+            tensors.get(id(t), t) if isinstance(t, torch.Tensor) else t for t in (*self.convolution, *(self.norm or ()))
+        )
+        if norm:
+            mean, variance, gain, shift, _, _, eps = norm
+            scale = (variance + eps).rsqrt() if gain is None else gain * (variance + eps).rsqrt()
+            offset = -mean * scale if bias is None else (bias - mean) * scale
+            offset = offset if shift is None else offset + shift
+            weight, bias = (weight * scale[:, None, None, None]).to(weight.dtype), offset.to(weight.dtype)
+        yield self.weight, weight
+        if self.bias is not None:
+            yield self.bias, bias
+
+    def lowered(self, t: torch.Tensor) -> torch.Tensor:
+        """In the precision in which it is computed."""
+        return t if self.autocast is None or t.dtype == torch.float64 else t.to(self.autocast)
+
+
+class _Chain(NamedTuple):
+    """A convolution, what follows it, and with which of them the image is there that is added."""
+
+    nodes: list[Node]
+    norm: Node | None
+    add: Node | None
+    relu: Node | None
 
 
 def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     """What to compute in place of `nodes`, in order: of each that is still made, the node that makes it."""
-    uses = Counter(ref for node in nodes for ref in node.operands)
-    made_by = {Ref(node): node for node in nodes}
-    norm_of = {}
-    for norm in nodes:
-        before = made_by.get(norm.args[0]) if norm.function is F.batch_norm and not norm.kwargs else None
-        if before is None or before.function is not torch.conv2d or before.kwargs or before.graded != norm.graded:
-            continue
-        if uses[norm.args[0]] == 1 and norm.args[0] != output:
-            norm_of[before] = norm
+    chains = [_chain(node, nodes, output) for node in nodes if node.function is torch.conv2d]
+    # Where the convolution is, for what it looks at may be changed in place later; or where the addend is there.
+    placed = {chain.add or chain.nodes[0]: chain for chain in chains if chain}
+    covered = {node for chain in placed.values() for node in chain.nodes}
     computed = {}
     for node in nodes:
-        if node in norm_of:  # here, not where the norm is: what it looks at may be changed in place before that
-            computed[norm_of[node]] = _both(node, norm_of[node])
-        elif node not in norm_of.values():
+        if chain := placed.get(node):
+            convolution, last = chain.nodes[0], chain.nodes[-1]
+            added = _other(chain.add, chain.nodes) if chain.add else None
+            computed[last] = Convolved(convolution, chain.norm, added, last, relu=chain.relu is not None)
+        elif node not in covered:
             computed[node] = node
     return computed
 
 
-def _both(convolution: Node, norm: Node) -> Node:
-    both = Node(norm.index)
-    both.function = convolved_and_normalised
-    both.args = convolution.args[0], convolution.args[1:], norm.args[1:]
-    both.accesses, both.layer, both.autocast = convolution.accesses, convolution.layer, convolution.autocast
-    both.graded = convolution.graded
-    both.results = norm.results
-    return both
+def _chain(convolution: Node, nodes: list[Node], output: Ref) -> _Chain | None:
+    """None of a convolution that is called in an unusual way."""
+    if convolution.kwargs or not isinstance(convolution.args[0], Ref) or any(
+        isinstance(a, Ref) for a in convolution.args[1:]
+    ):
+        return None
+    uses = Counter(ref for node in nodes for ref in node.operands)
+    found = [convolution]
+
+    def follower(fits: Callable[[Node], bool]) -> Node | None:
+        """The one that uses all that was found, if it is as told; then it is found, too."""
+        end = Ref(found[-1])
+        if end == output or uses[end] != 1:
+            return None
+        user = next(node for node in nodes if end in node.operands)
+        alike = user.single and not user.sums and user.graded == convolution.graded
+        if not (alike and end.result.dtype == user.results[0].dtype and fits(user)):
+            return None
+        found.append(user)
+        return user
+
+    def normalises(user: Node) -> bool:
+        return user.function is F.batch_norm and not user.kwargs and user.args[0] == Ref(found[-1])
+
+    def adds(user: Node) -> bool:
+        if user.function not in _ADD or user.kwargs or len(user.args) != 2 or len(user.operands) != 2:
+            return False
+        end, other = Ref(found[-1]), _other(user, found)
+        alike = other.image.shape == end.image.shape and other.image.dtype == end.image.dtype
+        # The convolution waits for the addend: nothing may change meanwhile.
+        waits = not any(node.in_place for node in nodes if convolution.index < node.index < user.index)
+        return alike and waits and (not user.in_place or user.args[0] == end)
+
+    def rectifies(user: Node) -> bool:
+        return user.function in _RELU and len(user.args) == 1 and set(user.kwargs) <= {"inplace"}
+
+    norm, add, relu = follower(normalises), follower(adds), follower(rectifies)
+    return _Chain(found, norm, add, relu)
 
 
-def convolved_and_normalised(x, convolution: tuple, norm: tuple):
-    """torch.conv2d and F.batch_norm of these arguments, by the weights that do both."""
-    arguments: tuple[Any, ...] = convolution if len(convolution) > 1 else (*convolution, None)
-    weight, bias, *options = arguments
-    mean, variance, gain, shift, _, _, eps = norm
-    scale = (variance + eps).rsqrt() if gain is None else gain * (variance + eps).rsqrt()
-    offset = -mean * scale if bias is None else (bias - mean) * scale
-    offset = offset if shift is None else offset + shift
-    return torch.conv2d(x, (weight * scale[:, None, None, None]).to(weight.dtype), offset.to(weight.dtype), *options)
+def _other(add: Node, nodes: list[Node]) -> Ref:
+    """What is added to what one of `nodes` makes."""
+    return next(ref for ref in add.operands if ref.node not in nodes)
+
+
+def _arguments(convolution: Node) -> tuple:
+    """Weight, bias or None, and what else."""
+    arguments = convolution.args[1:]
+    return arguments if len(arguments) > 1 else (*arguments, None)

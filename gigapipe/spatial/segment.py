@@ -17,15 +17,15 @@ from typing import NamedTuple
 import torch
 
 from gigapipe.spatial.constant import Cells, Division, Pixel, Rectangles, cut
-from gigapipe.spatial.fusing import fused
+from gigapipe.spatial.fusing import Convolved, fused
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
 from gigapipe.spatial.operators.reductions import plus, summing
 from gigapipe.spatial.recording import Node, Ref, map_arguments, map_each
 from gigapipe.spatial.refusals import once_differentiable
-from gigapipe.spatial.tensor import SpatialTensor, index_of
-from gigapipe.spatial.tile import Tile, looked_at, resized
+from gigapipe.spatial.tensor import SpatialTensor, cropped, index_of
+from gigapipe.spatial.tile import Tile, looked_at
 from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.spatial.workers import side_by_side
 
@@ -204,6 +204,27 @@ class Segment:
         """What is computed, in order: of each node that is still made, the node that makes it."""
         return fused(self.nodes, self.output)
 
+    def folded(self, tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """By id of what stands for them, the weights that do the work of several operations (`fusing.py`)."""
+        found = {}
+        for node in self.computed.values():
+            if isinstance(node, Convolved):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and node.graded):
+                    found |= {id(stands): made for stands, made in node.folded(tensors)}
+        return found
+
+    def lowered(self, folded: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """The same as tiles are computed with, each a leaf."""
+        found = {}
+        for node in self.computed.values():
+            if isinstance(node, Convolved):
+                for stands in (node.weight, node.bias):
+                    if stands is not None:
+                        made = folded[id(stands)]
+                        lower = node.lowered(made.detach())
+                        found[id(stands)] = (lower.clone() if lower is made else lower).requires_grad_(made.requires_grad)
+        return found
+
     @functools.cached_property
     def _steps(self) -> list[Step]:
         last = {ref: made for made, node in self.computed.items() for ref in node.operands if ref != self.output}
@@ -211,15 +232,6 @@ class Segment:
             Step(made, node, [ref for ref, user in last.items() if user is made])
             for made, node in self.computed.items()
         ]
-
-
-def cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
-    """What of an image, or of a tile, lies in `rectangle`."""
-    (above, below), (left, right) = (
-        (held.start - kept.start, kept.stop - held.stop) for held, kept in zip(x.rectangle, rectangle, strict=True)
-    )
-    local = resized(x.local.movedim(x.axes, (-2, -1)), (left, right, above, below)).movedim((-2, -1), x.axes)
-    return SpatialTensor(local, x.image_size, x.mesh, x.axes, rectangle)
 
 
 class Streamed(torch.autograd.Function):
@@ -265,6 +277,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     tiles = [] if owned.empty else segment.tiles()
     there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
     cells = Cells(segment.nodes, segment.inputs, segment.along, tiles, there)
+    tensors = segment.lowered(segment.folded({}))
 
     def of_tile(index: int) -> Callable[[], None]:
         out = tiles[index]
@@ -277,7 +290,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         computed = []
         for rectangle in division.computed:
             inner = segment.rectangles(rectangle)
-            computed.append(segment.compute(inner, cut(parts, inner, needed), {}))
+            computed.append(segment.compute(inner, cut(parts, inner, needed), tensors))
         return functools.partial(taken, index, division, pixels, computed)
 
     def taken(index: int, division: Division, pixels: dict[tuple[bytes, ...], Pixel], computed: list[torch.Tensor]):
@@ -299,7 +312,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
 
     side_by_side(len(tiles), segment.workers, of_tile)
     results = {
-        values: segment.compute(segment.rectangles(pixel.out), pixel.parts, {})
+        values: segment.compute(segment.rectangles(pixel.out), pixel.parts, tensors)
         for values, pixel in segment.pixels.items()
     }
     # Last, for the others tell the memory format.
@@ -353,8 +366,15 @@ def _backward(
     whole = segment.given
     leaves = [t.detach().requires_grad_() for t in tensors]
     stand_ins = {id(t): leaf for t, leaf in zip(parameters(segment), leaves, strict=True)}
+    with torch.enable_grad():
+        folded = segment.folded(stand_ins)
+    lowered = segment.lowered(folded)
+    stand_ins |= lowered
     totals, returned = _totals(segment, held, wanted)
     sums = [torch.zeros_like(leaf) for leaf in leaves]
+    made = [key for key, t in lowered.items() if t.requires_grad]
+    sums_of_made = [torch.zeros_like(folded[key]) for key in made]
+    asking = [*zip(leaves, sums, strict=True), *zip([lowered[key] for key in made], sums_of_made, strict=True)]
     tiles = [] if owned.empty else segment.tiles()
     every_pixel = any(total is not None for total in totals)  # of inputs there is a gradient
     divisions = [Division([out], {}) if every_pixel else segment.divisions[out] for out in tiles]
@@ -377,7 +397,7 @@ def _backward(
 
     def of_rectangle(computed: Rectangle) -> list[tuple[torch.Tensor, torch.Tensor]]:
         needed = segment.rectangles(computed)
-        parts, wanting = {}, list(zip(leaves, sums, strict=True))
+        parts, wanting = {}, list(asking)
         for ref, x, total in zip(segment.inputs, held, totals, strict=True):
             part = _part(segment, ref, x, whole, needed).to(segment.device)
             parts[ref] = part.detach().requires_grad_(total is not None)
@@ -396,12 +416,15 @@ def _backward(
 
     side_by_side(len(pieces), segment.workers, of_piece)
     for values, summed in sums_of_pixels.items() if leaves else ():
-        wanting, pixel = list(zip(leaves, sums, strict=True)), segment.pixels[values]
+        pixel = segment.pixels[values]
         # The sum of many pixels' gradients is beyond float16: there their mean goes on, and is multiplied at the end.
         count = sum(math.prod(c.shape) for d in divisions for c, v in d.cells.items() if v == values) if by_mean else 1
         of_all = summed / count if by_mean else summed
-        found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, wanting, of_all)
+        found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, asking, of_all)
         _add([(of_one * count, total) for of_one, total in found] if by_mean else found)
+    if made:
+        of_folded = torch.autograd.grad([folded[key] for key in made], leaves, sums_of_made, allow_unused=True)
+        _add([(grad, total) for grad, total in zip(of_folded, sums, strict=True) if grad is not None])
     return returned + sums
 
 

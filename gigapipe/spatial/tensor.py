@@ -22,7 +22,7 @@ import torch
 from gigapipe.spatial.gradients import enter
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.refusals import NotDecomposed, name_of
-from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.tile import Tile, resized
 from gigapipe.spatial.torch_internals import (
     OF_FULLY_SHARD,
     give_way_to_compiler,
@@ -269,6 +269,15 @@ def index_of(image: SpatialTensor, inner: Rectangle, outer: Rectangle) -> tuple:
     for axis, part in zip(image.axes, inner.within(outer), strict=True):
         index[axis] = part
     return tuple(index)
+
+
+def cropped(x: SpatialTensor, rectangle: Rectangle) -> SpatialTensor:
+    """What of an image, or of a tile, lies in `rectangle`."""
+    (above, below), (left, right) = (
+        (held.start - kept.start, kept.stop - held.stop) for held, kept in zip(x.rectangle, rectangle, strict=True)
+    )
+    local = resized(x.local.movedim(x.axes, (-2, -1)), (left, right, above, below)).movedim((-2, -1), x.axes)
+    return SpatialTensor(local, x.image_size, x.mesh, x.axes, rectangle)
 
 
 def entered(args: tuple, kwargs: dict, mesh: Mesh | Tile, image: type) -> tuple[tuple, dict]:

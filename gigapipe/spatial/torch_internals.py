@@ -55,6 +55,29 @@ def counts_of_arithmetic() -> dict:
     return flop_registry
 
 
+def fuses(x: torch.Tensor) -> bool:
+    """Whether oneDNN can do more than a convolution of this in one call; modes do not know its operations."""
+    if x.device.type != "cpu" or watched_by_modes():
+        return False
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    if x.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32
+
+
+def fused_convolution(x, weight, bias, added, relu: bool, stride: list, dilation: list, groups: int) -> torch.Tensor:
+    """A convolution without padding, with what is `added` (in any memory format) and, with `relu`, its ReLU."""
+    call = torch.ops.mkldnn._convolution_pointwise
+    options = [0, 0], stride, dilation, groups
+    after = ("relu" if relu else "none"), [], ""
+    if added is None:
+        return call(x, weight, bias, *options, *after)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    added = added.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return call.binary(x, added, weight, bias, *options, "add", 1.0, *(after if relu else (None, [], None)))
+
+
 def made_by(x: torch.Tensor, function: type[torch.autograd.Function]) -> bool:
     """Whether `x` is what a Function returned."""
     return isinstance(x.grad_fn, function._backward_cls)

@@ -19,8 +19,9 @@ from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators import regathered
 from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
 from gigapipe.spatial.refusals import once_differentiable
-from gigapipe.spatial.tensor import SpatialTensor, decomposes
+from gigapipe.spatial.tensor import SpatialTensor, cropped, decomposes
 from gigapipe.spatial.tile import Tile
+from gigapipe.spatial.torch_internals import fused_convolution, fuses
 from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, output_size, split
 
 convolution_backward = torch.ops.aten.convolution_backward
@@ -58,20 +59,23 @@ def _geometry(mesh: Mesh, size: tuple[int, int], windows: tuple[Window, Window])
     return _Geometry(windows, halo, out, alone)
 
 
-def _kernel(x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
-    """torch.conv2d of what one rank holds, which may be narrower than any image.
+def _wrong_in_16_bits(x, weight, stride, padding, dilation) -> bool:
+    """Whether torch 2.13's CPU kernel (oneDNN, AMX) computes this wrongly in bfloat16, by 70 % and more.
 
-    Of such, torch 2.13's CPU kernel (oneDNN, AMX) computes some wrongly in bfloat16, by 70 % and more: those with a
-    stride whose output is one column wide, and 1 × 1 kernels with stride and padding. They are computed in float32.
+    It does with a stride and an output that is one column wide, and with 1 × 1 kernels with stride and padding.
     """
-    if x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu" and max(pair(stride)) > 1:
-        columns = Window(weight.shape[3], pair(stride)[1], (pair(padding)[1],) * 2, pair(dilation)[1]).output_size(
-            x.shape[3]
-        )
-        if columns == 1 or (weight[0, 0].numel() == 1 and any(pair(padding))):
-            single = x.float(), weight.float(), None if bias is None else bias.float()
-            with torch.autocast("cpu", enabled=False):
-                return torch.conv2d(*single, stride, padding, dilation, groups).to(x.dtype)
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.device.type != "cpu" or max(pair(stride)) == 1:
+        return False
+    window = Window(weight.shape[3], pair(stride)[1], (pair(padding)[1],) * 2, pair(dilation)[1])
+    return window.output_size(x.shape[3]) == 1 or (weight[0, 0].numel() == 1 and any(pair(padding)))
+
+
+def _kernel(x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
+    """torch.conv2d of what one rank holds, which may be narrower than any image; in float32 what else were wrong."""
+    if _wrong_in_16_bits(x, weight, stride, padding, dilation):
+        single = x.float(), weight.float(), None if bias is None else bias.float()
+        with torch.autocast("cpu", enabled=False):
+            return torch.conv2d(*single, stride, padding, dilation, groups).to(x.dtype)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -114,6 +118,16 @@ class _Kernel(NamedTuple):
 
     def __call__(self, x, weight, bias):
         return _kernel(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def followed(self, x, weight, bias, added: torch.Tensor | None, relu: bool) -> torch.Tensor:
+        """The same with what is `added`, and with `relu` its ReLU; on a CPU in one pass over memory."""
+        stride, dilation = list(self.stride), list(self.dilation)
+        if fuses(x) and (relu or added is not None):
+            return fused_convolution(x, weight, bias, added, relu, stride, dilation, self.groups)
+        y = torch.conv2d(x, weight, bias, stride, 0, dilation, self.groups)
+        if added is not None:
+            y += added
+        return y.relu_() if relu else y
 
     def gradients(self, grad, mask, x, weight, bias):
         return _gradients(grad, x, weight, list(self.stride), [0, 0], list(self.dilation), self.groups, mask)
@@ -215,10 +229,7 @@ def _mixed(x: SpatialTensor, *parameters):
     return tuple(lower)  # float64 stays as it is, as torch has it
 
 
-@decomposes(torch.conv2d)
-def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    images(x, "conv2d")
-    _refuse(x, weight, weight.shape[1] * groups, stride, padding, dilation, groups)
+def _windows(weight, stride, padding, dilation) -> tuple[Window, Window]:
     if padding == "same":
         if max(pair(stride)) > 1:
             raise ValueError("padding='same' is not for strided convolutions")  # as torch has it
@@ -228,7 +239,14 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     rows, columns = (
         Window(k, s, p, d) for k, s, p, d in zip(weight.shape[2:], pair(stride), pads, pair(dilation), strict=True)
     )
-    axes = rows, columns
+    return rows, columns
+
+
+@decomposes(torch.conv2d)
+def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    images(x, "conv2d")
+    _refuse(x, weight, weight.shape[1] * groups, stride, padding, dilation, groups)
+    axes = _windows(weight, stride, padding, dilation)
     size = output_size(axes, x.image_size)
     if x.mesh.image_ranks == 1 and x.shape[0] * len(weight) * math.prod(size) < LARGE:
         return SpatialTensor(torch.conv2d(x.local, weight, bias, stride, padding, dilation, groups), size, x.mesh)
@@ -252,6 +270,47 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         else:
             y = _Convolution.apply(local, weight, bias, x.mesh, _geometry(x.mesh, x.image_size, axes), groups)
     return SpatialTensor(y, size, x.mesh)
+
+
+class _Convolved(torch.autograd.Function):
+    """A convolution without padding; what is `added` to it, and with `relu` the ReLU of that."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, added, relu: bool, kernel: _Kernel):
+        y = kernel.followed(x, weight, bias, added, relu)
+        ctx.kernel, ctx.relu = kernel, relu
+        ctx.save_for_backward(x, weight, y if relu else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, y = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        mask = ctx.needs_input_grad[:3]
+        found = ctx.kernel.gradients(grad, mask, x, weight, None) if any(mask) else (None,) * 3
+        return *found, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def convolved(
+    x: SpatialTensor, weight, bias, added: SpatialTensor | None, relu: bool, stride=1, padding=0, dilation=1, groups=1
+) -> SpatialTensor:
+    """conv2d of a tile, what is `added` to it, of the same image size and dtype, and with `relu` the ReLU of that."""
+    axes = _windows(weight, stride, padding, dilation)
+    local, weight, bias = _mixed(x, weight, bias)
+    kernel = _Kernel(pair(stride), pair(dilation), groups)
+
+    def of_tile(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
+        other = None if added is None else cropped(added, out).local
+        if not _wrong_in_16_bits(shard, weight, stride, 0, dilation):
+            return _Convolved.apply(shard, weight, bias, other, relu, kernel)
+        y = kernel(shard, weight, bias)
+        y = y if other is None else y + other
+        return y.relu() if relu else y
+
+    parameters = [weight] if bias is None else [weight, bias]
+    return windowed(x.with_local(local), axes, of_tile, len(weight), parameters=parameters)
 
 
 @decomposes(torch.conv_transpose2d)
