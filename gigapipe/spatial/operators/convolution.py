@@ -21,10 +21,11 @@ from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windo
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, cropped, decomposes
 from gigapipe.spatial.tile import Tile
-from gigapipe.spatial.torch_internals import fused_convolution, fuses
+from gigapipe.spatial.torch_internals import fused_convolution, fuses, has_memory_to_itself
 from gigapipe.spatial.window import Interval, Rectangle, Transposed, Window, output_size, split
 
 convolution_backward = torch.ops.aten.convolution_backward
+threshold_backward = torch.ops.aten.threshold_backward
 
 LARGE = 2**27  # elements; see _gradients
 
@@ -287,7 +288,8 @@ class _Convolved(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, y = ctx.saved_tensors
         if ctx.relu:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+            into = {"grad_input": grad} if has_memory_to_itself(grad) else {}
+            grad = threshold_backward(grad, y, 0, **into)
         mask = ctx.needs_input_grad[:3]
         found = ctx.kernel.gradients(grad, mask, x, weight, None) if any(mask) else (None,) * 3
         return *found, grad if ctx.needs_input_grad[3] else None, None, None

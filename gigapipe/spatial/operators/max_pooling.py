@@ -178,6 +178,21 @@ class _MaxPool(torch.autograd.Function):
         return add_returned_to(grad_local), None, None
 
 
+class _OfTile(torch.autograd.Function):
+    """A max pooling without padding, which finds the maxima again in the backward pass; see `_MaxPool`."""
+
+    @staticmethod
+    def forward(ctx, x, kernel: _Kernel):
+        ctx.kernel = kernel
+        ctx.save_for_backward(x)
+        return kernel(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *ctx.kernel.gradients(grad, (True,), *ctx.saved_tensors), None
+
+
 @decomposes(torch.max_pool2d, F.max_pool2d)
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     images(x, "max_pool2d")
@@ -187,13 +202,8 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, output_size(windows, x.image_size), x.mesh)
     if isinstance(x.mesh, Tile):
-        return windowed(
-            x,
-            windows,
-            lambda tile, needed, out: F.max_pool2d(tile, kernel_size, stride, 0, dilation),
-            x.shape[1],
-            fill=float("-inf"),
-        )
+        kernel = _Kernel(pair(kernel_size), pair(stride), pair(dilation))
+        return windowed(x, windows, lambda tile, needed, out: _OfTile.apply(tile, kernel), x.shape[1], kernel.fill)
     size = output_size(windows, x.image_size)
     if x.device.type in regathered.WITHOUT_COPY:
         local = _MaxPool.apply(x.local, x.mesh, _geometry(x.mesh, x.image_size, windows))
