@@ -20,6 +20,7 @@ from gigapipe.spatial.costs import (
     passes,
     size_of,
 )
+from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
@@ -211,9 +212,21 @@ class Layers:
                 return best
         return best or cost
 
+    def recorded(self, first: Node | None) -> bool:
+        """Whether the nodes after a cut are computed at once as they are recorded: of one result, on one rank.
+
+        Not where norms look at the whole image: their composed form takes more than torch's.
+        """
+        outputs = self.outputs(first, None)
+        return self.mesh.image_ranks == 1 and len(outputs) == 1 and outputs[0] not in self.last_use
+
     def whole(self, first: Node | None) -> Share:
         """The nodes after a cut, undivided."""
         operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
+        if self.recorded(first):
+            (output,) = self.outputs(first, None)
+            nodes, _ = needed_nodes(output, {Ref(first)} if first else ())
+            operations = [self.operation(made, node) for made, node in fused(nodes, Ref(output)).items()]
         areas = {operation.node: self.area(operation.node) for operation in operations}
         forward, backward = self._at_a_time(operations, areas, tiled=False)
         time = passes(again=False) * self.time(operations, areas)

@@ -212,6 +212,7 @@ def plan_streaming(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
         kept=frozenset(node.index for node in best.stored),
         whole_from=after if best.whole else None,
+        recorded=best.whole and layers.recorded(best.stored[-1] if best.stored else None),
         on_disk=frozenset(node.index for node in best.on_disk),
         folder=disk.folder if disk else None,
         disk=best.disk,

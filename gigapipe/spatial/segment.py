@@ -66,7 +66,7 @@ class Segment:
     nodes: list[Node]
     inputs: list[Ref]
     output: Ref
-    tile: tuple[int, int]
+    tile: tuple[int, int] = (1, 1)
     progress: Callable[[int, str, int, int], None] | None = None
     done_with: Callable[[], None] = lambda: None
     """Called when the backward pass begins: what was held for the forward pass alone can go."""
@@ -190,6 +190,18 @@ class Segment:
         result = values[self.output]
         return result.local if isinstance(result, SpatialTensor) else result
 
+    def whole(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """The output, at once, of whole inputs, on one rank; what its gradient needs is kept, as by any operation."""
+        self.refuse_changes()
+        everywhere = {
+            node: self.mesh.rectangle((node.operands[0] if node.sums else Ref(node)).image.image_size)
+            for node in (*self.nodes, *(ref.node for ref in self.inputs))
+        }
+        held = {
+            ref: x if ref.node in self.passing else x.detach() for ref, x in zip(self.inputs, inputs, strict=True)
+        }
+        return self.compute(everywhere, held, self.lowered(self.folded({}))).to(self.output.result.dtype)
+
     @functools.cached_property
     def passing(self) -> list[Node]:
         """The nodes, inputs' among them, that gradients reach from the output."""
@@ -207,23 +219,19 @@ class Segment:
     def folded(self, tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """By id of what stands for them, the weights that do the work of several operations (`fusing.py`)."""
         found = {}
-        for node in self.computed.values():
-            if isinstance(node, Convolved):
-                with torch.set_grad_enabled(torch.is_grad_enabled() and node.graded):
-                    found |= {id(stands): made for stands, made in node.folded(tensors)}
+        for node in self._convolved:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and node.graded):
+                found |= {id(stands): made for stands, made in node.folded(tensors)}
         return found
 
     def lowered(self, folded: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """The same as tiles are computed with, each a leaf."""
-        found = {}
-        for node in self.computed.values():
-            if isinstance(node, Convolved):
-                for stands in (node.weight, node.bias):
-                    if stands is not None:
-                        made = folded[id(stands)]
-                        lower = node.lowered(made.detach())
-                        found[id(stands)] = (lower.clone() if lower is made else lower).requires_grad_(made.requires_grad)
-        return found
+        """The same in the precision in which tiles are computed."""
+        stands = ((node, t) for node in self._convolved for t in (node.weight, node.bias) if t is not None)
+        return {id(t): node.lowered(folded[id(t)]) for node, t in stands}
+
+    @functools.cached_property
+    def _convolved(self) -> list[Convolved]:
+        return [node for node in self.computed.values() if isinstance(node, Convolved)]
 
     @functools.cached_property
     def _steps(self) -> list[Step]:
@@ -368,7 +376,7 @@ def _backward(
     stand_ins = {id(t): leaf for t, leaf in zip(parameters(segment), leaves, strict=True)}
     with torch.enable_grad():
         folded = segment.folded(stand_ins)
-    lowered = segment.lowered(folded)
+    lowered = {key: t.detach().requires_grad_(t.requires_grad) for key, t in segment.lowered(folded).items()}
     stand_ins |= lowered
     totals, returned = _totals(segment, held, wanted)
     sums = [torch.zeros_like(leaf) for leaf in leaves]

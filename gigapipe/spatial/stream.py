@@ -40,6 +40,10 @@ class Plan:
     tiles: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
     whole_from: int | None = None
+    recorded: bool = False
+    """Whether what is not streamed is recorded, too, and computed when its result is asked for: convolutions then do
+    the work of norms and ReLU. Where several results are asked for, what they have in common would be computed again.
+    It is for one rank an image."""
     on_disk: frozenset[int] = frozenset()
     """Which of the `kept` lie in files in `folder`, not in memory, with their gradients."""
     folder: Path | None = None
@@ -74,7 +78,11 @@ class Program(Recorder):
             raise ValueError("images can be kept on disk only if one rank computes an image; divide it by tiles alone")
 
     def undivided(self, index: int) -> bool:
-        return self.plan.whole_from is not None and index >= self.plan.whole_from
+        return not self._at_once and self.plan.whole_from is not None and index >= self.plan.whole_from
+
+    @property
+    def _at_once(self) -> bool:
+        return self.plan.recorded and self.mesh.image_ranks == 1
 
     def whole(self, ref: Ref) -> SpatialTensor:
         image = self._held(ref)
@@ -103,6 +111,8 @@ class Program(Recorder):
                 for i in range(len(node.results)):
                     self._held(Ref(node, i))
         nodes, inputs = needed_nodes(output.node, self.held)
+        if self._at_once and self.plan.whole_from is not None and nodes[0].index >= self.plan.whole_from:
+            return Segment(self.mesh, nodes, inputs, output).whole([self.whole(ref).local for ref in inputs])
         # Not this program itself, which holds the tensors whose graph holds the segment.
         forget = functools.partial(_forget, weakref.ref(self))
         workers = self.plan.workers if self.device.type == "cpu" else 0

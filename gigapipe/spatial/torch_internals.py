@@ -66,14 +66,16 @@ def fuses(x: torch.Tensor) -> bool:
     return x.dtype == torch.float32
 
 
-def fused_convolution(x, weight, bias, added, relu: bool, stride: list, dilation: list, groups: int) -> torch.Tensor:
-    """A convolution without padding, with what is `added` (in any memory format) and, with `relu`, its ReLU."""
+def fused_convolution(
+    x, weight, bias, added, relu: bool, stride: list, padding: list, dilation: list, groups: int
+) -> torch.Tensor:
+    """A convolution with what is `added` (in any memory format) and, with `relu`, its ReLU."""
     call = torch.ops.mkldnn._convolution_pointwise
-    options = [0, 0], stride, dilation, groups
+    options = padding, stride, dilation, groups
     after = ("relu" if relu else "none"), [], ""
     if added is None:
         return call(x, weight, bias, *options, *after)
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    channels_last = any(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
     added = added.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return call.binary(x, added, weight, bias, *options, "add", 1.0, *(after if relu else (None, [], None)))
 

@@ -112,7 +112,7 @@ class Streaming:
 
         if isinstance(beside, Recorded):
             return stream(read, mesh=self.mesh, shape=shape, device=device, beside=beside)
-        if self.plan is None or self.plan.whole_from == 1:
+        if self.plan is None or (self.plan.whole_from == 1 and not self.plan.recorded):
             return SpatialTensor(read(self.mesh.rectangle(size)).to(device), size, self.mesh)
         self.progress = StepProgress(self.plan) if self.mesh.rank == 0 else None
         return stream(read, self.plan, self.mesh, shape, device=device, progress=self.progress)

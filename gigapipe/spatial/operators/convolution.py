@@ -17,7 +17,7 @@ from gigapipe.spatial.halo import layout, return_halos, send_halos
 from gigapipe.spatial.halo_plan import Halo, plan
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators import regathered
-from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, windowed
+from gigapipe.spatial.operators.windowed import Alone, crop, images, pair, whole, windowed
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, cropped, decomposes
 from gigapipe.spatial.tile import Tile
@@ -110,28 +110,30 @@ def _gradients(grad, x, weight, stride, padding, dilation, groups, mask) -> tupl
 
 
 class _Kernel(NamedTuple):
-    """A convolution without padding; its weight and bias are its parameters."""
+    """A convolution, without padding where it is of a shard or tile; its weight and bias are its parameters."""
 
     stride: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
     fill: float = 0.0
+    padding: tuple[int, int] = (0, 0)
 
     def __call__(self, x, weight, bias):
-        return _kernel(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return _kernel(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def followed(self, x, weight, bias, added: torch.Tensor | None, relu: bool) -> torch.Tensor:
         """The same with what is `added`, and with `relu` its ReLU; on a CPU in one pass over memory."""
-        stride, dilation = list(self.stride), list(self.dilation)
+        options = list(self.stride), list(self.padding), list(self.dilation), self.groups
         if fuses(x) and (relu or added is not None):
-            return fused_convolution(x, weight, bias, added, relu, stride, dilation, self.groups)
-        y = torch.conv2d(x, weight, bias, stride, 0, dilation, self.groups)
+            return fused_convolution(x, weight, bias, added, relu, *options)
+        y = torch.conv2d(x, weight, bias, *options)
         if added is not None:
             y += added
         return y.relu_() if relu else y
 
     def gradients(self, grad, mask, x, weight, bias):
-        return _gradients(grad, x, weight, list(self.stride), [0, 0], list(self.dilation), self.groups, mask)
+        options = list(self.stride), list(self.padding), list(self.dilation), self.groups
+        return _gradients(grad, x, weight, *options, mask)
 
 
 class _Convolution(torch.autograd.Function):
@@ -274,7 +276,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 class _Convolved(torch.autograd.Function):
-    """A convolution without padding; what is `added` to it, and with `relu` the ReLU of that."""
+    """A convolution; what is `added` to it, and with `relu` the ReLU of that."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, added, relu: bool, kernel: _Kernel):
@@ -301,18 +303,24 @@ def convolved(
     """conv2d of a tile, what is `added` to it, of the same image size and dtype, and with `relu` the ReLU of that."""
     axes = _windows(weight, stride, padding, dilation)
     local, weight, bias = _mixed(x, weight, bias)
-    kernel = _Kernel(pair(stride), pair(dilation), groups)
+    x, kernel = x.with_local(local), _Kernel(pair(stride), pair(dilation), groups)
 
-    def of_tile(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
+    def of_tile(shard: torch.Tensor, out: Rectangle, kernel: _Kernel) -> torch.Tensor:
         other = None if added is None else cropped(added, out).local
-        if not _wrong_in_16_bits(shard, weight, stride, 0, dilation):
+        if not _wrong_in_16_bits(shard, weight, stride, kernel.padding, dilation):
             return _Convolved.apply(shard, weight, bias, other, relu, kernel)
         y = kernel(shard, weight, bias)
         y = y if other is None else y + other
         return y.relu() if relu else y
 
+    size = output_size(axes, x.image_size)
+    padded = whole(x, size) and kernel._replace(padding=(axes[0].padding[0], axes[1].padding[0]))
+    if padded and all(window.padding[0] == window.padding[1] for window in axes):  # torch's kernel needs no copy
+        return SpatialTensor(of_tile(x.local, x.mesh.rectangle(size), padded), size, x.mesh)
     parameters = [weight] if bias is None else [weight, bias]
-    return windowed(x.with_local(local), axes, of_tile, len(weight), parameters=parameters)
+    return windowed(
+        x, axes, lambda shard, needed, out: of_tile(shard, out, kernel), len(weight), parameters=parameters
+    )
 
 
 @decomposes(torch.conv_transpose2d)

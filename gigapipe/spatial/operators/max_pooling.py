@@ -14,7 +14,7 @@ from gigapipe.spatial.halo import layout, return_halos, send_halos
 from gigapipe.spatial.halo_plan import Halo, plan
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.operators import regathered
-from gigapipe.spatial.operators.windowed import Alone, images, pair, pooling_windows, windowed
+from gigapipe.spatial.operators.windowed import Alone, images, pair, pooling_windows, whole, windowed
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor, decomposes
 from gigapipe.spatial.tile import Tile
@@ -99,18 +99,20 @@ def _seeing_only(window: Window, owned: Interval, size: int, out: Interval) -> I
 
 
 class _Kernel(NamedTuple):
-    """A max pooling without padding, which finds the maxima again in the backward pass; see `_MaxPool`."""
+    """A max pooling, without padding where it is of a shard or tile, which finds the maxima again in the backward
+    pass; see `_MaxPool`."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
     fill: float = float("-inf")
+    padding: tuple[int, int] = (0, 0)
 
     def __call__(self, x):
-        return F.max_pool2d(x, self.kernel, self.stride, 0, self.dilation)
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation)
 
     def gradients(self, grad, mask, x):
-        arguments = self.kernel, self.stride, (0, 0), self.dilation, False
+        arguments = self.kernel, self.stride, self.padding, self.dilation, False
         return (max_pool_backward(grad, x, *arguments, max_pool_with_indices(x, *arguments)[1]),)
 
 
@@ -179,7 +181,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 class _OfTile(torch.autograd.Function):
-    """A max pooling without padding, which finds the maxima again in the backward pass; see `_MaxPool`."""
+    """A max pooling of a tile, which finds the maxima again in the backward pass; see `_MaxPool`."""
 
     @staticmethod
     def forward(ctx, x, kernel: _Kernel):
@@ -202,7 +204,9 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
         local = F.max_pool2d(x.local, kernel_size, stride, padding, dilation, ceil_mode)
         return SpatialTensor(local, output_size(windows, x.image_size), x.mesh)
     if isinstance(x.mesh, Tile):
-        kernel = _Kernel(pair(kernel_size), pair(stride), pair(dilation))
+        kernel, size = _Kernel(pair(kernel_size), pair(stride), pair(dilation)), output_size(windows, x.image_size)
+        if x.mesh.out and whole(x, size) and not ceil_mode:  # torch's kernel needs no copy
+            return SpatialTensor(_OfTile.apply(x.local, kernel._replace(padding=pair(padding))), size, x.mesh)
         return windowed(x, windows, lambda tile, needed, out: _OfTile.apply(tile, kernel), x.shape[1], kernel.fill)
     size = output_size(windows, x.image_size)
     if x.device.type in regathered.WITHOUT_COPY:

@@ -100,6 +100,11 @@ def windowed(
     return SpatialTensor(local, size, x.mesh)
 
 
+def whole(x: SpatialTensor, size: tuple[int, int]) -> bool:
+    """Whether all of an image of `size` is computed of all of `x`."""
+    return x.rectangle.shape == x.image_size and x.mesh.rectangle(size).shape == size
+
+
 def crop(x: torch.Tensor, inner: Rectangle, outer: Rectangle) -> torch.Tensor:
     """`inner` out of a tensor that holds `outer`."""
     return x if inner == outer else x[(..., *inner.within(outer))]
