@@ -288,7 +288,7 @@ def test_a_plan_streams_no_more_than_it_must():
     model = resnet18(2).eval()
     roomy, tight = (plan_streaming(model, (1, 3, 4096, 4096), memory) for memory in (50e9, 4e9))
     assert roomy.whole_from == 1 and not roomy.kept and roomy.recorded and 0.7 < roomy.time < 1
-    assert tight.kept and tight.peak <= 4e9 and 0.9 < tight.time < 2  # tiles side by side may be faster
+    assert tight.kept and tight.peak <= 4e9 and roomy.time < tight.time < 2
     with pytest.raises(ValueError, match="at least .* GB are needed"):
         plan_streaming(model, (1, 3, 4096, 4096), 1e6)
 

@@ -429,7 +429,7 @@ def _backward(
         count = sum(math.prod(c.shape) for d in divisions for c, v in d.cells.items() if v == values) if by_mean else 1
         of_all = summed / count if by_mean else summed
         found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, asking, of_all)
-        _add([(of_one * count, total) for of_one, total in found] if by_mean else found)
+        _add([(of_one.to(total.dtype) * count, total) for of_one, total in found] if by_mean else found)
     if made:
         of_folded = torch.autograd.grad([folded[key] for key in made], leaves, sums_of_made, allow_unused=True)
         _add([(grad, total) for grad, total in zip(of_folded, sums, strict=True) if grad is not None])
