@@ -376,7 +376,9 @@ def _backward(
     stand_ins = {id(t): leaf for t, leaf in zip(parameters(segment), leaves, strict=True)}
     with torch.enable_grad():
         folded = segment.folded(stand_ins)
-    lowered = {key: t.detach().requires_grad_(t.requires_grad) for key, t in segment.lowered(folded).items()}
+    lowered = {
+        key: t.detach().requires_grad_(folded[key].requires_grad) for key, t in segment.lowered(folded).items()
+    }
     stand_ins |= lowered
     totals, returned = _totals(segment, held, wanted)
     sums = [torch.zeros_like(leaf) for leaf in leaves]
