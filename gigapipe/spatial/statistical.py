@@ -7,7 +7,7 @@ once for them, and again for what follows; backward alike. What is held before e
 import torch
 import torch.nn.functional as F
 
-from gigapipe.spatial.gradients import leave
+from gigapipe.spatial.gradients import enter, leave
 from gigapipe.spatial.operators.normalisation import moments_of
 from gigapipe.spatial.operators.reductions import sum_over_everyone
 from gigapipe.spatial.operators.windowed import images
@@ -15,7 +15,70 @@ from gigapipe.spatial.pooled import plain
 from gigapipe.spatial.recording import Recorded, streams_as, sums_over_image
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
+from gigapipe.spatial.tile import layout_of_part
 from gigapipe.spatial.wide import narrow, where_wide, wide
+
+
+def _scaled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """`scale` x + `shift`, given for each channel or (batch, channels), of the dtype of `x`, but computed in theirs.
+
+    By torch's kernel for frozen norms, which reads and writes once, and converts as it goes.
+    """
+    if scale.dim() == 2 and len(scale) > 1:
+        y = torch.empty_like(x)
+        for i in range(len(x)):
+            y[i : i + 1] = _scaled(x[i : i + 1], scale[i], shift[i])
+        return y
+    if not x.numel():
+        return torch.empty_like(x)
+    scale, shift = scale.flatten(), shift.flatten()
+    return torch.batch_norm(_dense(x), scale, shift, *_neutral(scale), False, 0.0, 0.0, False)
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or a copy: of a part of an image, torch's kernels for norms are some thirty times as slow."""
+    return x.contiguous(memory_format=layout_of_part(x))
+
+
+def _neutral(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A mean and a variance that change nothing."""
+    return torch.zeros_like(scale), torch.ones_like(scale)
+
+
+class _Scaled(torch.autograd.Function):
+    """The same with its gradients."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, scale)
+        return _scaled(x, scale, shift)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        x, scale = ctx.saved_tensors
+        if not x.numel():
+            return torch.zeros_like(x), torch.zeros_like(scale), torch.zeros_like(scale)
+        mask = list(ctx.needs_input_grad)
+        found = []
+        for i in range(len(scale) if scale.dim() == 2 else 1):
+            part = slice(i, i + 1) if scale.dim() == 2 else slice(None)
+            own = scale[part].flatten()
+            neutral = _neutral(own)
+            kernel = torch.ops.aten.native_batch_norm_backward
+            found.append(kernel(_dense(grad[part]), _dense(x[part]), own, *neutral, *neutral, False, 0.0, mask))
+        of_x, of_scale, of_shift = zip(*found, strict=True)
+        return (
+            (of_x[0] if len(found) == 1 else torch.cat(of_x)) if mask[0] else None,
+            torch.stack(of_scale).view_as(scale) if mask[1] else None,
+            torch.stack(of_shift).view_as(scale) if mask[2] else None,
+        )
+
+
+def scaled(x: SpatialTensor, scale: torch.Tensor, shift: torch.Tensor) -> SpatialTensor:
+    """`scale` x + `shift`, given for each channel, or (batch, channels)."""
+    scale, shift = enter([scale, shift], x.mesh)
+    return x.with_local(_Scaled.apply(images(x, "a norm").local, scale, shift))
 
 
 class _Moments(torch.autograd.Function):
@@ -30,7 +93,7 @@ class _Moments(torch.autograd.Function):
         moments = []
         for one in x.split(1):
             # The variance is about the mean: little is lost where squares about zero, in float64, are made of both.
-            mean, variance = map(wide, moments_of(one))
+            mean, variance = map(wide, moments_of(_dense(one)))
             moments.append(torch.stack([mean, variance + mean**2]) * pixels)
         return torch.stack(moments, 1)
 
@@ -38,10 +101,8 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
-        precision = torch.promote_types(x.dtype, torch.float32)
-        of_sum, of_square = grad.to(precision).to(x.device)[..., None, None]
-        # In the image's own dtype, but computed in the other: kernels convert as they go.
-        return torch.addcmul(of_sum, x, 2 * of_square, out=torch.empty_like(x))
+        of_sum, of_square = grad.to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
+        return _scaled(x, 2 * of_square, of_sum)
 
 
 @sums_over_image
@@ -54,7 +115,7 @@ def _moments(x: Recorded) -> torch.Tensor:
     return x.recorder.record(moments, (x,), {})
 
 
-def _normalised(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> torch.Tensor:
+def _normalised(x: Recorded, mean: torch.Tensor, variance: torch.Tensor, weight, bias, eps: float) -> torch.Tensor:
     """By statistics (channels) or (batch, channels)."""
     scale = (variance + eps).rsqrt()
     scale, shift = narrow(scale, x), narrow(-mean * scale, x)
@@ -62,8 +123,8 @@ def _normalised(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, wei
         scale, shift = scale * weight, shift * weight
     if bias is not None:
         shift = shift + bias
-    scale, shift = (v.to(x.dtype)[..., None, None] for v in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+    precision = torch.promote_types(x.dtype, torch.float32)
+    return x.recorder.record(scaled, (x, scale.to(precision), shift.to(precision)), {})
 
 
 @streams_as(F.batch_norm)

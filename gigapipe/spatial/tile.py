@@ -115,12 +115,11 @@ def _with_margins(x: torch.Tensor, margins: tuple[int, int, int, int], fill: flo
         return x
     left, right, above, below = (max(0, margin) for margin in margins)
     rows, columns = x.shape[-2:]
-    channels_last = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1  # of a view, too
     padded = torch.empty(
         (*x.shape[:-2], above + rows + below, left + columns + right),
         dtype=x.dtype,
         device=x.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=layout_of_part(x),
     )
     # F.pad would write all of it twice.
     padded[..., above : above + rows, left : left + columns] = x
@@ -132,6 +131,12 @@ def _with_margins(x: torch.Tensor, margins: tuple[int, int, int, int], fill: flo
     ):
         margin.fill_(fill)
     return padded
+
+
+def layout_of_part(x: torch.Tensor) -> torch.memory_format:
+    """The memory format of the image (batch, channels, rows, columns) that `x` is a view of."""
+    channels_last = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def resized(x: torch.Tensor, margins: tuple[int, int, int, int], fill: float = 0.0) -> torch.Tensor:
