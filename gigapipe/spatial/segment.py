@@ -41,6 +41,10 @@ class Step(NamedTuple):
     """The images that nobody needs after it."""
 
 
+Found = tuple[torch.Tensor | None, torch.Tensor]
+"""A gradient, if there is one, and where such are summed up."""
+
+
 def needed_nodes(output: Node, held: Container[Ref]) -> tuple[list[Node], list[Ref]]:
     """The nodes to compute for `output`, in order, and the sources and held images that they begin with."""
     nodes, waiting = {output}, [output]
@@ -91,6 +95,11 @@ class Segment:
     def device(self) -> torch.device:
         """Where it is computed; what comes out may be elsewhere, as sums are that the device cannot make."""
         return self.inputs[0].image.device
+
+    @functools.cached_property
+    def apart(self) -> bool:
+        """Whether no two tiles look at the same pixel of an input, and together they look at all."""
+        return all(node.accesses is None for node in self.nodes)
 
     @functools.cached_property
     def given(self) -> Rectangles:
@@ -152,9 +161,16 @@ class Segment:
             node.refuse_changes()
 
     def compute(
-        self, rectangles: Rectangles, held: dict[Ref, torch.Tensor], tensors: dict[int, torch.Tensor]
+        self,
+        rectangles: Rectangles,
+        held: dict[Ref, torch.Tensor],
+        tensors: dict[int, torch.Tensor],
+        valued: bool = True,
     ) -> torch.Tensor:
-        """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids."""
+        """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids.
+
+        If it is not to be `valued`, it may have any values, and only its graph is right.
+        """
         tile, graded = Tile(self.mesh), torch.is_grad_enabled()
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
@@ -183,6 +199,8 @@ class Segment:
             tile.replay(rectangle, node.drawn)
             device, lower = self.device.type, node.autocast
             with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
+                if made is self.output.node and isinstance(node, Convolved):
+                    kwargs["valued"] = valued
                 result = node.function(*args, **kwargs)
             del args, kwargs
             for i, value in enumerate([result] if node.single else result):
@@ -405,7 +423,7 @@ def _backward(
         of_cells = [(v, _summed(segment, c, _of_rectangle(segment, grad, c, owned))) for c, v in cells.items()]
         return functools.partial(taken, found, of_cells, number + 1 if last else None)
 
-    def of_rectangle(computed: Rectangle) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def of_rectangle(computed: Rectangle) -> list[Found]:
         needed = segment.rectangles(computed)
         parts, wanting = {}, list(asking)
         for ref, x, total in zip(segment.inputs, held, totals, strict=True):
@@ -416,8 +434,12 @@ def _backward(
         of_tile = _of_rectangle(segment, grad, computed, owned)
         return _gradients(segment, needed, parts, stand_ins, wanting, of_tile) if wanting else []
 
-    def taken(found: list[tuple[torch.Tensor, torch.Tensor]], of_cells: list, tiles_done: int | None) -> None:
-        _add(found)
+    def taken(found: list[Found], of_cells: list, tiles_done: int | None) -> None:
+        _add(found[: len(asking)])
+        if segment.apart and not segment.on_disk:
+            _write(found[len(asking) :])
+        else:
+            _add(found[len(asking) :])
         for values, summed in of_cells:
             sums_of_pixels[values] = sums_of_pixels.get(values, 0) + summed
         segment.release()
@@ -431,10 +453,11 @@ def _backward(
         count = sum(math.prod(c.shape) for d in divisions for c, v in d.cells.items() if v == values) if by_mean else 1
         of_all = summed / count if by_mean else summed
         found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, asking, of_all)
-        _add([(of_one.to(total.dtype) * count, total) for of_one, total in found] if by_mean else found)
+        times = [(g if g is None else g.to(total.dtype) * count, total) for g, total in found]
+        _add(times if by_mean else found)
     if made:
         of_folded = torch.autograd.grad([folded[key] for key in made], leaves, sums_of_made, allow_unused=True)
-        _add([(grad, total) for grad, total in zip(of_folded, sums, strict=True) if grad is not None])
+        _add(list(zip(of_folded, sums, strict=True)))
     return returned + sums
 
 
@@ -448,7 +471,8 @@ def _totals(
         total, new = None, True
         if asked and x is not None:
             disk = segment.on_disk.get(ref)
-            total, new = disk.gradient(x) if disk else (torch.zeros_like(x), True)
+            new_like = torch.empty_like if segment.apart and not segment.on_disk else torch.zeros_like
+            total, new = disk.gradient(x) if disk else (new_like(x), True)
         totals.append(total)
         returned.append(total if new else None)
     return totals, returned
@@ -473,18 +497,25 @@ def _gradients(
     stand_ins: dict[int, torch.Tensor],
     wanting: list[tuple[torch.Tensor, torch.Tensor]],
     grad: torch.Tensor,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Compute a tile again: of each pair the gradient of the first, and the second, to which it is to be added."""
+) -> list[Found]:
+    """Compute a tile again: of each pair the gradient of the first, or None, and the second, which is its total."""
     with torch.enable_grad():
-        tile = segment.compute(rectangles, parts, stand_ins)
+        tile = segment.compute(rectangles, parts, stand_ins, valued=False)
     if not tile.requires_grad:  # of what is detached, or a comparison
-        return []
+        return [(None, total) for _, total in wanting]
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
     grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.device, tile.dtype), allow_unused=True)
-    return [(found, total) for found, (_, total) in zip(grads, wanting, strict=True) if found is not None]
+    return [(found, total) for found, (_, total) in zip(grads, wanting, strict=True)]
 
 
-def _add(found: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _add(found: list[Found]) -> None:
     """Add gradients to their totals, in place."""
     for grad, total in found:
-        total += grad.to(total.device)  # which is the host of what lies on a disk
+        if grad is not None:
+            total += grad.to(total.device)  # which is the host of what lies on a disk
+
+
+def _write(found: list[Found]) -> None:
+    """The same where nothing else is added: totals need not have been zeros."""
+    for grad, total in found:
+        total.zero_() if grad is None else total.copy_(grad)

@@ -131,6 +131,13 @@ class _Kernel(NamedTuple):
             y += added
         return y.relu_() if relu else y
 
+    def room(self, x, weight) -> torch.Tensor:
+        """A tensor for the result."""
+        axes = zip(weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        windows = (Window(k, s, (p, p), d) for k, s, p, d in axes)
+        size = [window.output_size(n) for window, n in zip(windows, x.shape[2:], strict=True)]
+        return torch.empty(len(x), len(weight), *size, dtype=x.dtype, device=x.device)
+
     def gradients(self, grad, mask, x, weight, bias):
         options = list(self.stride), list(self.padding), list(self.dilation), self.groups
         return _gradients(grad, x, weight, *options, mask)
@@ -279,8 +286,8 @@ class _Convolved(torch.autograd.Function):
     """A convolution; what is `added` to it, and with `relu` the ReLU of that."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, added, relu: bool, kernel: _Kernel):
-        y = kernel.followed(x, weight, bias, added, relu)
+    def forward(ctx, x, weight, bias, added, relu: bool, kernel: _Kernel, valued: bool):
+        y = kernel.followed(x, weight, bias, added, relu) if valued or relu else kernel.room(x, weight)
         ctx.kernel, ctx.relu = kernel, relu
         ctx.save_for_backward(x, weight, y if relu else None)
         return y
@@ -294,13 +301,25 @@ class _Convolved(torch.autograd.Function):
             grad = threshold_backward(grad, y, 0, **into)
         mask = ctx.needs_input_grad[:3]
         found = ctx.kernel.gradients(grad, mask, x, weight, None) if any(mask) else (None,) * 3
-        return *found, grad if ctx.needs_input_grad[3] else None, None, None
+        return *found, grad if ctx.needs_input_grad[3] else None, None, None, None
 
 
 def convolved(
-    x: SpatialTensor, weight, bias, added: SpatialTensor | None, relu: bool, stride=1, padding=0, dilation=1, groups=1
+    x: SpatialTensor,
+    weight,
+    bias,
+    added: SpatialTensor | None,
+    relu: bool,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    valued: bool = True,
 ) -> SpatialTensor:
-    """conv2d of a tile, what is `added` to it, of the same image size and dtype, and with `relu` the ReLU of that."""
+    """conv2d of a tile, what is `added` to it, of the same image size and dtype, and with `relu` the ReLU of that.
+
+    If it is not `valued`, only gradients of it are asked for: what they do not need is not computed.
+    """
     axes = _windows(weight, stride, padding, dilation)
     local, weight, bias = _mixed(x, weight, bias)
     x, kernel = x.with_local(local), _Kernel(pair(stride), pair(dilation), groups)
@@ -308,7 +327,7 @@ def convolved(
     def of_tile(shard: torch.Tensor, out: Rectangle, kernel: _Kernel) -> torch.Tensor:
         other = None if added is None else cropped(added, out).local
         if not _wrong_in_16_bits(shard, weight, stride, kernel.padding, dilation):
-            return _Convolved.apply(shard, weight, bias, other, relu, kernel)
+            return _Convolved.apply(shard, weight, bias, other, relu, kernel, valued)
         y = kernel(shard, weight, bias)
         y = y if other is None else y + other
         return y.relu() if relu else y
