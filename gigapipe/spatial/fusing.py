@@ -68,10 +68,13 @@ class _Chain(NamedTuple):
 
 def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     """What to compute in place of `nodes`, in order: of each that is still made, the node that makes it."""
-    chains = [_chain(node, nodes, output) for node in nodes if node.function is torch.conv2d]
-    # Where the convolution is, for what it looks at may be changed in place later; or where the addend is there.
-    placed = {chain.add or chain.nodes[0]: chain for chain in chains if chain}
-    covered = {node for chain in placed.values() for node in chain.nodes}
+    placed: dict[Node, _Chain] = {}
+    covered: set[Node] = set()
+    for node in nodes:
+        if node.function is torch.conv2d and (chain := _chain(node, nodes, output, covered)):
+            # Where the convolution is, for what it looks at may be changed in place later; or where the addend is.
+            placed[chain.add or node] = chain
+            covered.update(chain.nodes)
     computed = {}
     for node in nodes:
         if chain := placed.get(node):
@@ -83,8 +86,8 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     return computed
 
 
-def _chain(convolution: Node, nodes: list[Node], output: Ref) -> _Chain | None:
-    """None of a convolution that is called in an unusual way."""
+def _chain(convolution: Node, nodes: list[Node], output: Ref, covered: set[Node]) -> _Chain | None:
+    """What nobody has `covered`; None of a convolution that is called in an unusual way."""
     if convolution.kwargs or not isinstance(convolution.args[0], Ref) or any(
         isinstance(a, Ref) for a in convolution.args[1:]
     ):
@@ -98,7 +101,7 @@ def _chain(convolution: Node, nodes: list[Node], output: Ref) -> _Chain | None:
         if end == output or uses[end] != 1:
             return None
         user = next(node for node in nodes if end in node.operands)
-        alike = user.single and not user.sums and user.graded == convolution.graded
+        alike = user not in covered and user.single and not user.sums and user.graded == convolution.graded
         if not (alike and end.result.dtype == user.results[0].dtype and fits(user)):
             return None
         found.append(user)

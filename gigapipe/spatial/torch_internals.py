@@ -69,14 +69,13 @@ def fuses(x: torch.Tensor) -> bool:
 def fused_convolution(
     x, weight, bias, added, relu: bool, stride: list, padding: list, dilation: list, groups: int
 ) -> torch.Tensor:
-    """A convolution with what is `added` (in any memory format) and, with `relu`, its ReLU."""
+    """A convolution with what is `added` to it, for which `x` must be channels_last, and with `relu` its ReLU."""
     call = torch.ops.mkldnn._convolution_pointwise
     options = padding, stride, dilation, groups
     after = ("relu" if relu else "none"), [], ""
     if added is None:
         return call(x, weight, bias, *options, *after)
-    channels_last = any(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    added = added.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    added = added.contiguous(memory_format=torch.channels_last)
     return call.binary(x, added, weight, bias, *options, "add", 1.0, *(after if relu else (None, [], None)))
 
 

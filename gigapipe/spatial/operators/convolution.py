@@ -124,7 +124,8 @@ class _Kernel(NamedTuple):
     def followed(self, x, weight, bias, added: torch.Tensor | None, relu: bool) -> torch.Tensor:
         """The same with what is `added`, and with `relu` its ReLU; on a CPU in one pass over memory."""
         options = list(self.stride), list(self.padding), list(self.dilation), self.groups
-        if fuses(x) and (relu or added is not None):
+        # In another memory format nothing is gained, and torch 2.13 fails in bfloat16.
+        if fuses(x) and (relu if added is None else layout(x) == torch.channels_last):
             return fused_convolution(x, weight, bias, added, relu, *options)
         y = torch.conv2d(x, weight, bias, *options)
         if added is not None:
