@@ -75,7 +75,7 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
             # Where the convolution is, for what it looks at may be changed in place later; or where the addend is.
             placed[chain.add or node] = chain
             covered.update(chain.nodes)
-    computed = {}
+    computed: dict[Node, Node] = {}
     for node in nodes:
         if chain := placed.get(node):
             convolution, last = chain.nodes[0], chain.nodes[-1]
@@ -88,8 +88,10 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
 
 def _chain(convolution: Node, nodes: list[Node], output: Ref, covered: set[Node]) -> _Chain | None:
     """What nobody has `covered`; None of a convolution that is called in an unusual way."""
-    if convolution.kwargs or not isinstance(convolution.args[0], Ref) or any(
-        isinstance(a, Ref) for a in convolution.args[1:]
+    if (
+        convolution.kwargs
+        or not isinstance(convolution.args[0], Ref)
+        or any(isinstance(a, Ref) for a in convolution.args[1:])
     ):
         return None
     uses = Counter(ref for node in nodes for ref in node.operands)

@@ -77,8 +77,7 @@ class _Scaled(torch.autograd.Function):
 
 def scaled(x: SpatialTensor, scale: torch.Tensor, shift: torch.Tensor) -> SpatialTensor:
     """`scale` x + `shift`, given for each channel, or (batch, channels)."""
-    scale, shift = enter([scale, shift], x.mesh)
-    return x.with_local(_Scaled.apply(images(x, "a norm").local, scale, shift))
+    return x.with_local(_Scaled.apply(images(x, "a norm").local, *enter([scale, shift], x.mesh)))
 
 
 class _Moments(torch.autograd.Function):

@@ -5,7 +5,7 @@
     loss.backward()
 
 The model's operations are recorded (`recording.py`) until one returns a plain tensor, such as global pooling. Then they
-are computed segment by segment (`segment.py`); only the output of each segment is kept. Ranks and tiles can be
+are computed segment by segment (`streamed.py`); only the output of each segment is kept. Ranks and tiles can be
 combined: each rank streams its shard, and receives a halo once for each segment.
 """
 
@@ -23,7 +23,8 @@ from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
-from gigapipe.spatial.segment import Segment, Streamed, needed_nodes, parameters
+from gigapipe.spatial.segment import Segment, needed_nodes
+from gigapipe.spatial.streamed import Streamed, parameters
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.window import Rectangle, Stretches, split
 

@@ -338,9 +338,7 @@ def convolved(
     if padded and all(window.padding[0] == window.padding[1] for window in axes):  # torch's kernel needs no copy
         return SpatialTensor(of_tile(x.local, x.mesh.rectangle(size), padded), size, x.mesh)
     parameters = [weight] if bias is None else [weight, bias]
-    return windowed(
-        x, axes, lambda shard, needed, out: of_tile(shard, out, kernel), len(weight), parameters=parameters
-    )
+    return windowed(x, axes, lambda shard, needed, out: of_tile(shard, out, kernel), len(weight), parameters=parameters)
 
 
 @decomposes(torch.conv_transpose2d)
