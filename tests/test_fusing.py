@@ -68,6 +68,10 @@ def onto_itself(net, x):
     return F.relu(y + y)
 
 
+def not_rectified(net, x):
+    return net.norm(net.one(x)) + x
+
+
 def a_number_a_channel(net, x):
     return F.relu(net.norm(net.one(x)) + net.fc.weight[:1, :, None, None])
 
@@ -78,7 +82,7 @@ def strided(net, x):
 
 COMPUTED = {
     residual: 4, residual_in_place: 4, onto_the_other: 4, changed_meanwhile: 7, used_twice: 5, onto_itself: 5,
-    a_number_a_channel: 5, strided: 4,
+    a_number_a_channel: 5, strided: 4, not_rectified: 3,
 }  # fmt: skip
 """Functions, and how many operations they take with the convolution before them, the mean included."""
 
@@ -102,7 +106,7 @@ def test_a_convolution_takes_over_norm_addend_and_relu(function):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("function", [residual, residual_in_place, strided])
+@pytest.mark.parametrize("function", [residual, residual_in_place, strided, not_rectified])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_in_16_bits_gradients_are_as_near_as_undivided_ones(function, plan, memory_format):
     torch.manual_seed(0)

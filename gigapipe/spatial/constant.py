@@ -123,7 +123,7 @@ class Cells:
         far = {ref: (x, outer[ref.node]) for ref, x in parts.items() if ref not in self.told and not on_host(x)}
         told = {**self.told, **told_by_device(interior.values(), far)}  # of what a reader left on a device
         found, pixels = {}, {}
-        near = [(ref, Sample(parts[ref], ref.image.axes)) for ref in self.inputs if ref not in told]
+        near = [(ref, Sample(x, ref.image.axes)) for ref, x in parts.items() if interior and on_host(x)]
         for cell, inner in interior.items():
             if not all(sample.alike(inner[ref.node], outer[ref.node]) for ref, sample in near):
                 continue

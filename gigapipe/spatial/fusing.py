@@ -4,7 +4,6 @@ So fewer images are made, and kept for the gradient, and fewer passes go over me
 both, convolution and norm, are made once for all tiles.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -68,10 +67,15 @@ class _Chain(NamedTuple):
 
 def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     """What to compute in place of `nodes`, in order: of each that is still made, the node that makes it."""
+    users: dict[Ref, list[Node]] = {}
+    for node in nodes:
+        for ref in node.operands:
+            users.setdefault(ref, []).append(node)
+    changes = [node.index for node in nodes if node.in_place]
     placed: dict[Node, _Chain] = {}
     covered: set[Node] = set()
     for node in nodes:
-        if node.function is torch.conv2d and (chain := _chain(node, nodes, output, covered)):
+        if node.function is torch.conv2d and (chain := _chain(node, users, changes, output, covered)):
             # Where the convolution is, for what it looks at may be changed in place later; or where the addend is.
             placed[chain.add or node] = chain
             covered.update(chain.nodes)
@@ -86,23 +90,27 @@ def fused(nodes: list[Node], output: Ref) -> dict[Node, Node]:
     return computed
 
 
-def _chain(convolution: Node, nodes: list[Node], output: Ref, covered: set[Node]) -> _Chain | None:
-    """What nobody has `covered`; None of a convolution that is called in an unusual way."""
+def _chain(
+    convolution: Node, users: dict[Ref, list[Node]], changes: list[int], output: Ref, covered: set[Node]
+) -> _Chain | None:
+    """What nobody has `covered`; None of a convolution that is called in an unusual way.
+
+    Each image has `users`; `changes` are the numbers of the operations that change something in place.
+    """
     if (
         convolution.kwargs
         or not isinstance(convolution.args[0], Ref)
         or any(isinstance(a, Ref) for a in convolution.args[1:])
     ):
         return None
-    uses = Counter(ref for node in nodes for ref in node.operands)
     found = [convolution]
 
     def follower(fits: Callable[[Node], bool]) -> Node | None:
         """The one that uses all that was found, if it is as told; then it is found, too."""
         end = Ref(found[-1])
-        if end == output or uses[end] != 1:
+        if end == output or len(users.get(end, ())) != 1:
             return None
-        user = next(node for node in nodes if end in node.operands)
+        (user,) = users[end]
         alike = user not in covered and user.single and not user.sums and user.graded == convolution.graded
         if not (alike and end.result.dtype == user.results[0].dtype and fits(user)):
             return None
@@ -118,7 +126,7 @@ def _chain(convolution: Node, nodes: list[Node], output: Ref, covered: set[Node]
         end, other = Ref(found[-1]), _other(user, found)
         alike = other.image.shape == end.image.shape and other.image.dtype == end.image.dtype
         # The convolution waits for the addend: nothing may change meanwhile.
-        waits = not any(node.in_place for node in nodes if convolution.index < node.index < user.index)
+        waits = not any(convolution.index < index < user.index for index in changes)
         return alike and waits and (not user.in_place or user.args[0] == end)
 
     def rectifies(user: Node) -> bool:
