@@ -26,8 +26,8 @@ class Convolved(Node):
         super().__init__(last.index)
         weight, bias, *options = _arguments(convolution)
         self.convolution, self.norm = (weight, bias), norm.args[1:] if norm else None
-        tensors = [t for t in (weight, bias, *(self.norm or ())[:4]) if t is not None]
-        asks = any(t.requires_grad for t in tensors)
+        self.wanting = *convolution.wanting, *(norm.wanting if norm else ())
+        asks = bool(self.wanting)
         self.weight = weight.detach().requires_grad_(asks)
         self.bias = None
         if norm or bias is not None:
@@ -38,9 +38,14 @@ class Convolved(Node):
 
     def folded(self, tensors: dict[int, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Weight and bias, each after what stands for it; with `tensors` in place of those of these ids."""
-        weight, bias, *norm = (
-            tensors.get(id(t), t) if isinstance(t, torch.Tensor) else t for t in (*self.convolution, *(self.norm or ()))
-        )
+        wanted = {id(t) for t in self.wanting}
+
+        def given(a):
+            if not isinstance(a, torch.Tensor):
+                return a
+            return tensors.get(id(a), a if id(a) in wanted else a.detach())
+
+        weight, bias, *norm = map(given, (*self.convolution, *(self.norm or ())))
         if norm:
             mean, variance, gain, shift, _, _, eps = norm
             scale = (variance + eps).rsqrt() if gain is None else gain * (variance + eps).rsqrt()

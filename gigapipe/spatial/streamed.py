@@ -162,7 +162,7 @@ def _backward(
     stand_ins |= lowered
     totals, returned = _totals(segment, held, wanted)
     sums = [torch.zeros_like(leaf) for leaf in leaves]
-    made = [key for key, t in lowered.items() if t.requires_grad]
+    made = [key for key, t in lowered.items() if t.requires_grad and leaves]
     sums_of_made = [torch.zeros_like(folded[key]) for key in made]
     asking = [*zip(leaves, sums, strict=True), *zip([lowered[key] for key in made], sums_of_made, strict=True)]
     tiles = [] if owned.empty else segment.tiles()
