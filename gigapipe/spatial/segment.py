@@ -89,8 +89,8 @@ class Segment:
 
     @functools.cached_property
     def apart(self) -> bool:
-        """Whether no two tiles look at the same pixel of an input, and together they look at all."""
-        return all(node.accesses is None for node in self.nodes)
+        """Whether each pixel of the inputs' gradients is of one tile, and of this segment alone."""
+        return not self.on_disk and all(node.accesses is None for node in self.nodes)
 
     @functools.cached_property
     def given(self) -> Rectangles:

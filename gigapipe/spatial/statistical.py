@@ -15,14 +15,15 @@ from gigapipe.spatial.pooled import plain
 from gigapipe.spatial.recording import Recorded, streams_as, sums_over_image
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.tensor import SpatialTensor
-from gigapipe.spatial.tile import layout_of_part
+from gigapipe.spatial.tile import dense
 from gigapipe.spatial.wide import narrow, where_wide, wide
 
 
 def _scaled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """`scale` x + `shift`, given for each channel or (batch, channels), of the dtype of `x`, but computed in theirs.
+    """`scale` x + `shift`: of the shape and dtype of `x` (batch, channels, rows, columns), computed in theirs.
 
-    By torch's kernel for frozen norms, which reads and writes once, and converts as it goes.
+    They are (channels,) or (batch, channels). By torch's kernel for frozen norms, which reads and writes once, and
+    converts as it goes.
     """
     if scale.dim() == 2 and len(scale) > 1:
         y = torch.empty_like(x)
@@ -32,12 +33,7 @@ def _scaled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.
     if not x.numel():
         return torch.empty_like(x)
     scale, shift = scale.flatten(), shift.flatten()
-    return torch.batch_norm(_dense(x), scale, shift, *_neutral(scale), False, 0.0, 0.0, False)
-
-
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    """`x`, or a copy: of a part of an image, torch's kernels for norms are some thirty times as slow."""
-    return x.contiguous(memory_format=layout_of_part(x))
+    return torch.batch_norm(dense(x), scale, shift, *_neutral(scale), False, 0.0, 0.0, False)
 
 
 def _neutral(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +62,7 @@ class _Scaled(torch.autograd.Function):
             own = scale[part].flatten()
             neutral = _neutral(own)
             kernel = torch.ops.aten.native_batch_norm_backward
-            found.append(kernel(_dense(grad[part]), _dense(x[part]), own, *neutral, *neutral, False, 0.0, mask))
+            found.append(kernel(dense(grad[part]), dense(x[part]), own, *neutral, *neutral, False, 0.0, mask))
         of_x, of_scale, of_shift = zip(*found, strict=True)
         return (
             (of_x[0] if len(found) == 1 else torch.cat(of_x)) if mask[0] else None,
@@ -76,7 +72,10 @@ class _Scaled(torch.autograd.Function):
 
 
 def scaled(x: SpatialTensor, scale: torch.Tensor, shift: torch.Tensor) -> SpatialTensor:
-    """`scale` x + `shift`, given for each channel, or (batch, channels)."""
+    """`scale` x + `shift`, of an image (batch, channels, rows, columns); they are (channels,) or (batch, channels).
+
+    They are of float32, or of float64 for such an image; the result has the image's dtype.
+    """
     return x.with_local(_Scaled.apply(images(x, "a norm").local, *enter([scale, shift], x.mesh)))
 
 
@@ -92,7 +91,7 @@ class _Moments(torch.autograd.Function):
         moments = []
         for one in x.split(1):
             # The variance is about the mean: little is lost where squares about zero, in float64, are made of both.
-            mean, variance = map(wide, moments_of(_dense(one)))
+            mean, variance = map(wide, moments_of(dense(one)))
             moments.append(torch.stack([mean, variance + mean**2]) * pixels)
         return torch.stack(moments, 1)
 

@@ -17,6 +17,7 @@ from gigapipe.spatial.recording import Ref
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.segment import Segment
 from gigapipe.spatial.tensor import SpatialTensor, index_of
+from gigapipe.spatial.tile import dense
 from gigapipe.spatial.window import Rectangle
 from gigapipe.spatial.workers import side_by_side
 
@@ -198,10 +199,7 @@ def _backward(
 
     def taken(found: list[Found], of_cells: list, tiles_done: int | None) -> None:
         _add(found[: len(asking)])
-        if segment.apart and not segment.on_disk:
-            _write(found[len(asking) :])
-        else:
-            _add(found[len(asking) :])
+        (_write if segment.apart else _add)(found[len(asking) :])
         for values, summed in of_cells:
             sums_of_pixels[values] = sums_of_pixels.get(values, 0) + summed
         segment.release()
@@ -233,7 +231,7 @@ def _totals(
         total, new = None, True
         if asked and x is not None:
             disk = segment.on_disk.get(ref)
-            new_like = torch.empty_like if segment.apart and not segment.on_disk else torch.zeros_like
+            new_like = torch.empty_like if segment.apart else torch.zeros_like
             total, new = disk.gradient(x) if disk else (new_like(x), True)
         totals.append(total)
         returned.append(total if new else None)
@@ -266,7 +264,8 @@ def _gradients(
     if not tile.requires_grad:  # of what is detached, or a comparison
         return [(None, total) for _, total in wanting]
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.
-    grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad.to(tile.device, tile.dtype), allow_unused=True)
+    grad = dense(grad.to(tile.device, tile.dtype))
+    grads = torch.autograd.grad(tile, [x for x, _ in wanting], grad, allow_unused=True)
     return [(found, total) for found, (_, total) in zip(grads, wanting, strict=True)]
 
 

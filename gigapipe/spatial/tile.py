@@ -139,6 +139,14 @@ def layout_of_part(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or a copy if it is a view of a part of an image: of such, torch's kernels for norms take ten times as long.
+
+    That was measured of the statistics and of the backward pass, on a CPU.
+    """
+    return x.contiguous(memory_format=layout_of_part(x))
+
+
 def resized(x: torch.Tensor, margins: tuple[int, int, int, int], fill: float = 0.0) -> torch.Tensor:
     """`x` with margins (left, right, above, below) of `fill`, or cut off where they are negative; then a view.
 

@@ -114,7 +114,7 @@ class Streaming:
             return stream(read, mesh=self.mesh, shape=shape, device=device, beside=beside)
         if self.plan is None or (self.plan.whole_from == 1 and not self.plan.recorded):
             return SpatialTensor(read(self.mesh.rectangle(size)).to(device), size, self.mesh)
-        self.progress = StepProgress(self.plan) if self.mesh.rank == 0 else None
+        self.progress = StepProgress(self.plan) if self.mesh.rank == 0 and self.plan.tiles else None
         return stream(read, self.plan, self.mesh, shape, device=device, progress=self.progress)
 
     def done(self) -> None:

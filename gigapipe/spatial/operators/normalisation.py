@@ -12,6 +12,7 @@ from gigapipe.spatial.operators.windowed import images
 from gigapipe.spatial.pooled import across
 from gigapipe.spatial.refusals import LAYERS, once_differentiable
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes
+from gigapipe.spatial.tile import dense
 from gigapipe.spatial.wide import narrow, where_wide, wide
 
 IN_CACHE = 2**18  # elements
@@ -223,7 +224,7 @@ def batch_norm(
         if local.numel() == 0:  # torch refuses an empty image; its parameters must get their zero gradients
             y = local if weight is None else local * weight.view(-1, 1, 1)
             return x.with_local(y if bias is None else y + bias.view(-1, 1, 1))
-        return x.with_local(F.batch_norm(local, running_mean, running_var, weight, bias, False, momentum, eps))
+        return x.with_local(F.batch_norm(dense(local), running_mean, running_var, weight, bias, False, momentum, eps))
     assert isinstance(x.mesh, Mesh)  # of a streamed image statistical.py has another
     if x.shape[0] * x.image_size[0] * x.image_size[1] * x.mesh.data <= 1:
         raise ValueError("batch normalisation in training needs more than one value for each channel")
