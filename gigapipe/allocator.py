@@ -10,8 +10,17 @@ import os
 import platform
 import sys
 
-M_MMAP_THRESHOLD = -3  # <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 LARGE = 2**20  # bytes; smaller ones a heap keeps, and no plan counts what they fragment
+
+LARGE_WHERE_ROOMY = 2**22
+"""The same where memory is not short: to clear pages is then a fifth of a streamed step that it need not be."""
+
+HEAP_WHERE_ROOMY = 60_000_000
+"""Bytes that each thread then has of them beside what it computes with (measured)."""
+
+ROOMY = 10
+"""So many times what all threads keep in this way a process has at least, that is not short of memory."""
 
 
 def return_freed_tensors() -> None:
@@ -21,5 +30,24 @@ def return_freed_tensors() -> None:
     library is not glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large allocation
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+    if _is_ours():
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def keep_some_freed_tensors(memory: float, threads: int) -> float | None:
+    """Keep more of what is freed, if so many threads can afford it of so many bytes that the process may take.
+
+    Returns the bytes that each keeps, or None where it is as `return_freed_tensors` has it.
+    """
+    if not _is_ours() or memory < ROOMY * threads * HEAP_WHERE_ROOMY:
+        return None
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, LARGE_WHERE_ROOMY)
+    library.mallopt(M_TRIM_THRESHOLD, HEAP_WHERE_ROOMY)
+    return HEAP_WHERE_ROOMY
+
+
+def _is_ours() -> bool:
+    """Whether the C library can be told, and the environment does not."""
+    glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    return glibc and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +27,10 @@ RESERVE = 0.05
 """Share of a node's own disk that stays free."""
 
 
+_COPYING = threading.Lock()
+"""Held by the thread that copies a chunk: others may want the same."""
+
+
 def read_pixels(
     array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], stage: Path | None = None
 ) -> np.ndarray:
@@ -34,7 +39,7 @@ def read_pixels(
     Only the chunks that this rectangle touches are read. With a folder to `stage` in, on the node's own disk, they are
     copied there first, and read there from then on, by all of the node's ranks; what it has no room for is read where
     it lies. Raises InputError, naming the array, its chunk and the host, if what is there is not what was written, and
-    Unavailable if the read fails again after `WAITS`.
+    Unavailable if the read fails again after `WAITS`. Several threads may call it at once.
     """
     host, begun = socket.gethostname(), time.monotonic()
     for wait in (*WAITS, None):
@@ -70,14 +75,15 @@ def staged(array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], s
         copy = _copy(folder, stage)
         for file in files_of_rectangle(array, rows, columns):
             near = folder_of(copy) / file.relative_to(folder)
-            if near.exists() or not file.exists():  # what is white has no file
-                continue
-            disk = shutil.disk_usage(stage)
-            if disk.free - file.stat().st_size < RESERVE * disk.total:
-                tell_once(f"{stage}: the disk of {host} is full; the rest is not cached")
-                return array
-            with atomic_file(near) as partial:
-                shutil.copyfile(file, partial)
+            with _COPYING:
+                if near.exists() or not file.exists():  # what is white has no file
+                    continue
+                disk = shutil.disk_usage(stage)
+                if disk.free - file.stat().st_size < RESERVE * disk.total:
+                    tell_once(f"{stage}: the disk of {host} is full; the rest is not cached")
+                    return array
+                with atomic_file(near) as partial:
+                    shutil.copyfile(file, partial)
     except OSError as error:
         tell_once(
             f"{stage}: cannot be used on {host} ({error.strerror or error}); what it does not contain is not cached"

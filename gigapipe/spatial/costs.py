@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from gigapipe.spatial.blocks import BLOCK, IMAGES, Blocks
 from gigapipe.spatial.operators.convolution import convolved
 from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
 from gigapipe.spatial.speed import Speed
@@ -42,6 +43,9 @@ all threads, on a CPU: careful, for 0.4 to 0.8 were measured of two threads besi
 
 GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
+
+IN_CACHES = 0.3
+"""Time of a byte that is read or written in a CPU's caches, in that of one in memory (measured, roughly)."""
 
 CONVOLUTIONS = {torch.conv2d: False, convolved: False, torch.conv_transpose2d: True}
 """Recorded functions that multiply by weights, and whether they are transposed."""
@@ -156,6 +160,12 @@ class Operation:
     """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
     time: float
     """By the device's `Speed`, but for its start."""
+    block: float = 0.0
+    """Of what is computed by blocks, bytes of their largest image."""
+
+    def beside(self, pixels: float) -> float:
+        """Bytes that it takes for a time beside what it makes and keeps."""
+        return IMAGES * min(BLOCK, self.block * pixels)
 
     @classmethod
     def of(cls, of: Node, node: Node, speed: Speed) -> "Operation":
@@ -163,7 +173,9 @@ class Operation:
         made = 0.0 if node.in_place or node.sums else sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results)))
         size = math.prod(size_of(node))
         operand = node.operands[0].image
-        moved = made + sum(map(bytes_a_pixel, node.operands))
+        moved, block = made + sum(map(bytes_a_pixel, node.operands)), 0.0
+        if isinstance(node, Blocks):
+            moved, block = moved + IN_CACHES * sum(node.made), max(node.made)
         time = speed.time(recorded_flops(node) / 2 / size, moved, node.autocast is not None)
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
@@ -171,4 +183,4 @@ class Operation:
         kept = keeping(of, node)
         if padded:  # of the whole image that copy was made, and counted, in place of the operand
             kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
-        return cls(of, node.operands, kept, made, padded, time)
+        return cls(of, node.operands, kept, made, padded, time, block)

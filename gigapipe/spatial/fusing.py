@@ -28,6 +28,7 @@ class Convolved(Node):
         self.convolution, self.norm = (weight, bias), norm.args[1:] if norm else None
         self.wanting = *convolution.wanting, *(norm.wanting if norm else ())
         asks = bool(self.wanting)
+        self.relu = relu
         self.weight = weight.detach().requires_grad_(asks)
         self.bias = None
         if norm or bias is not None:

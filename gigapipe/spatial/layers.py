@@ -20,7 +20,6 @@ from gigapipe.spatial.costs import (
     passes,
     size_of,
 )
-from gigapipe.spatial.fusing import fused
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
@@ -52,7 +51,8 @@ class Share:
 
 
 HEAP = 5_000_000
-"""Bytes that a thread which computes tiles has beside what is counted: its own heap, of small tensors (measured)."""
+"""Bytes that a thread which computes tiles has beside what is counted: its own heap, of small tensors (measured where
+what is freed is given back, from 1 MB on)."""
 
 
 class Tiled(NamedTuple):
@@ -86,9 +86,12 @@ class Layers:
         speed: Speed = CPU,
         disk: Disk | None = None,
         free: float = 0.0,
+        heap: float = HEAP,
+        read: bool = False,
     ):
+        self.heap, self.read = heap, read
         self.mesh, self.workers, self.speed, self.disk, self.free = mesh, workers, speed, disk, free
-        self.source, self.nodes = nodes[0], [node for node in nodes if not node.is_source]
+        self.sources, self.nodes = ([node for node in nodes if node.is_source is wanted] for wanted in (True, False))
         self.operations = {node: Operation.of(node, node, speed) for node in self.nodes}
         self._fused: dict[Node, Operation] = {}
         self.last_use = {ref.node: node.index for node in self.nodes for ref in node.operands}
@@ -141,6 +144,10 @@ class Layers:
             return math.inf
         return self.disk.byte * self.held(node) * (1 + uses + (training and uses + 2 * uses))
 
+    def time_held(self, node: Node, training: bool) -> float:
+        """What it takes to keep in memory what a node makes: it is copied there; so is its gradient, of other tiles."""
+        return (2 + 2 * training) * self.held(node) * self.speed.byte
+
     def outputs(self, first: Node | None, last: Node | None) -> list[Node]:
         """What is computed between two cuts: sums over the image, and the second cut itself or the last results."""
         start, stop = first.index if first else 0, last.index if last else math.inf
@@ -179,7 +186,7 @@ class Layers:
         once = self.time(operations, areas)
         tiles = math.prod(count)
         side = min(self.workers, tiles) or 1
-        heap = HEAP if self.workers else 0
+        heap = self.heap if self.workers else 0
         # Beside those that are computed, tiles wait whose results, or gradients, are not yet taken.
         made = 0.0 if output.sums else self.held(output) / tiles
         weights = sum({id(t): t.nbytes for node in nodes for t in node.tensors if t.requires_grad}.values())
@@ -225,12 +232,14 @@ class Layers:
         operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]
         if self.recorded(first):
             (output,) = self.outputs(first, None)
-            nodes, _ = needed_nodes(output, {Ref(first)} if first else ())
-            operations = [self.operation(made, node) for made, node in fused(nodes, Ref(output)).items()]
+            segment = Segment(self.mesh, *needed_nodes(output, {Ref(first)} if first else ()), Ref(output))
+            operations = [self.operation(made, node) for made, node in segment.computed.items()]
         areas = {operation.node: self.area(operation.node) for operation in operations}
         forward, backward = self._at_a_time(operations, areas, tiled=False)
-        time = passes(again=False) * self.time(operations, areas)
-        return Share({}, forward, backward, {0: time})
+        time = sum(passes(again=operation.block > 0) * self.time([operation], areas) for operation in operations)
+        used = {ref.node for operation in operations for ref in operation.operands}
+        sources = sum(self.held(node) for node in self.sources if self.read and node in used)
+        return Share({}, forward + sources, backward + sources, {0: time})
 
     def time(self, operations: Collection[Operation], areas: Mapping[Node, float]) -> float:
         """Of operations that make so many pixels each, once, forward."""
@@ -251,7 +260,8 @@ class Layers:
             pixels = areas[operation.node]
             padded = operation.padded * pixels if tiled else 0.0
             live += made[operation.node]
-            forward = max(forward, live + padded)
+            beside = operation.beside(pixels)
+            forward = max(forward, live + padded + beside)
             live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))
             images = [ref for ref in operation.keeping.images if ref not in seen and ref.node in made]
             seen.update(images)
@@ -259,5 +269,5 @@ class Layers:
             kept += operation.keeping.more * pixels + padded
             read = (bytes_a_pixel(ref) * areas.get(ref.node, 0) for ref in operation.operands)
             largest = max([made[operation.node], *read])
-            backward = max(backward, kept + GRADIENTS * largest)
+            backward = max(backward, kept + GRADIENTS * largest + beside)
         return forward, backward

@@ -21,7 +21,7 @@ from torch import nn
 
 from gigapipe.spatial.costs import passes, trained_bytes
 from gigapipe.spatial.kept_images import normalises, ways
-from gigapipe.spatial.layers import Layers, Share
+from gigapipe.spatial.layers import HEAP, Layers, Share
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorder, Ref
 from gigapipe.spatial.speed import CPU, Disk, Speed, speed_of
@@ -137,6 +137,7 @@ def _candidate(
         gradient = layers.held(stored[-1]) if stored else 0.0
         peak = max(peak, held + (gradient + share.backward if training else share.forward))
     moved = sum(layers.time_on_disk(node, 1, training) for node in on_disk)
+    moved += sum(layers.time_held(node, training) for node in stored if node not in on_disk)
     images = sum(layers.held(node) for node in on_disk)
     return Candidate(
         sum(s.time for s in shares) + moved, peak, stored, tuple(shares), whole, on_disk, (1 + training) * images
@@ -155,12 +156,16 @@ def plan_streaming(
     threads: int | None = None,
     speed: Speed | None = None,
     disk: Disk | None = None,
+    heap: float = HEAP,
+    read: bool = False,
 ) -> Plan:
     """The fastest way to train `model` on an image of `shape` with a rank's process below `memory` bytes.
 
     `loss` is called with the model's output if that is an image, and must return a number. `base` is the memory of the
     process without the image, in bytes; by default its present memory plus gradients. On a CPU `threads` (by default
-    the number that torch uses for an operation) compute tiles in parallel if memory suffices. `speed` is the device's,
+    the number that torch uses for an operation) compute tiles in parallel if memory suffices, and have `heap` bytes
+    each beside what is counted (more than the default where a process keeps what it frees). With `read`, images are
+    read when they are used, and are not in that memory. `speed` is the device's,
     by default what `speed_of` says: of a GPU it is measured once, which takes a second or two. On a `disk`
     (`speed.disk_in`) images are kept that do not fit into memory, if that takes less time than to make them again. Call
     it under the autocast of the step, and under no_grad for a prediction. All ranks of the mesh must call it. Raises
@@ -182,18 +187,21 @@ def plan_streaming(
         speed, source = speed_of(torch.device(device)) if mesh.rank == 0 else (CPU, "")
     threads = (threads or torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
     if mesh.size > 1:  # ranks plan alike, for the one that holds most and the one that has fewest threads
-        table = torch.zeros(2 * mesh.size + len(speed) + 1, dtype=torch.float64)
-        table[mesh.rank], table[mesh.size + mesh.rank] = base, threads
+        of_ranks = torch.zeros(3, mesh.size, dtype=torch.float64)
+        of_ranks[:, mesh.rank] = torch.tensor([base, threads, heap])
+        of_one = torch.zeros(len(speed) + 1, dtype=torch.float64)
         if mesh.rank == 0:  # of several measurements one counts
-            table[2 * mesh.size :] = torch.tensor([*speed, disk.byte if disk else 0.0], dtype=torch.float64)
-        told = mesh.everyone.sum_(table).tolist()
-        base, threads = max(told[: mesh.size]), int(min(told[mesh.size : 2 * mesh.size]))
-        speed = Speed(*told[2 * mesh.size : -1])
+            of_one += torch.tensor([*speed, disk.byte if disk else 0.0], dtype=torch.float64)
+        told = mesh.everyone.sum_(torch.cat([of_ranks.flatten(), of_one]))
+        bases, of_threads, heaps = told[: 3 * mesh.size].view(3, -1)
+        base, threads, heap = float(bases.max()), int(of_threads.min()), float(heaps.max())
+        told = told[3 * mesh.size :].tolist()
+        speed = Speed(*told[:-1])
         disk = disk and disk._replace(byte=told[-1])
     available = USABLE_SHARE * (memory - base)
     free = _free_for_one(disk, mesh) if disk else 0.0
     for workers in (threads, 0) if threads > 1 else (0,):
-        layers = Layers(nodes, mesh, workers, speed, disk, free)
+        layers = Layers(nodes, mesh, workers, speed, disk, free, heap, read)
         found = [c for c in candidates(layers, available) if c.disk <= free]
         if fitting := [c for c in found if c.peak <= available]:
             break

@@ -8,6 +8,7 @@ where that happens, and the model's code goes on with its value.
 
 import functools
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -16,7 +17,16 @@ import torch
 
 from gigapipe.spatial.mesh import Mesh, remembered_by_mesh
 from gigapipe.spatial.refusals import LAYERS, NotDecomposed, changes_by_name, name_of
-from gigapipe.spatial.tensor import METADATA, WATCHING, Form, SpatialTensor, entered, refuse_lost_gradient
+from gigapipe.spatial.tensor import (
+    DECOMPOSED,
+    METADATA,
+    WATCHING,
+    Form,
+    SpatialTensor,
+    entered,
+    refuse_lost_gradient,
+    spelled,
+)
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import (
     fake_tensor_mode,
@@ -67,6 +77,8 @@ class Node:
     """Whether it returns one image, not several."""
     accesses: tuple[Access, Access] | None = None
     """How it looks at its one image; None where it works pixel by pixel."""
+    crops = True
+    """Whether it is then given of each image what is computed of its result, and not all that a tile holds."""
     drawn: tuple[torch.Tensor, ...] = ()
     """The random numbers that it drew."""
     autocast: torch.dtype | None = None
@@ -87,6 +99,11 @@ class Node:
 
     def __init__(self, index: int):
         self.index = index
+
+    @functools.cached_property
+    def call(self) -> tuple[Callable, tuple, dict]:
+        """What computes it of tiles, and its arguments: its decomposed form, which torch need not be asked for."""
+        return DECOMPOSED.get(self.function, self.function), *spelled(self.args, self.kwargs)
 
     @functools.cached_property
     def operands(self) -> list[Ref]:
@@ -124,11 +141,17 @@ def map_arguments(function: Callable, tree):
 
 
 def map_each(function: Callable, arguments: tuple) -> tuple:
-    """The same of arguments of which most are no lists, and are not looked into: tiles are many."""
-    return tuple(
-        map_arguments(function, a) if isinstance(a, tuple | list | dict) and not isinstance(a, Ref) else function(a)
-        for a in arguments
-    )
+    """The same of a call's arguments, of which few are lists, and fewer are nested: tiles are many."""
+    return tuple([_mapped(function, a) for a in arguments])
+
+
+def _mapped(function: Callable, a):
+    kind = type(a)
+    if kind is list or kind is tuple:
+        return kind([_mapped(function, b) for b in a])
+    if isinstance(a, tuple | list | dict) and kind is not Ref:
+        return map_arguments(function, a)
+    return function(a)
 
 
 class _Effect(NamedTuple):
@@ -183,6 +206,8 @@ class Recorder:
         self.nodes: list[Node] = []
         self.held: dict[Ref, SpatialTensor] = {}
         """Images that are there, on the mesh: sources, and what is kept between segments."""
+        self.reading = threading.Lock()
+        """Held by the thread that calls a reader."""
 
     def undivided(self, index: int) -> bool:
         """Whether the node of this index is no longer noted but computed at once, of the whole image."""

@@ -6,20 +6,21 @@ with torch's padding only where the image itself ends. What becomes of the tiles
 `streamed.py`.
 """
 
+import contextlib
 import functools
 import itertools
-import threading
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
+from gigapipe.spatial.blocks import Blocks, end_of, without_joining
 from gigapipe.spatial.constant import Division, Pixel, Rectangles
 from gigapipe.spatial.fusing import Convolved, fused
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
-from gigapipe.spatial.recording import Node, Ref, map_arguments, map_each
+from gigapipe.spatial.recording import Node, Ref, map_each
 from gigapipe.spatial.tensor import SpatialTensor, cropped
 from gigapipe.spatial.tile import Tile, looked_at
 from gigapipe.spatial.window import Interval, Rectangle
@@ -50,6 +51,13 @@ def needed_nodes(output: Node, held: Container[Ref]) -> tuple[list[Node], list[R
     return sorted(nodes, key=lambda node: node.index), sorted(inputs, key=lambda ref: (ref.node.index, ref.item))
 
 
+def _autocast(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """As a node was noted: under autocast of this dtype, or without. To enter torch's context costs, if often."""
+    if dtype is None and not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype, enabled=dtype is not None)
+
+
 @dataclass(eq=False)
 class Segment:
     """The computation of `output` from `inputs`, by tiles of `tile` rows × columns of the output.
@@ -69,12 +77,12 @@ class Segment:
     """How many threads compute a tile each, at a time; 0: tiles follow each other, each computed by all threads."""
     on_disk: dict[Ref, OnDisk] = field(default_factory=dict)
     """Of the inputs and the output, those that are not kept in memory."""
+    of_blocks: bool = False
+    """Whether it is computed by blocks that are as small as they should be."""
     divisions: dict[Rectangle, Division] = field(default_factory=dict)
     """Of each tile, found in the forward pass."""
     pixels: dict[tuple[bytes, ...], Pixel] = field(default_factory=dict)
     """Of the constants that cells begin with."""
-    reading: threading.Lock = field(default_factory=threading.Lock)
-    """Held by who reads a tile: a reader is called by one thread at a time."""
     _known: dict[tuple[int, Interval], dict[Node, Interval]] = field(default_factory=dict)
 
     @property
@@ -157,12 +165,14 @@ class Segment:
         held: dict[Ref, torch.Tensor],
         tensors: dict[int, torch.Tensor],
         valued: bool = True,
+        before_relu: bool = False,
     ) -> torch.Tensor:
         """One tile of the output, from the inputs' rectangles and `tensors`, which stand for those of these ids.
 
-        If it is not to be `valued`, it may have any values, and only its graph is right.
+        If it is not to be `valued`, it may have any values, and only its graph is right; with `before_relu` that of
+        what the output, which `rectifies`, is the ReLU of.
         """
-        tile, graded = Tile(self.mesh), torch.is_grad_enabled()
+        tile, graded, device = Tile(self.mesh), torch.is_grad_enabled(), self.device.type
         values = {
             ref: SpatialTensor(local, ref.image.image_size, tile, ref.image.axes, rectangles[ref.node])
             for ref, local in held.items()
@@ -175,24 +185,26 @@ class Segment:
                 nonlocal copied
                 if isinstance(a, Ref):
                     x = values[a]
-                    if node.accesses is None and x.rectangle != rectangle:
+                    if node.accesses is None and node.crops and x.rectangle != rectangle:
                         copied = True
                         return cropped(x, rectangle)
                     return x
                 return tensors.get(id(a), a) if isinstance(a, torch.Tensor) else a
 
-            args = map_each(given, node.args)
-            kwargs = map_arguments(given, node.kwargs) if node.kwargs else {}
+            function, args, kwargs = node.call
+            args = map_each(given, args)
+            kwargs = dict(zip(kwargs, map_each(given, tuple(kwargs.values())), strict=True))
             if node.in_place and (copied or node.args[0] in held):  # what it would change belongs to another
                 args = args[0].with_local(args[0].local.clone()), *args[1:]
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            device, lower = self.device.type, node.autocast
-            with torch.set_grad_enabled(graded and node.graded), torch.autocast(device, lower, enabled=bool(lower)):
-                if made is self.output.node and isinstance(node, Convolved):
-                    kwargs["valued"] = valued
-                result = node.function(*args, **kwargs)
+            if made is self.output.node and isinstance(node, Convolved | Blocks):
+                kwargs["valued"] = valued
+                if before_relu:
+                    kwargs["before_relu"] = True
+            with torch.set_grad_enabled(graded and node.graded), _autocast(device, node.autocast):
+                result = function(*args, **kwargs)
             del args, kwargs
             for i, value in enumerate([result] if node.single else result):
                 values[Ref(made, i)] = value
@@ -221,7 +233,22 @@ class Segment:
     @functools.cached_property
     def computed(self) -> dict[Node, Node]:
         """What is computed, in order: of each node that is still made, the node that makes it."""
-        return fused(self.nodes, self.output)
+        found = fused(self.nodes, self.output)
+        if self.of_blocks:
+            return without_joining(found, self.output.node)
+        end = end_of(found) if self.output.node.sums and self.device.type == "cpu" else []
+        if end:
+            held = {ref for node in end for ref in node.operands if ref.node not in end}
+            segment = Segment(self.mesh, *needed_nodes(self.output.node, held), self.output, of_blocks=True)
+            found = {made: node for made, node in found.items() if node not in end}
+            found[self.output.node] = Blocks(segment)
+        return found
+
+    @functools.cached_property
+    def rectifies(self) -> bool:
+        """Whether the output is the ReLU of a convolution, and in memory."""
+        last = self.computed[self.output.node]
+        return isinstance(last, Convolved) and last.relu and self.output not in self.on_disk
 
     def folded(self, tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """By id of what stands for them, the weights that do the work of several operations (`fusing.py`)."""

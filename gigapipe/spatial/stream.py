@@ -10,6 +10,7 @@ combined: each rank streams its shard, and receives a halo once for each segment
 """
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -175,12 +176,14 @@ def stream(
     device: torch.device | str = "cpu",
     beside: Recorded | None = None,
     progress: Callable[[int, str, int, int], None] | None = None,
+    by_several_threads: bool = False,
 ) -> Recorded:
     """An image that a model takes like any other, and that is computed tile by tile.
 
     `image` is a `SpatialTensor`, or a reader: a function of a rectangle that returns its pixels (batch, channels, rows,
     columns), of `dtype`, without gradient, on the host or on `device`, where they are computed. On the host it is found
-    without waiting for a GPU which of them are constant. For a reader, give `shape` and `mesh`. An image with which
+    without waiting for a GPU which of them are constant. Readers are called by one thread at a time, but for those
+    that can be called `by_several_threads`. For a reader, give `shape` and `mesh`. An image with which
     another is compared, such as a mask, is streamed `beside` that one, with its plan. `progress` is called after each
     tile, with the number of the last operation of its segment, "forward" or "backward", the number of finished tiles,
     and their total number.
@@ -202,5 +205,10 @@ def stream(
     if isinstance(image, SpatialTensor):
         program.held[recorded.ref] = image
     else:
-        recorded.ref.node.read = image
+        recorded.ref.node.read = image if by_several_threads else functools.partial(_alone, program.reading, image)
     return recorded
+
+
+def _alone(lock: threading.Lock, read: Callable[[Rectangle], torch.Tensor], rectangle: Rectangle) -> torch.Tensor:
+    with lock:
+        return read(rectangle)

@@ -12,12 +12,14 @@ import torch
 
 from gigapipe.spatial.constant import Cells, Division, Pixel, Rectangles, cut
 from gigapipe.spatial.halo import layout
+from gigapipe.spatial.operators.convolution import threshold_backward
 from gigapipe.spatial.operators.reductions import plus, summing
 from gigapipe.spatial.recording import Ref
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.segment import Segment
 from gigapipe.spatial.tensor import SpatialTensor, index_of
 from gigapipe.spatial.tile import dense
+from gigapipe.spatial.torch_internals import has_memory_to_itself
 from gigapipe.spatial.window import Rectangle
 from gigapipe.spatial.workers import side_by_side
 
@@ -32,7 +34,10 @@ class Streamed(torch.autograd.Function):
     def forward(ctx, segment: Segment, inputs: int, *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.segment, ctx.inputs = segment, inputs
         ctx.save_for_backward(*tensors)
-        return _forward(segment, tensors[:inputs])
+        result = _forward(segment, tensors[:inputs])
+        # Not saved by torch, which would keep it to the end of the backward pass.
+        ctx.rectified = result.detach() if segment.rectifies and any(ctx.needs_input_grad) else None
+        return result
 
     @staticmethod
     @once_differentiable
@@ -43,7 +48,12 @@ class Streamed(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
         held, tensors = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = ctx.needs_input_grad[2:]
-        return None, None, *_backward(ctx.segment, held, tensors, wanted, grad)
+        rectified, ctx.rectified = ctx.rectified, None
+        if before := rectified is not None:
+            into = {"grad_input": grad} if has_memory_to_itself(grad) else {}
+            grad = threshold_backward(grad, rectified, 0, **into)
+            del rectified  # as large as the gradient
+        return None, None, *_backward(ctx.segment, held, tensors, wanted, grad, before)
 
 
 def parameters(segment: Segment) -> list[torch.Tensor]:
@@ -51,13 +61,12 @@ def parameters(segment: Segment) -> list[torch.Tensor]:
     return list({id(t): t for node in segment.passing for t in node.wanting}.values())
 
 
-def _part(segment: Segment, ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles) -> torch.Tensor:
+def _part(ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles) -> torch.Tensor:
     """A tile of an input: cut from what is held, or read, and where the reader left it."""
     if held is not None:
         return held[index_of(ref.image, needed[ref.node], whole[ref.node])]
     assert ref.node.read is not None
-    with segment.reading:
-        return ref.node.read(needed[ref.node])
+    return ref.node.read(needed[ref.node])
 
 
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
@@ -74,7 +83,7 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         out = tiles[index]
         needed = segment.rectangles(out)
         segment.read_ahead(out, there)
-        parts = {ref: _part(segment, ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
+        parts = {ref: _part(ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
         division, pixels = cells.divide(out, parts, segment.device)
         if division.computed:
             parts = {ref: x.to(segment.device) for ref, x in parts.items()}
@@ -150,8 +159,9 @@ def _backward(
     tensors: tuple[torch.Tensor, ...],
     wanted: tuple[bool, ...],
     grad: torch.Tensor,
+    before_relu: bool,
 ) -> list[torch.Tensor | None]:
-    """Gradients of the inputs and of the plain tensors."""
+    """Gradients of the inputs and of the plain tensors, given that of the output, or of what its ReLU is of."""
     segment.refuse_changes()
     owned = segment.mesh.rectangle(segment.size)
     whole = segment.given
@@ -190,12 +200,12 @@ def _backward(
         needed = segment.rectangles(computed)
         parts, wanting = {}, list(asking)
         for ref, x, total in zip(segment.inputs, held, totals, strict=True):
-            part = _part(segment, ref, x, whole, needed).to(segment.device)
+            part = _part(ref, x, whole, needed).to(segment.device)
             parts[ref] = part.detach().requires_grad_(total is not None)
             if total is not None:
                 wanting.append((parts[ref], total[index_of(ref.image, needed[ref.node], whole[ref.node])]))
         of_tile = _of_rectangle(segment, grad, computed, owned)
-        return _gradients(segment, needed, parts, stand_ins, wanting, of_tile) if wanting else []
+        return _gradients(segment, needed, parts, stand_ins, wanting, of_tile, before_relu) if wanting else []
 
     def taken(found: list[Found], of_cells: list, tiles_done: int | None) -> None:
         _add(found[: len(asking)])
@@ -212,7 +222,7 @@ def _backward(
         # The sum of many pixels' gradients is beyond float16: there their mean goes on, and is multiplied at the end.
         count = sum(math.prod(c.shape) for d in divisions for c, v in d.cells.items() if v == values) if by_mean else 1
         of_all = summed / count if by_mean else summed
-        found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, asking, of_all)
+        found = _gradients(segment, segment.rectangles(pixel.out), pixel.parts, stand_ins, asking, of_all, before_relu)
         times = [(g if g is None else g.to(total.dtype) * count, total) for g, total in found]
         _add(times if by_mean else found)
     if made:
@@ -257,10 +267,11 @@ def _gradients(
     stand_ins: dict[int, torch.Tensor],
     wanting: list[tuple[torch.Tensor, torch.Tensor]],
     grad: torch.Tensor,
+    before_relu: bool,
 ) -> list[Found]:
     """Compute a tile again: of each pair the gradient of the first, or None, and the second, which is its total."""
     with torch.enable_grad():
-        tile = segment.compute(rectangles, parts, stand_ins, valued=False)
+        tile = segment.compute(rectangles, parts, stand_ins, valued=False, before_relu=before_relu)
     if not tile.requires_grad:  # of what is detached, or a comparison
         return [(None, total) for _, total in wanting]
     # Not by backward(), which would store the gradient of a part in the memory format that a leaf's has.

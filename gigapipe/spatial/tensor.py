@@ -112,6 +112,7 @@ class SpatialTensor(torch.Tensor):
     """What `local` is of the image, in global rows and columns."""
     memory: "Memory"
     """What it shares with its views."""
+    _shape: torch.Size
 
     @staticmethod
     def __new__(
@@ -140,11 +141,32 @@ class SpatialTensor(torch.Tensor):
         set_hooks(self, WATCHING)
         self.local = local
         self.mesh = mesh
+        self._shape = torch.Size(shape)
         self.axes = rows, columns
         self.image_size = shape[rows], shape[columns]
         self.rectangle = rectangle
         self.memory = Memory()
         return self
+
+    # What is asked most often is answered here: torch would call `__torch_function__` each time.
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]  # torch declares attributes
+        """Of the whole image."""
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of its pixels."""
+        return self.local.dtype
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where this rank's shard is."""
+        return self.local.device
+
+    def dim(self) -> int:
+        """How many dimensions it has."""
+        return len(self._shape)
 
     @property
     def batch(self) -> int:
@@ -243,9 +265,7 @@ class SpatialTensor(torch.Tensor):
         ours = DECOMPOSED[function]
         if function not in ENTERS_ITSELF:
             args, kwargs = entered(args, kwargs, images[0].mesh, SpatialTensor)
-        kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
-        if "input" in kwargs and not args:
-            args = (kwargs.pop("input"),)
+        args, kwargs = spelled(args, kwargs)
         try:
             _signature(ours).bind(*args, **kwargs)
         except TypeError as error:
@@ -257,6 +277,14 @@ class SpatialTensor(torch.Tensor):
         raise NotDecomposed(
             f"{function} reached a shard below torch's Python functions", "give it gigapipe.spatial.gather(x)"
         )
+
+
+def spelled(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A call's arguments, by the names that decomposed forms have for them."""
+    kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
+    if "input" in kwargs and not args:
+        args = (kwargs.pop("input"),)
+    return args, kwargs
 
 
 _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from gigapipe.allocator import keep_some_freed_tensors
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
 from gigapipe.spatial.costs import trained_bytes, training_state
+from gigapipe.spatial.layers import HEAP
 from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
 from gigapipe.spatial.speed import Disk, disk_in
@@ -50,6 +52,8 @@ class Streaming:
             without_pixels()  # loads what planning needs
             # Now: later the process has memory that it would use again.
             held = allocated(mesh.device)
+            kept = keep_some_freed_tensors(memory.limit, torch.get_num_threads()) if held is None else None
+            self.heap = kept or HEAP
             self.base = (resident_memory() if held is None else held) + (_state_of(trained) if trained else 0)
 
     @property
@@ -76,7 +80,16 @@ class Streaming:
                 compared = loss and (lambda output: loss(output, output))
                 device, limit = self.mesh.device, self.memory.limit
                 plan = plan_streaming(
-                    model, shape, limit, self.mesh, compared, device=device, base=self.base, disk=self.disk
+                    model,
+                    shape,
+                    limit,
+                    self.mesh,
+                    compared,
+                    device=device,
+                    base=self.base,
+                    disk=self.disk,
+                    heap=self.heap,
+                    read=True,
                 )
             except ValueError as error:
                 raise InputError(f"memory: {error}") from None
@@ -107,15 +120,18 @@ class Streaming:
     def image(
         self, read: Callable[[Rectangle], torch.Tensor], shape: tuple[int, int, int, int], beside: Image | None = None
     ) -> Image:
-        """An image of which `read` gives any rectangle, on the host; `beside` is the one that it is compared with."""
-        size, device = shape[-2:], self.mesh.device
+        """An image of which `read` gives any rectangle, on the host; `beside` is the one that it is compared with.
 
+        Several threads may call `read` at once.
+        """
+        size, device = shape[-2:], self.mesh.device
+        streamed = functools.partial(stream, read, mesh=self.mesh, shape=shape, device=device, by_several_threads=True)
         if isinstance(beside, Recorded):
-            return stream(read, mesh=self.mesh, shape=shape, device=device, beside=beside)
+            return streamed(beside=beside)
         if self.plan is None or (self.plan.whole_from == 1 and not self.plan.recorded):
             return SpatialTensor(read(self.mesh.rectangle(size)).to(device), size, self.mesh)
         self.progress = StepProgress(self.plan) if self.mesh.rank == 0 and self.plan.tiles else None
-        return stream(read, self.plan, self.mesh, shape, device=device, progress=self.progress)
+        return streamed(plan=self.plan, progress=self.progress)
 
     def done(self) -> None:
         """The image is no longer needed."""

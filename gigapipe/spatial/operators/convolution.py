@@ -316,11 +316,14 @@ def convolved(
     dilation=1,
     groups=1,
     valued: bool = True,
+    before_relu: bool = False,
 ) -> SpatialTensor:
     """conv2d of a tile, what is `added` to it, of the same image size and dtype, and with `relu` the ReLU of that.
 
-    If it is not `valued`, only gradients of it are asked for: what they do not need is not computed.
+    If it is not `valued`, only gradients of it are asked for: what they do not need is not computed. `before_relu`
+    leaves the ReLU to the caller.
     """
+    relu = relu and not before_relu
     axes = _windows(weight, stride, padding, dilation)
     local, weight, bias = _mixed(x, weight, bias)
     x, kernel = x.with_local(local), _Kernel(pair(stride), pair(dilation), groups)

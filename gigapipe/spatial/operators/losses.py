@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.operators.pointwise import aligned, pointwise
-from gigapipe.spatial.operators.reductions import summing
+from gigapipe.spatial.operators.reductions import returned, summing
 from gigapipe.spatial.tensor import NotDecomposed, SpatialTensor, decomposes, name_of
 from gigapipe.spatial.wide import narrow, sum_wide
 
@@ -24,7 +24,7 @@ def _reduced(losses: SpatialTensor, reduction: str, count=None):
     total = leave(losses.local.sum(dtype=summing(losses.dtype)), losses.mesh, losses.batch)
     if reduction == "mean":
         total = total / (losses.numel() if count is None else count)
-    return total.to(losses.dtype)
+    return returned(total, losses.dtype, losses.mesh)
 
 
 def _elementwise(function: Callable) -> Callable:

@@ -98,6 +98,11 @@ def plus(total: torch.Tensor | None, x: torch.Tensor, times: int = 1) -> torch.T
     return x if total is None else total.add_(x)
 
 
+def returned(total: torch.Tensor, dtype: torch.dtype, mesh: Mesh | Tile) -> torch.Tensor:
+    """A sum in the dtype that torch returns it in; a tile's not yet, for it is added to others' (see `plus`)."""
+    return total if isinstance(mesh, Tile) and mesh.out else total.to(dtype)
+
+
 def _of_the_image(x: SpatialTensor, local: torch.Tensor, dims: set[int], keepdim: bool) -> torch.Tensor:
     """The plain tensor that is the sum of all shards' sums over `dims`, which are of size 1 in `local`.
 
@@ -133,7 +138,7 @@ def mean(x, dim=None, keepdim=False, dtype=None):
         raise RuntimeError(f"mean(): the input must be of floating point, not {dtype or x.dtype}")  # as torch has it
     count = torch.Size(x.shape[d] for d in dims).numel()
     total = sum_(x, sorted(dims), keepdim, dtype=dtype or summing(x.dtype))
-    return (total / count).to(dtype or x.dtype)
+    return returned(total / count, dtype or x.dtype, x.mesh)
 
 
 class _Ties(torch.autograd.Function):

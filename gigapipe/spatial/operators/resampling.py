@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -91,11 +92,20 @@ def pixel_unshuffle(x, downscale_factor):
     )
 
 
+class _Positions(NamedTuple):
+    """Where in an axis each output looks: exactly, and at which pixels before and after."""
+
+    exact: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    access: Interpolation
+
+
 @functools.cache
 def _positions(
     n: int, size: int | None, scale: float | None, mode: str, align_corners, recompute_scale_factor, precision
-) -> torch.Tensor:
-    """Where in an axis of `n` each output looks: torch itself says, for it interpolates a ramp of positions."""
+) -> _Positions:
+    """Of an axis of `n`: torch itself says, for it interpolates a ramp of positions."""
     with without_modes():  # numbers, even where nothing but shapes is asked for
         found = F.interpolate(
             torch.arange(n, dtype=precision).view(1, 1, n, 1),
@@ -105,7 +115,9 @@ def _positions(
             align_corners=align_corners,
             recompute_scale_factor=recompute_scale_factor,
         )
-        return found.flatten().double()
+        exact = found.flatten().double()
+        low, high = exact.floor().long(), exact.ceil().long()
+        return _Positions(exact, low, high, Interpolation(tuple(low.tolist()), tuple(high.tolist())))
 
 
 class _Grown(torch.autograd.Function):
@@ -209,11 +221,9 @@ def interpolate(
         _positions(n, o, None if s is None else float(s), mode, align_corners, recompute_scale_factor, precision)
         for n, o, s in zip(x.image_size, sizes or (None, None), scales, strict=True)
     ]
-    with without_modes():
-        lows, highs = [p.floor().long() for p in positions], [p.ceil().long() for p in positions]
-        rows, columns = (
-            Interpolation(tuple(low.tolist()), tuple(high.tolist())) for low, high in zip(lows, highs, strict=True)
-        )
+    lows = [p.low for p in positions]
+    highs = [p.high for p in positions]
+    rows, columns = (p.access for p in positions)
     factors = len(lows[0]) // x.image_size[0], len(lows[1]) // x.image_size[1]
 
     by_factors = (
@@ -231,7 +241,7 @@ def interpolate(
             mine = slice(o.start, o.stop)
             lower = shard.index_select(2 + axis, (low[mine] - n.start).to(x.device))
             if mode == "bilinear":
-                weight = (position - low)[mine].to(shard).view(-1, *[1] * (1 - axis))
+                weight = (position.exact - low)[mine].to(shard).view(-1, *[1] * (1 - axis))
                 shard = lower + weight * (shard.index_select(2 + axis, (high[mine] - n.start).to(x.device)) - lower)
             else:
                 shard = lower
