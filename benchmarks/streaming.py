@@ -3,7 +3,8 @@
     python benchmarks/streaming.py [--sizes 2048 4096] [--precisions float32 bfloat16] [--norm frozen] [--rounds 2]
                                    [--before FOLDER] [--disk FOLDER]
 
-Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py). Ours may hold, beside
+Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py), of which ours keeps
+some where a training would. Ours may hold, beside
 what the process has before the first step, a share of what plain held, a quarter unless told by --share. They take
 turns, each in new processes; medians of the steps' seconds, and the peak of memory above what the process had before
 the first step. Processor seconds, of all threads, say more than seconds where other programs run. With --before, a
@@ -28,6 +29,15 @@ from gigapipe.allocator import return_freed_tensors
 def memory(key: str) -> int:
     """Bytes: VmRSS, what this process has, or VmHWM, the most that it has had."""
     return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
+
+
+def kept_of_freed(limit: int) -> float | None:
+    """What each thread keeps of freed memory, as a training with that limit has it; `--before`'s gigapipe keeps none."""
+    try:
+        from gigapipe.allocator import keep_some_freed_tensors
+    except ImportError:
+        return None
+    return keep_some_freed_tensors(limit, len(os.sched_getaffinity(0)))
 
 
 def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder: Path | None) -> None:
@@ -56,6 +66,8 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder:
         beside["disk"] = disk_in(folder, torch.device("cpu"))[0]
     before, plan = memory("VmRSS"), None
     if limit:
+        if kept := kept_of_freed(before + limit):
+            beside["heap"] = kept
         decompose(model, Mesh())
         with autocast:
             plan = plan_streaming(model, image.shape, before + limit, **beside)
