@@ -4,7 +4,7 @@
     python benchmarks/gigapixel.py unet 16000 64000 --steps 12
 
 The image is a mosaic of phantom slides at 0.5 µm per pixel, made once in --store; the U-Net's target is where their
-tissue is. ResNet-18 has frozen BatchNorm, or with `--norm batch` a trainable one; with `--disk FOLDER` images are kept
+tissue is. A ResNet has frozen BatchNorm, or with `--norm batch` a trainable one; with `--disk FOLDER` images are kept
 there that do not fit into memory. Prints the plan, progress, and for each step its loss, its seconds and the
 most memory that the process has had so far, interpreter and libraries included. `--white 0.5` leaves the left half of
 the image white, as masking glass does.
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     import zarr
 
     from gigapipe.cli.messages import log_to_stderr
-    from gigapipe.models import GigapixelUNet, resnet18
+    from gigapipe import models
     from gigapipe.spatial import Mesh, decompose
     from gigapipe.training.canvases import inverted
     from gigapipe.training.losses import dice_and_cross_entropy
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     mesh = Mesh()
-    model = resnet18(2, args.norm) if args.network == "resnet18" else GigapixelUNet()
+    model = models.GigapixelUNet() if args.network == "unet" else getattr(models, args.network)(2, args.norm)
     decompose(model.to(memory_format=torch.channels_last), mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16")
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.network}, {args.rows} × {args.columns} px, {args.precision}, {args.threads} threads", flush=True)
 
     def loss_of(output, pixels):
-        if args.network == "resnet18":
+        if args.network != "unet":
             return F.cross_entropy(output.float(), torch.tensor([1]))
         return dice_and_cross_entropy(output, streaming.image(mask, (1, 1, *shape[2:]), pixels))
 
@@ -113,10 +113,10 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=["resnet18", "unet"])
+    parser.add_argument("network", choices=["resnet18", "resnet50", "unet"])
     parser.add_argument("rows", type=int)
     parser.add_argument("columns", type=int)
-    parser.add_argument("--norm", choices=["frozen", "batch"], default="frozen", help="of ResNet-18")
+    parser.add_argument("--norm", choices=["frozen", "batch"], default="frozen", help="of a ResNet")
     parser.add_argument("--memory", type=size_in_bytes, default=8 * 2**30)
     parser.add_argument("--disk", type=Path)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")

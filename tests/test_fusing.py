@@ -124,3 +124,27 @@ def test_in_16_bits_gradients_are_as_near_as_undivided_ones(function, plan, memo
     held = (gradients(shard(pixels, Mesh()), torch.float32) - exact).norm() / exact.norm()
     found = gradients(stream(shard(pixels, Mesh()), PLANS[plan]), torch.float32)
     assert found.shape == exact.shape and (found - exact).norm() / exact.norm() < 2 * held < 0.05
+
+
+def test_what_ends_in_relu_has_its_gradient_twice_and_after_a_change_in_place():
+    """Of the output of a segment a backward pass takes where it is zero; but only if that is still there."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x, change=torch.Tensor.sub_):
+            return self.other(change(F.relu(self.one(x)), 0.05)).square().mean()
+
+    torch.manual_seed(0)
+    model, image = Net().double(), torch.randn(1, 3, 33, 26, dtype=torch.float64)
+    (2 * model(image, torch.sub)).backward()  # torch itself refuses the other
+    expected = [p.grad.clone() for p in model.parameters()]
+    decompose(model, Mesh())
+    for plan in (Plan(tile=9, kept=frozenset({2})), Plan(tile=9, kept=frozenset({2}), whole_from=3)):
+        model.zero_grad()
+        loss = model(stream(shard(image, Mesh()), plan))
+        loss.backward(retain_graph=True)
+        loss.backward()
+        assert all(torch.allclose(p.grad, e, rtol=1e-10) for p, e in zip(model.parameters(), expected, strict=True))

@@ -111,6 +111,18 @@ def test_a_reader_is_called_by_one_thread_at_a_time_and_progress_is_in_order():
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True)) and len(threads) > 1
 
 
+def test_readers_that_several_threads_can_call_are_not_waited_for():
+    """Each waits for another to begin, which one alone would do for ever."""
+    pixels, together = torch.rand(1, 3, 64, 128), threading.Barrier(2, timeout=30)
+
+    def read(rectangle):
+        together.wait()
+        return pixels[..., slice(*rectangle.rows), slice(*rectangle.columns)]
+
+    image = stream(read, Plan(tile=64, workers=2), Mesh(), pixels.shape, by_several_threads=True)
+    assert torch.allclose(image.square().mean(), pixels.square().mean())
+
+
 @pytest.mark.parametrize("which", ["work", "what is found"])
 def test_what_fails_in_a_thread_ends_all_and_is_raised(which):
     begun, threads, alive = [], torch.get_num_threads(), threading.active_count()

@@ -19,7 +19,7 @@ from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.segment import Segment
 from gigapipe.spatial.tensor import SpatialTensor, index_of
 from gigapipe.spatial.tile import dense
-from gigapipe.spatial.torch_internals import has_memory_to_itself
+from gigapipe.spatial.torch_internals import has_memory_to_itself, version_of
 from gigapipe.spatial.window import Rectangle
 from gigapipe.spatial.workers import side_by_side
 
@@ -36,7 +36,8 @@ class Streamed(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         result = _forward(segment, tensors[:inputs])
         # Not saved by torch, which would keep it to the end of the backward pass.
-        ctx.rectified = result.detach() if segment.rectifies and any(ctx.needs_input_grad) else None
+        kept = segment.rectifies and any(ctx.needs_input_grad)
+        ctx.rectified, ctx.version = result.detach() if kept else None, version_of(result)
         return result
 
     @staticmethod
@@ -49,10 +50,11 @@ class Streamed(torch.autograd.Function):
         held, tensors = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = ctx.needs_input_grad[2:]
         rectified, ctx.rectified = ctx.rectified, None
-        if before := rectified is not None:
+        # In a second backward pass it is gone, and after a change in place it is another: then it is computed again.
+        if before := rectified is not None and version_of(rectified) == ctx.version:
             into = {"grad_input": grad} if has_memory_to_itself(grad) else {}
             grad = threshold_backward(grad, rectified, 0, **into)
-            del rectified  # as large as the gradient
+        del rectified  # as large as the gradient
         return None, None, *_backward(ctx.segment, held, tensors, wanted, grad, before)
 
 

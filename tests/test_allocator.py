@@ -1,0 +1,38 @@
+"""What a process keeps of the memory that it frees."""
+
+import subprocess
+import sys
+
+import pytest
+
+from gigapipe.allocator import HEAP_WHERE_ROOMY, ROOMY, keep_some_freed_tensors
+
+KEPT = """
+import sys
+from gigapipe.allocator import keep_some_freed_tensors, return_freed_tensors
+return_freed_tensors()
+import torch
+from gigapipe.spatial.planning import resident_memory
+kept = keep_some_freed_tensors(float(sys.argv[1]), 1)
+some = [torch.ones(2**19) for _ in range(200)]  # of 2 MB
+before = resident_memory()
+del some[:100]
+print(kept or 0, before - resident_memory())
+"""
+
+
+@pytest.mark.parametrize("memory", [1e9, 100e9])
+def test_freed_tensors_of_2_mb_are_kept_where_memory_is_not_short(memory):
+    done = subprocess.run([sys.executable, "-c", KEPT, str(memory)], capture_output=True, text=True, check=True)
+    kept, returned = map(float, done.stdout.split())
+    if kept is None or not kept:
+        assert returned > 100 * 2**21 * 0.9
+    else:
+        assert returned < 100 * 2**21 * 0.5
+
+
+def test_as_many_bytes_are_planned_for_each_thread_as_it_may_keep(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    assert keep_some_freed_tensors(0.99 * ROOMY * 8 * HEAP_WHERE_ROOMY, threads=8) is None
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
+    assert keep_some_freed_tensors(1e15, threads=1) is None, "the environment says how"
