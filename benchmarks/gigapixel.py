@@ -61,8 +61,8 @@ def main(args: argparse.Namespace) -> None:
     import torch.nn.functional as F
     import zarr
 
-    from gigapipe.cli.messages import log_to_stderr
     from gigapipe import models
+    from gigapipe.cli.messages import log_to_stderr
     from gigapipe.spatial import Mesh, decompose
     from gigapipe.training.canvases import inverted
     from gigapipe.training.losses import dice_and_cross_entropy

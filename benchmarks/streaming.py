@@ -4,13 +4,13 @@
                                    [--before FOLDER] [--disk FOLDER]
 
 Plain torch and ours have huge pages and freed memory given back at once (gigapipe/allocator.py), of which ours keeps
-some where a training would. Ours may hold, beside
-what the process has before the first step, a share of what plain held, a quarter unless told by --share. They take
-turns, each in new processes; medians of the steps' seconds, and the peak of memory above what the process had before
-the first step. Processor seconds, of all threads, say more than seconds where other programs run. With --before, a
-checkout of another state of gigapipe, what that takes streamed stands in a line of its own. Plain torch runs in the
-memory format that it is faster in: contiguous for float32 from 3000 px on, where its channels_last stem has no fast
-gradient, and channels_last elsewhere. With --disk, images that do not fit into memory may lie in that folder.
+some where a training would. Ours may hold, beside what the process has before the first step, a share of what plain
+held, a quarter unless told by --share. They take turns, each in new processes; medians of the steps' seconds, and the
+peak of memory above what the process had before the first step. Processor seconds, of all threads, say more than
+seconds where other programs run. With --before, a checkout of another state of gigapipe, what that takes streamed
+stands in a line of its own. Plain torch runs in the memory format that it is faster in: contiguous for float32 from
+3000 px on, where its channels_last stem has no fast gradient, and channels_last elsewhere. With --disk, images that do
+not fit into memory may lie in that folder.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def memory(key: str) -> int:
 
 
 def kept_of_freed(limit: int) -> float | None:
-    """What each thread keeps of freed memory, as a training with that limit has it; `--before`'s gigapipe keeps none."""
+    """What each thread keeps of freed memory, as in a training with that limit; `--before`'s gigapipe may keep none."""
     try:
         from gigapipe.allocator import keep_some_freed_tensors
     except ImportError:
