@@ -85,6 +85,7 @@ def _planned(job: Job, machine: Machine, memory: float, disk: float | None) -> P
                 threads=1,
                 speed=speed,
                 disk=known,
+                read=True,
             )
     except NotImplementedError as error:
         raise InputError(f"it cannot be streamed: {error}") from None

@@ -59,8 +59,10 @@ class Blocks(Node):
 
 
 def end_of(computed: dict[Node, Node]) -> list[Node]:
-    """The last of what is computed for a sum that blocks can compute, if they gain anything: pixel by pixel, or
-    interpolated, and without parameters."""
+    """The last of what is computed for a sum, as far as blocks can compute it, if they gain anything.
+
+    They can what works pixel by pixel, and interpolation; of parameters' gradients they know nothing.
+    """
     found: list[Node] = []
     for made, node in reversed(computed.items()):
         near = node.accesses is None or all(isinstance(access, Interpolation) for access in node.accesses)
@@ -154,13 +156,13 @@ class _Summed(torch.autograd.Function):
             return functools.partial(taken, [(found, total) for found, (_, total) in zip(grads, wanting, strict=True)])
 
         def taken(found: list[tuple[torch.Tensor | None, torch.Tensor]]) -> None:
-            for of_block, total in found:
-                if of_block is None:
+            for part, total in found:
+                if part is None:
                     total.zero_() if apart else None
                 elif apart:
-                    total.copy_(of_block)
+                    total.copy_(part)
                 else:
-                    total += of_block
+                    total += part
 
         side_by_side(len(blocks_of_tile), _workers(), of_block)
         return None, None, None, *totals

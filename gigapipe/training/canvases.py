@@ -93,7 +93,7 @@ def inverted(pixels: np.ndarray) -> torch.Tensor:
     # By bands, and in bytes as far as that goes: a large tile costs as much to bring about as to convolve.
     images = torch.from_numpy(pixels)
     found = torch.empty(images.shape, dtype=torch.float32, memory_format=torch.channels_last)
-    rows = max(1, BAND // max(1, (images.shape[1] * images.shape[3])))
+    rows = max(1, BAND // max(1, images.shape[1] * images.shape[3]))
     for image, made in zip(images.split(1), found.split(1), strict=True):
         for band, part in zip(image.split(rows, 2), made.split(rows, 2), strict=True):
             torch.div((255 - band).contiguous(memory_format=torch.channels_last), 255, out=part)

@@ -92,6 +92,10 @@ def pixel_unshuffle(x, downscale_factor):
     )
 
 
+AXES = 32
+"""Of how many axes it is remembered where each output looks, which is found out for every tile otherwise."""
+
+
 class _Positions(NamedTuple):
     """Where in an axis each output looks: exactly, and at which pixels before and after."""
 
@@ -101,7 +105,7 @@ class _Positions(NamedTuple):
     access: Interpolation
 
 
-@functools.cache
+@functools.lru_cache(maxsize=AXES)
 def _positions(
     n: int, size: int | None, scale: float | None, mode: str, align_corners, recompute_scale_factor, precision
 ) -> _Positions:
@@ -164,26 +168,33 @@ def _cubic(distance: torch.Tensor) -> torch.Tensor:
     return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
 
 
+@functools.lru_cache(maxsize=AXES)
+def _taps(
+    n: int, size: int | None, scale: float | None, align_corners, recompute_scale_factor
+) -> tuple[torch.Tensor, torch.Tensor, Interpolation]:
+    """Of each output along an axis of `n` the four pixels that it is made of, their weights, and the first and last."""
+    out = int(n * scale) if size is None and scale is not None else size
+    assert out is not None  # torch itself asks for one of the two
+    with without_modes():  # numbers, even where nothing but shapes is asked for
+        places = torch.arange(out, dtype=torch.float64)
+        if align_corners:
+            places = places * ((n - 1) / (out - 1) if out > 1 else 0.0)
+        else:
+            step = n / out if size is not None or recompute_scale_factor or scale is None else 1 / scale
+            places = (places + 0.5) * step - 0.5
+        points = places.floor().long()[:, None] + torch.arange(-1, 3)
+        weights = _cubic(places[:, None] - points)
+        points = points.clamp(0, n - 1)
+        return points, weights, Interpolation(tuple(points[:, 0].tolist()), tuple(points[:, -1].tolist()))
+
+
 def _bicubic(x: SpatialTensor, sizes, scales, align_corners, recompute_scale_factor) -> SpatialTensor:
     """Each output is made of four pixels along each axis; past its ends an image goes on as it ends."""
-    accesses, tables = [], []
-    for n, o, s in zip(x.image_size, sizes or (None, None), scales, strict=True):
-        out = int(n * s) if o is None else o
-        with without_modes():
-            places = torch.arange(out, dtype=torch.float64)
-            if align_corners:
-                places = places * ((n - 1) / (out - 1) if out > 1 else 0.0)
-            else:
-                step = n / out if o is not None or recompute_scale_factor else 1 / s
-                places = (places + 0.5) * step - 0.5
-            points = places.floor().long()[:, None] + torch.arange(-1, 3)
-            weights = _cubic(places[:, None] - points)
-            points = points.clamp(0, n - 1)
-            accesses.append(Interpolation(tuple(points[:, 0].tolist()), tuple(points[:, -1].tolist())))
-        tables.append((points, weights))
+    axes = zip(x.image_size, sizes or (None, None), scales, strict=True)
+    tables = [_taps(n, o, s, align_corners, recompute_scale_factor) for n, o, s in axes]
 
     def operate(shard: torch.Tensor, needed: Rectangle, out: Rectangle) -> torch.Tensor:
-        for axis, ((points, weights), n, o) in enumerate(zip(tables, needed, out, strict=True)):
+        for axis, ((points, weights, _), n, o) in enumerate(zip(tables, needed, out, strict=True)):
             mine = slice(o.start, o.stop)
             parts = [
                 shard.index_select(2 + axis, (t - n.start).to(x.device)) * w.to(shard).view(-1, *[1] * (1 - axis))
@@ -192,7 +203,7 @@ def _bicubic(x: SpatialTensor, sizes, scales, align_corners, recompute_scale_fac
             shard = sum(parts[1:], parts[0])
         return shard
 
-    rows, columns = accesses
+    rows, columns = (access for _, _, access in tables)
     return windowed(x, (rows, columns), operate, x.shape[1])
 
 
