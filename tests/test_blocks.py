@@ -51,7 +51,7 @@ def in_place(logits, classes):
     return found.sum()
 
 
-def joined_along_rows_of_images(logits, classes):
+def joined_along_the_batch(logits, classes):
     return (torch.cat([logits, logits * classes.to(logits.dtype)], 0).sum((0, 2, 3)) ** 2).mean()
 
 
@@ -77,7 +77,7 @@ def counted(logits, classes):
 
 
 LOSSES = (
-    dice, dice_of_classes, weighted, in_place, joined_along_rows_of_images, joined_and_used_twice, joined_and_kept,
+    dice, dice_of_classes, weighted, in_place, joined_along_the_batch, joined_and_used_twice, joined_and_kept,
     interpolated_twice, counted,
 )  # fmt: skip
 

@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 BLOCK = 15 * 2**18
 """Bytes at most of the largest image of a block: in a CPU's caches, and more than enough to start operations for."""
 
-IMAGES = 8
-"""How many such images there are at a time, at most, with their gradients."""
-
 
 class Blocks(Node):
-    """The operations of a segment that end in its sum, as one."""
+    """The operations of a segment that end in its sum, as one: of its inputs, as images, the plain tensor of a tile."""
 
     sums = True
     crops = False
@@ -48,12 +45,17 @@ class Blocks(Node):
         self.made = [ref.image.local.nbytes / math.prod(segment.size) for ref in images]
         """Bytes of each image, for a pixel of what is summed."""
 
+    @property
+    def pixels(self) -> float:
+        """Of a block, at most; a row is never divided."""
+        return BLOCK / max(self.made)
+
     def _summed(self, *images: SpatialTensor, valued: bool = True) -> torch.Tensor:
         return _Summed.apply(self, images, valued, *(x.local for x in images))
 
     def of(self, out: Rectangle) -> Iterator[Rectangle]:
         """The blocks of a tile."""
-        rows = max(1, int(BLOCK / max(1, max(self.made) * out.columns.size)))
+        rows = max(1, int(self.pixels / max(1, out.columns.size)))
         for start in range(out.rows.start, out.rows.stop, rows):
             yield Rectangle(Interval(start, min(start + rows, out.rows.stop)), out.columns)
 
@@ -73,7 +75,7 @@ def end_of(computed: dict[Node, Node]) -> list[Node]:
 
 
 class _SumOfEach(Node):
-    """The sum over images that were joined by `cat`, without joining them."""
+    """The sum over images (batch, channels, …) that were joined by `cat`, in the shape that theirs would have."""
 
     sums = True
 
@@ -107,7 +109,10 @@ def without_joining(computed: dict[Node, Node], output: Node) -> dict[Node, Node
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over a tile of what `local` holds of `images`; if it is not `valued`, it may have any value."""
+    """The sum over a tile of `images`, of which it is given what is `local`, in the shape in which torch returns it.
+
+    If it is not `valued`, it may have any value.
+    """
 
     @staticmethod
     def forward(ctx, blocks: Blocks, images: tuple[SpatialTensor, ...], valued: bool, *local: torch.Tensor):

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gigapipe.spatial.blocks import BLOCK, IMAGES, Blocks
+from gigapipe.spatial.blocks import Blocks
 from gigapipe.spatial.operators.convolution import convolved
 from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
 from gigapipe.spatial.speed import Speed
@@ -161,11 +161,13 @@ class Operation:
     time: float
     """By the device's `Speed`, but for its start."""
     block: float = 0.0
-    """Of what is computed by blocks, bytes of their largest image."""
+    """Of what is computed by blocks, pixels of one."""
+    in_block: float = 0.0
+    """Bytes of all that a block makes and keeps, for each of them."""
 
     def beside(self, pixels: float) -> float:
         """Bytes that it takes for a time beside what it makes and keeps."""
-        return IMAGES * min(BLOCK, self.block * pixels)
+        return self.in_block * min(self.block, pixels)
 
     @classmethod
     def of(cls, of: Node, node: Node, speed: Speed) -> "Operation":
@@ -173,9 +175,10 @@ class Operation:
         made = 0.0 if node.in_place or node.sums else sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results)))
         size = math.prod(size_of(node))
         operand = node.operands[0].image
-        moved, block = made + sum(map(bytes_a_pixel, node.operands)), 0.0
+        moved, block, in_block = made + sum(map(bytes_a_pixel, node.operands)), 0.0, 0.0
         if isinstance(node, Blocks):
-            moved, block = moved + IN_CACHES * sum(node.made), max(node.made)
+            moved, block = moved + IN_CACHES * sum(node.made), node.pixels
+            in_block = sum(node.made) + GRADIENTS * max(node.made)
         time = speed.time(recorded_flops(node) / 2 / size, moved, node.autocast is not None)
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
@@ -183,4 +186,4 @@ class Operation:
         kept = keeping(of, node)
         if padded:  # of the whole image that copy was made, and counted, in place of the operand
             kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
-        return cls(of, node.operands, kept, made, padded, time, block)
+        return cls(of, node.operands, kept, made, padded, time, block, in_block)

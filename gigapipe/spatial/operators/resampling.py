@@ -97,7 +97,7 @@ AXES = 32
 
 
 class _Positions(NamedTuple):
-    """Where in an axis each output looks: exactly, and at which pixels before and after."""
+    """Where in an axis each output looks, (outputs,): exactly, float64, and at which pixels before and after, int64."""
 
     exact: torch.Tensor
     low: torch.Tensor
@@ -172,7 +172,10 @@ def _cubic(distance: torch.Tensor) -> torch.Tensor:
 def _taps(
     n: int, size: int | None, scale: float | None, align_corners, recompute_scale_factor
 ) -> tuple[torch.Tensor, torch.Tensor, Interpolation]:
-    """Of each output along an axis of `n` the four pixels that it is made of, their weights, and the first and last."""
+    """Of each output along an axis of `n` the four pixels that it is made of, and their weights; the first and last.
+
+    They are (outputs, 4), int64 and float64.
+    """
     out = int(n * scale) if size is None and scale is not None else size
     assert out is not None  # torch itself asks for one of the two
     with without_modes():  # numbers, even where nothing but shapes is asked for
