@@ -169,7 +169,7 @@ def browser() -> str:
 def slurm(tmp_path_factory) -> Callable[..., str]:
     """What a command prints that is run where this Slurm is.
 
-    `slurm.before` starts any command there, and `slurm.set` sets what slurm.conf says.
+    `slurm.before` starts any command there, `slurm.set` sets what slurm.conf says, and `slurm.folder` has its logs.
     """
     folder = tmp_path_factory.mktemp("slurm")
     environment = os.environ | {"KILL_WAIT": "5"}  # seconds from SIGTERM to SIGKILL
@@ -187,7 +187,7 @@ def slurm(tmp_path_factory) -> Callable[..., str]:
             file.write_text(re.sub(rf"^{name}=.*$", f"{name}={value}", file.read_text(), flags=re.MULTILINE))
             run("scontrol", "reconfigure")
 
-        run.before, run.set = before, set_option
+        run.before, run.set, run.folder = before, set_option, folder
         yield run
     finally:
         subprocess.run([ROOT / "tests/slurm/down.sh", folder], check=True)
