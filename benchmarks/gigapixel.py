@@ -59,10 +59,10 @@ def main(args: argparse.Namespace) -> None:
     return_freed_tensors()
     import torch
     import torch.nn.functional as F
-    import zarr
 
     from gigapipe import models
     from gigapipe.cli.messages import log_to_stderr
+    from gigapipe.pyramids.store import open_array
     from gigapipe.spatial import Mesh, decompose
     from gigapipe.training.canvases import inverted
     from gigapipe.training.losses import dice_and_cross_entropy
@@ -71,14 +71,23 @@ def main(args: argparse.Namespace) -> None:
     folder = args.store / f"{args.rows}x{args.columns}-{args.white:g}"
     if not folder.exists():
         mosaic(folder, args.rows, args.columns, args.white)
-    group = zarr.open_group(folder, mode="r")
+    arrays = {name: open_array(folder / name) for name in ("image", "mask")}  # read as a training reads them
     shape = (1, 3, args.rows, args.columns)
 
+    def pixels_of(name, rectangle):
+        array = arrays[name]
+
+        def load(rows, columns):
+            return np.asarray(array[:, slice(*rows), slice(*columns)])
+
+        cache = streaming.cache
+        return (cache.read(name, array.shape, array.chunks, load, *rectangle) if cache else load(*rectangle))[None]
+
     def image(rectangle):
-        return inverted(group["image"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None])
+        return inverted(pixels_of("image", rectangle))
 
     def mask(rectangle):
-        return torch.from_numpy(group["mask"][:, slice(*rectangle.rows), slice(*rectangle.columns)][None]).float()
+        return torch.from_numpy(pixels_of("mask", rectangle)).float()
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)

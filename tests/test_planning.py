@@ -21,7 +21,7 @@ from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
 from gigapipe.planning.streamed import HALVINGS, tradeoff
-from gigapipe.spatial import Mesh, decompose, speed
+from gigapipe.spatial import Mesh, decompose, plan_streaming, speed
 from gigapipe.spatial.costs import recorded_flops, training_state
 from gigapipe.spatial.layers import Layers
 from gigapipe.spatial.planning import trace
@@ -275,3 +275,14 @@ def test_what_an_operation_takes_to_start_counts_for_each_tile():
         return dear.tiled(dear.cuts[0], frozenset(), grid).time - free.tiled(free.cuts[0], frozenset(), grid).time
 
     assert of_starts(4) == pytest.approx(16 * of_starts(1)) and of_starts(1) >= 1e9
+
+
+def test_tiles_are_as_large_as_caches_like_not_as_memory_allows():
+    """At 5632 px a side tiles of 352 px took 25.6 s, of 176 18.2, of 120 17.3, of 88 18.0 and of 64 19.3."""
+    model = resnet18(2, "frozen").to(memory_format=torch.channels_last)
+    decompose(model, Mesh())
+    with torch.autocast("cpu", torch.bfloat16):
+        plan = plan_streaming(model, (1, 3, 5632, 5632), 5e9, base=0.0, threads=2, read=True)
+    first = plan.tiles[min(plan.tiles)]
+    assert 64 <= min(first) <= max(first) <= 200
+    assert plan.spare > 0 and plan.peak + plan.spare <= 5e9

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gigapipe.errors import InputError
+from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.pyramids.store import Pyramid
 from gigapipe.slides.verdicts import NONE
@@ -33,6 +34,7 @@ def read_canvas(
     masked: bool = False,
     shift: tuple[int, int] = (0, 0),
     stage: Path | None = None,
+    cache: PixelCache | None = None,
 ) -> np.ndarray:
     """Pixels (channel, row, column), uint8, of the canvas's `rows` × `columns` (half-open; by default all of it).
 
@@ -52,7 +54,7 @@ def read_canvas(
     canvas = np.full((3, *shape), WHITE, np.uint8)
     if all(s.stop > s.start for s in inside):
         down, across = ((part.start, part.stop) for part in inside)
-        canvas[:, *outside] = read_pixels(array, down, across, stage)
+        canvas[:, *outside] = read_pixels(array, down, across, stage, cache)
         if masked:
             canvas[:, *outside][:, ~pyramid.outline_at(mpp, *inside)] = WHITE
     return canvas

@@ -16,6 +16,7 @@ from gigapipe.atomic import atomic_file
 from gigapipe.disks import WAITS, tell_once
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.pyramids.files import check, files_of_rectangle, folder_of
+from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.pyramids.store import open_array
 
 logger = logging.getLogger(__name__)
@@ -32,20 +33,35 @@ _COPYING = threading.Lock()
 
 
 def read_pixels(
-    array: zarr.Array, rows: tuple[int, int], columns: tuple[int, int], stage: Path | None = None
+    array: zarr.Array,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    stage: Path | None = None,
+    cache: PixelCache | None = None,
 ) -> np.ndarray:
     """Pixels (channel, row, column), uint8, of `rows` × `columns` (half-open) of an array of a pyramid.
 
     Only the chunks that this rectangle touches are read. With a folder to `stage` in, on the node's own disk, they are
     copied there first, and read there from then on, by all of the node's ranks; what it has no room for is read where
-    it lies. Raises InputError, naming the array, its chunk and the host, if what is there is not what was written, and
-    Unavailable if the read fails again after `WAITS`. Several threads may call it at once.
+    it lies. With a `cache`, chunks that it has are not read, and no file is checked twice. Raises InputError, naming
+    the array, its chunk and the host, if what is there is not what was written, and Unavailable if the read fails again
+    after `WAITS`. Several threads may call it at once.
     """
+    if cache is None:
+        return _read(array, stage, None, rows, columns)
+    load = functools.partial(_read, array, stage, cache.checked)
+    return cache.read(folder_of(array), array.shape, array.chunks, load, rows, columns)
+
+
+def _read(
+    array: zarr.Array, stage: Path | None, checked: set[Path] | None, rows: tuple[int, int], columns: tuple[int, int]
+) -> np.ndarray:
+    """As `read_pixels` without a cache; files that were `checked` are not checked again."""
     host, begun = socket.gethostname(), time.monotonic()
     for wait in (*WAITS, None):
         try:
             source = staged(array, rows, columns, stage) if stage else array
-            check(source, rows, columns)
+            check(source, rows, columns, checked)
             pixels = np.asarray(source[:, slice(*rows), slice(*columns)])
             break
         except (OSError, ValueError, RuntimeError) as error:  # zarrs and zarr's own codecs raise one each

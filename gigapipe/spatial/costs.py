@@ -25,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from gigapipe.spatial.blocks import Blocks
 from gigapipe.spatial.operators.convolution import convolved
 from gigapipe.spatial.recording import Node, Ref, map_arguments, without_pixels
-from gigapipe.spatial.speed import Speed
+from gigapipe.spatial.speed import IN_CACHES, Speed
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.tile import Tile
 from gigapipe.spatial.torch_internals import counts_of_arithmetic, memory_of
@@ -43,9 +43,6 @@ all threads, on a CPU: careful, for 0.4 to 0.8 were measured of two threads besi
 
 GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
-
-IN_CACHES = 0.3
-"""Time of a byte that is read or written in a CPU's caches, in that of one in memory (measured, roughly)."""
 
 CONVOLUTIONS = {torch.conv2d: False, convolved: False, torch.conv_transpose2d: True}
 """Recorded functions that multiply by weights, and whether they are transposed."""
@@ -158,12 +155,19 @@ class Operation:
     """Bytes."""
     padded: float
     """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
-    time: float
-    """By the device's `Speed`, but for its start."""
+    arithmetic: float
+    """Time, by the device's `Speed`."""
+    moved: float
+    """Bytes that are read and written."""
     block: float = 0.0
     """Of what is computed by blocks, pixels of one."""
     in_block: float = 0.0
     """Bytes of all that a block makes and keeps, for each of them."""
+
+    def time(self, pixels: float, speed: Speed) -> float:
+        """Of so many pixels at a time, but for the operation's start."""
+        moved = self.moved * pixels
+        return self.arithmetic * pixels + moved * speed.moving(moved)
 
     def beside(self, pixels: float) -> float:
         """Bytes that it takes for a time beside what it makes and keeps."""
@@ -179,11 +183,11 @@ class Operation:
         if isinstance(node, Blocks):
             moved, block = moved + IN_CACHES * sum(node.made), node.pixels
             in_block = sum(node.made) + GRADIENTS * max(node.made)
-        time = speed.time(recorded_flops(node) / 2 / size, moved, node.autocast is not None)
+        arithmetic = speed.arithmetic(recorded_flops(node) / 2 / size, node.autocast is not None)
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
             padded = bytes_a_pixel(node.operands[0]) * math.prod(operand.image_size) / size
         kept = keeping(of, node)
         if padded:  # of the whole image that copy was made, and counted, in place of the operand
             kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
-        return cls(of, node.operands, kept, made, padded, time, block, in_block)
+        return cls(of, node.operands, kept, made, padded, arithmetic, moved, block, in_block)

@@ -50,6 +50,15 @@ class Share:
         return sum(self.times.values())
 
 
+OVERLAPPING = 1.5
+"""Where tiles take so many times the time of larger ones, still smaller ones are not looked at."""
+
+BEGINNING = 3
+"""Time to begin a tile, in operations that are started: what it needs is found, and cut out or read."""
+
+READING = 1.5
+"""Time to decode a byte of an image that is read, and to make it a float, in that of one that is moved (measured)."""
+
 HEAP = 5_000_000
 """Bytes that a thread which computes tiles has beside what is counted: its own heap, of small tensors (measured where
 what is freed is given back, from 1 MB on)."""
@@ -181,9 +190,11 @@ class Layers:
         rows, columns = (segment.along(axis, interval) for axis, interval in enumerate(middle))
         areas = {node: rows[node].size * columns[node].size for node in rows}
         parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
+        looked_at = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs if self.read and ref.node.is_source)
         operations = [self.operation(made, node) for made, node in segment.computed.items()]
         forward, backward = self._at_a_time(operations, areas, tiled=True)
-        once = self.time(operations, areas)
+        once = passes(again=True) * (self.time(operations, areas) + BEGINNING * self.speed.operation)
+        once += 2 * READING * self.speed.byte * looked_at
         tiles = math.prod(count)
         side = min(self.workers, tiles) or 1
         heap = self.heap if self.workers else 0
@@ -194,7 +205,7 @@ class Layers:
             (high, wide),
             side * (forward + parts + heap) + waiting(side) * made,
             side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights),
-            passes(again=True) * once * self._tiles_of_all_threads(tiles),
+            once * self._tiles_of_all_threads(tiles),
             (side + waiting(side)) * parts,
             (side + waiting(side)) * made,
         )
@@ -208,14 +219,15 @@ class Layers:
     def fastest(self, of_grid: Callable[[int], Cost], needs: Callable[[Cost], float], available: float) -> Cost:
         """Of what tiles cost, by the number of them along each axis, the fastest that fits; or else the smallest.
 
-        The largest tiles that fit have the least overlap, but may be too few to share out among the workers.
+        The largest tiles that fit have the least overlap, but may be too few to share out among the workers, and too
+        large for the caches.
         """
         best = None
         for grid in GRIDS:
             cost = of_grid(grid)
             if needs(cost) <= available and (best is None or cost.time < best.time):
                 best = cost
-            if best is not None and grid**2 >= 4 * self.workers:
+            if best is not None and cost.time > OVERLAPPING * best.time:
                 return best
         return best or cost
 
@@ -243,7 +255,7 @@ class Layers:
 
     def time(self, operations: Collection[Operation], areas: Mapping[Node, float]) -> float:
         """Of operations that make so many pixels each, once, forward."""
-        computed = sum(operation.time * areas[operation.node] for operation in operations)
+        computed = sum(operation.time(areas[operation.node], self.speed) for operation in operations)
         return computed + len(operations) * self.speed.operation
 
     @staticmethod

@@ -226,6 +226,7 @@ def plan_streaming(
         disk=best.disk,
         workers=layers.workers,
         peak=base + best.peak,
+        spare=available - best.peak,
         time=best.time / plain,
         shares={index: time / best.time for share in best.shares for index, time in share.times.items()},
         lines=(*([source] if source else []), *_described(layers, best, base, best.time / plain)),

@@ -33,10 +33,18 @@ class Speed(NamedTuple):
     """Read, or written."""
     operation: float
     """To start one."""
+    caches: float = 0.0
+    """Bytes that each thread's share of the caches holds, where that counts."""
 
-    def time(self, multiplications: float, moved: float, sixteen_bits: bool) -> float:
-        """Of an operation that reads and writes `moved` bytes, but for its start."""
-        return self.multiplication * (multiplications / (self.sixteen_bits if sixteen_bits else 1)) + moved * self.byte
+    def arithmetic(self, multiplications: float, sixteen_bits: bool) -> float:
+        """Time of so many multiplications."""
+        return self.multiplication * (multiplications / (self.sixteen_bits if sixteen_bits else 1))
+
+    def moving(self, size: float) -> float:
+        """Time of a byte that an operation reads or writes, of so many: some are still in the caches."""
+        if not size:
+            return self.byte
+        return self.byte * (1 - (1 - IN_CACHES) * min(1.0, self.caches / size))
 
     def __str__(self) -> str:
         flops = 2 / self.multiplication / 1e12
@@ -46,8 +54,11 @@ class Speed(NamedTuple):
         )
 
 
-CPU = Speed(multiplication=1.0, sixteen_bits=3, byte=12, operation=0.0)
-"""In multiplications of a convolution, roughly. To start an operation takes no time that counts."""
+IN_CACHES = 0.3
+"""Time of a byte that is read or written in a CPU's caches, in that of one in memory (measured, roughly)."""
+
+CPU = Speed(multiplication=1.0, sixteen_bits=3, byte=12, operation=1e7, caches=16e6)
+"""In multiplications of a convolution, roughly."""
 
 SIDE = 512
 """Rows and columns of the image that is convolved, of `CHANNELS`."""

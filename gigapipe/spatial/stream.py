@@ -54,6 +54,8 @@ class Plan:
     threads. Of gradients it changes no bit whether there is one, or more; of a GPU's it changes nothing."""
     peak: float | None = None
     """Bytes that a rank is expected to take at most, where it was planned for."""
+    spare: float = 0.0
+    """Bytes that it may take beside these, for what is read again."""
     disk: float = 0.0
     """Bytes that it is expected to take on the disk at most."""
     time: float | None = None

@@ -10,6 +10,7 @@ import torch
 
 from gigapipe.pyramids import Pyramid
 from gigapipe.pyramids.canvas import read_canvas
+from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
@@ -64,21 +65,23 @@ class Canvases:
         """
         size = self.size, self.size
         augmentations = augmentations or [UNCHANGED] * len(indices)
+        streaming = streaming or Streaming(None, self.mesh)
         readers = []
         for i, augmentation in zip(indices, augmentations, strict=True):
             down, right = (round(part * self.size) for part in augmentation.shift)
-            of_slide = functools.partial(self._read, self.pyramids[i], (down, right))
+            of_slide = functools.partial(self._read, self.pyramids[i], (down, right), streaming.cache)
             readers.append(under_symmetry(of_slide, size, augmentation.symmetry)[0])
 
         def read(rectangle: Rectangle) -> torch.Tensor:
             images = inverted(np.stack([reader(rectangle) for reader in readers]))
             return in_colours(images, augmentations)
 
-        streaming = streaming or Streaming(None, self.mesh)
         return streaming.image(read, (len(indices), 3, *size)), self.truth[indices]
 
-    def _read(self, pyramid: Pyramid, shift: tuple[int, int], rectangle: Rectangle) -> np.ndarray:
-        return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage)
+    def _read(
+        self, pyramid: Pyramid, shift: tuple[int, int], cache: PixelCache | None, rectangle: Rectangle
+    ) -> np.ndarray:
+        return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage, cache)
 
 
 BAND = 2**16

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
+import zarr
 from torch import nn
 
 from gigapipe.errors import InputError
@@ -16,7 +17,9 @@ from gigapipe.models import GigapixelUNet
 from gigapipe.models.layout import in_channels_last
 from gigapipe.models.networks import segmenter
 from gigapipe.pyramids import Pyramid
+from gigapipe.pyramids.files import Range, folder_of
 from gigapipe.pyramids.masks import read_mask
+from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.pyramids.reading import read_pixels
 from gigapipe.spatial import Mesh, SpatialTensor, decompose, gather, late_gradients
 from gigapipe.spatial.late import step_of_passes
@@ -134,7 +137,7 @@ class Pairs:
 
     def image(self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED) -> Image:
         """A slide (1, 3, rows, columns), float32 inverted intensity; nothing of it is shifted."""
-        of_image = functools.partial(_of_image, self.images[index], self.stage)
+        of_image = functools.partial(_of_image, self.images[index], self.stage, streaming.cache)
         read, size = under_symmetry(of_image, self.size(index), augmentation.symmetry)
 
         def coloured(rectangle: Rectangle) -> torch.Tensor:
@@ -144,7 +147,7 @@ class Pairs:
 
     def mask(self, index: int, streaming: Streaming, beside: Image, augmentation: Augmentation = UNCHANGED) -> Image:
         """Its mask (1, 1, rows, columns), float32, turned alike."""
-        of_mask = functools.partial(_of_mask, self.masks[index])
+        of_mask = functools.partial(_of_mask, self.masks[index], streaming.cache)
         read, size = under_symmetry(of_mask, self.size(index), augmentation.symmetry)
 
         def as_floats(rectangle: Rectangle) -> torch.Tensor:
@@ -153,12 +156,17 @@ class Pairs:
         return streaming.image(as_floats, (1, 1, *size), beside)
 
 
-def _of_image(image, stage: Path | None, rectangle: Rectangle) -> np.ndarray:
-    return read_pixels(image, *rectangle, stage)
+def _of_image(image: zarr.Array, stage: Path | None, cache: PixelCache | None, rectangle: Rectangle) -> np.ndarray:
+    return read_pixels(image, *rectangle, stage, cache)
 
 
-def _of_mask(mask, rectangle: Rectangle) -> np.ndarray:
-    return mask[slice(*rectangle.rows), slice(*rectangle.columns)][None]
+def _of_mask(mask: zarr.Array, cache: PixelCache | None, rectangle: Rectangle) -> np.ndarray:
+    def load(rows: Range, columns: Range) -> np.ndarray:
+        return np.asarray(mask[slice(*rows), slice(*columns)])
+
+    if cache is None:
+        return load(*rectangle)[None]
+    return cache.read(folder_of(mask), mask.shape, mask.chunks, load, *rectangle)[None]
 
 
 class Segmentation:

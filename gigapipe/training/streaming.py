@@ -13,6 +13,7 @@ from torch import nn
 from gigapipe.allocator import keep_some_freed_tensors
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
+from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
 from gigapipe.spatial.costs import trained_bytes, training_state
 from gigapipe.spatial.layers import HEAP
@@ -25,6 +26,9 @@ from gigapipe.training.devices import allocated
 logger = logging.getLogger(__name__)
 
 Image = SpatialTensor | Recorded
+
+ON_HOST = 2**30
+"""Bytes of decoded pixels that a host keeps for a GPU, whose memory alone is limited."""
 
 
 class Memory(NamedTuple):
@@ -47,6 +51,7 @@ class Streaming:
         self.memory, self.mesh = memory, mesh
         self.plans: dict[bool, Plan] = {}
         self.plan: Plan | None = None
+        self._cache = PixelCache()
         self.progress: StepProgress | None = None
         if memory is not None:
             without_pixels()  # loads what planning needs
@@ -99,6 +104,12 @@ class Streaming:
                 lines = f"{what}, {' × '.join(map(str, shape))}:", *str(plan).split("\n")
                 logger.info("\n  ".join(lines))
         self.plan = self.plans[model.training]
+        self._cache.limit = self.plan.spare if self.mesh.device.type == "cpu" else ON_HOST
+
+    @property
+    def cache(self) -> PixelCache | None:
+        """What is read of the images may be kept here until `done`: tiles overlap, and are read again backward."""
+        return self._cache if self.plan is not None and self.plan.tiles else None
 
     @functools.cached_property
     def disk(self) -> Disk | None:
@@ -138,6 +149,7 @@ class Streaming:
         if self.progress:
             self.progress.close()
         self.progress = None
+        self._cache.clear()
 
 
 def _state_of(model: nn.Module) -> int:
