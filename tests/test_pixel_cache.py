@@ -27,7 +27,6 @@ def no_waits(monkeypatch):
     monkeypatch.setattr(reading, "WAITS", ())
 
 
-
 @pytest.fixture
 def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (3, 200, 250), dtype=np.uint8)

@@ -282,7 +282,7 @@ def test_tiles_are_as_large_as_caches_like_not_as_memory_allows():
     model = resnet18(2, "frozen").to(memory_format=torch.channels_last)
     decompose(model, Mesh())
     with torch.autocast("cpu", torch.bfloat16):
-        plan = plan_streaming(model, (1, 3, 5632, 5632), 5e9, base=0.0, threads=2, read=True)
+        plan = plan_streaming(model, (1, 3, 5632, 5632), 3e9, base=0.0, threads=2, read=True)
     first = plan.tiles[min(plan.tiles)]
     assert 64 <= min(first) <= max(first) <= 200
-    assert plan.spare > 0 and plan.peak + plan.spare <= 5e9
+    assert plan.spare > 0 and plan.peak + plan.spare <= 3e9
