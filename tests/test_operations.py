@@ -13,6 +13,7 @@ from torch import nn
 
 from gigapipe.spatial import Mesh, NotDecomposed, Plan, gather, shard, stream
 from gigapipe.spatial.check import compare
+from gigapipe.spatial.operators import reductions
 
 PAGE = ROOT / "docs/operations.md"
 
@@ -72,6 +73,19 @@ def test_sixteen_bits_are_summed_as_torch_sums_them(function):
     image = shard(whole, Mesh())
     for given in (image, stream(image, Plan(tile=7))):
         assert torch.allclose(function(given, dim=(2, 3)).float(), expected.float(), rtol=0.01)
+
+
+@pytest.mark.parametrize("dim", [(2, 3), 2, 3, (0, 2), (1, 3)])
+def test_sums_of_sixteen_bits_are_made_by_bands(dim, monkeypatch):
+    monkeypatch.setattr(reductions, "BAND", 100)
+    whole = torch.rand(2, 3, 31, 23).bfloat16().requires_grad_()
+    expected = whole.float().mean(dim)
+    (gradient,) = torch.autograd.grad(expected.pow(2).sum(), whole)
+    image = shard(whole, Mesh())
+    for given in (image, stream(image, Plan(tile=7))):
+        found = torch.mean(given, dim, dtype=torch.float32)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.pow(2).sum(), whole)[0], gradient, rtol=0.01, atol=1e-6)
 
 
 def test_streamed_random_images_are_those_that_are_held():

@@ -4,11 +4,10 @@ Chunks are compressed, and their files checked against checksums. Without a cach
 touches a chunk, in either pass.
 """
 
-import itertools
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -125,13 +124,13 @@ class Grid:
     def __init__(self, size: tuple[int, int], edges: tuple[int, int]):
         self.size, self.edges = size, edges
 
-    def touched(self, rows: Range, columns: Range) -> Iterator[Place]:
+    def touched(self, rows: Range, columns: Range) -> list[Place]:
         """The chunks that a rectangle touches, row by row."""
-        spans = (
+        down, across = (
             range(start // edge, -(-stop // edge)) if stop > start else range(0)
             for (start, stop), edge in zip((rows, columns), self.edges, strict=True)
         )
-        return itertools.product(*spans)
+        return [(row, column) for row in down for column in across]
 
     def rectangle(self, run: list[Place]) -> tuple[Range, Range]:
         """The rows and columns of neighbours in a row of chunks."""

@@ -44,6 +44,10 @@ all threads, on a CPU: careful, for 0.4 to 0.8 were measured of two threads besi
 GRADIENTS = 2.5
 """Of the images that an operation's backward pass makes at a time: gradients of result and operand, and a copy."""
 
+GRADIENTS_OF_16_BITS = 4.0
+"""The same of a convolution in 16 bits on a CPU: oneDNN copies image and gradient for the weights' gradient (measured
+with AVX-512, without AMX)."""
+
 CONVOLUTIONS = {torch.conv2d: False, convolved: False, torch.conv_transpose2d: True}
 """Recorded functions that multiply by weights, and whether they are transposed."""
 
@@ -163,6 +167,8 @@ class Operation:
     """Of what is computed by blocks, pixels of one."""
     in_block: float = 0.0
     """Bytes of all that a block makes and keeps, for each of them."""
+    gradients: float = GRADIENTS
+    """Of its largest image, how many its backward pass makes at a time."""
 
     def time(self, pixels: float, speed: Speed) -> float:
         """Of so many pixels at a time, but for the operation's start."""
@@ -183,11 +189,14 @@ class Operation:
         if isinstance(node, Blocks):
             moved, block = moved + IN_CACHES * sum(node.made), node.pixels
             in_block = sum(node.made) + GRADIENTS * max(node.made)
-        arithmetic = speed.arithmetic(recorded_flops(node) / 2 / size, node.autocast is not None)
+        counted = recorded_flops(node)
+        arithmetic = speed.arithmetic(counted / 2 / size, node.autocast is not None)
+        copied = counted > 0 and node.autocast is not None and operand.device.type == "cpu"
+        gradients = GRADIENTS_OF_16_BITS if copied else GRADIENTS
         padded = 0.0
         if node.accesses and any(a.needs(Interval(0, 1)).start < 0 for a in node.accesses):
             padded = bytes_a_pixel(node.operands[0]) * math.prod(operand.image_size) / size
         kept = keeping(of, node)
         if padded:  # of the whole image that copy was made, and counted, in place of the operand
             kept = Keeping(kept.images | {node.operands[0]}, max(0.0, kept.more - padded))
-        return cls(of, node.operands, kept, made, padded, arithmetic, moved, block, in_block)
+        return cls(of, node.operands, kept, made, padded, arithmetic, moved, block, in_block, gradients)

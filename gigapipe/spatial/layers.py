@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from gigapipe.spatial.costs import (
-    GRADIENTS,
     SIDE_BY_SIDE,
     Operation,
     bytes_a_pixel,
@@ -281,5 +280,5 @@ class Layers:
             kept += operation.keeping.more * pixels + padded
             read = (bytes_a_pixel(ref) * areas.get(ref.node, 0) for ref in operation.operands)
             largest = max([made[operation.node], *read])
-            backward = max(backward, kept + GRADIENTS * largest + beside)
+            backward = max(backward, kept + operation.gradients * largest + beside)
         return forward, backward

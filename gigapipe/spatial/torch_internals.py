@@ -102,7 +102,12 @@ def set_hooks(x: torch.Tensor, hooks: "OrderedDict[int, Callable]") -> None:
 
 
 def has_memory_to_itself(x: torch.Tensor) -> bool:
-    """Whether nobody else can see it if `x`, which autograd handed to a backward function, is changed in place."""
+    """Whether nobody else can see it if `x`, which autograd handed to a backward function, is changed in place.
+
+    Of an expanded one, its own numbers can.
+    """
+    if any(stride == 0 for stride in x.stride()):
+        return False
     if not hasattr(x, "_use_count"):  # of a torch that does not tell
         return False
     count = torch._C._storage_Use_Count
