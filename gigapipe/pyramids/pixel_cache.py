@@ -36,6 +36,7 @@ class PixelCache:
         self.checked: set[Path] = set()
         """Files whose checksum was right, since the cache was cleared last."""
         self._lock = threading.Lock()
+        self._loading: dict[Hashable, Future[np.ndarray]] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -44,7 +45,6 @@ class PixelCache:
             self._staying: dict[Hashable, np.ndarray] = {}
             self._recent: OrderedDict[Hashable, np.ndarray] = OrderedDict()
             self._bytes = {True: 0, False: 0}
-            self._loading: dict[Hashable, Future[np.ndarray]] = {}
             self.checked.clear()
 
     def read(
@@ -74,12 +74,12 @@ class PixelCache:
             try:
                 down, across = grid.rectangle(run)
                 pixels = load(down, across)
+                for place in run:
+                    found[place] = self._keep((image, place), pixels[(..., *grid.overlap(place, down, across)[0])])
+                    del mine[0]
             except BaseException as error:
                 self._failed(image, mine, error)
                 raise
-            for place in run:
-                found[place] = self._keep((image, place), pixels[(..., *grid.overlap(place, down, across)[0])])
-            del mine[: len(run)]
         found |= {place: future.result() for place, future in others.items()}
         leading = next(iter(found.values())).shape[:-2] if found else shape[:-2]
         result = np.empty((*leading, rows[1] - rows[0], columns[1] - columns[0]), np.uint8)
@@ -95,27 +95,33 @@ class PixelCache:
         return self._staying.get(key)
 
     def _keep(self, key: Hashable, pixels: np.ndarray) -> np.ndarray:
-        """A copy of a chunk, kept if there is room, and given to those who wait for it."""
-        chunk = _copy(pixels)
+        """A chunk, of which a copy is kept if there is room, and given to those who wait for it."""
         with self._lock:
-            stays = self._bytes[True] + chunk.nbytes <= STAYING * self.limit
-            room = self.limit * (STAYING if stays else 1 - STAYING)
-            while self._recent and not stays and self._bytes[False] + chunk.nbytes > room:
-                self._bytes[False] -= self._recent.popitem(last=False)[1].nbytes
-            if self._bytes[stays] + chunk.nbytes <= room:
-                (self._staying if stays else self._recent)[key] = chunk
-                self._bytes[stays] += chunk.nbytes
-            waiting = self._loading.pop(key, None)
-        if waiting:
-            waiting.set_result(chunk)
+            room = self._room(pixels.nbytes)
+        chunk = pixels if room is None else _copy(pixels)
+        with self._lock:
+            if room is not None:
+                room[key] = chunk
+            waiting = self._loading.pop(key)
+        waiting.set_result(chunk)
         return chunk
+
+    def _room(self, size: int) -> dict[Hashable, np.ndarray] | None:
+        """Where a chunk of so many bytes is to be kept, for which what was not used for longest has gone; or None."""
+        stays = self._bytes[True] + size <= STAYING * self.limit
+        room = self.limit * (STAYING if stays else 1 - STAYING)
+        while self._recent and not stays and self._bytes[False] + size > room:
+            self._bytes[False] -= self._recent.popitem(last=False)[1].nbytes
+        if self._bytes[stays] + size > room:
+            return None
+        self._bytes[stays] += size
+        return self._staying if stays else self._recent
 
     def _failed(self, image: Hashable, places: list[Place], error: BaseException) -> None:
         with self._lock:
-            waiting = [self._loading.pop((image, place), None) for place in places]
+            waiting = [self._loading.pop((image, place)) for place in places]
         for future in waiting:
-            if future:
-                future.set_exception(error)
+            future.set_exception(error)
 
 
 class Grid:
@@ -160,7 +166,10 @@ def _first_run(places: list[Place]) -> list[Place]:
 
 def _copy(pixels: np.ndarray) -> np.ndarray:
     """A copy in memory that goes back to the system as a whole when it is no longer used, and leaves no gap."""
-    memory = mmap.mmap(-1, max(1, pixels.nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, pixels.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # a process may have so many of them, and chunks can be small
+        return pixels.copy()
     copy = np.frombuffer(memory, np.uint8, count=pixels.size).reshape(pixels.shape)
     copy[...] = pixels
     return copy

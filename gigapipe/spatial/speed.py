@@ -58,7 +58,7 @@ IN_CACHES = 0.3
 """Time of a byte that is read or written in a CPU's caches, in that of one in memory (measured, roughly)."""
 
 CPU = Speed(multiplication=1.0, sixteen_bits=3, byte=12, operation=1e7, caches=16e6)
-"""In multiplications of a convolution, roughly."""
+"""In multiplications of a convolution, roughly; to start an operation takes what was measured of small tiles."""
 
 SIDE = 512
 """Rows and columns of the image that is convolved, of `CHANNELS`."""

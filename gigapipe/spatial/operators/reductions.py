@@ -1,5 +1,7 @@
 """Reductions: over rows, columns or both, which gives a plain tensor, or over dimensions that are not divided."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -114,11 +116,8 @@ class _SumOfBands(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor, dims: list[int], axis: int) -> torch.Tensor:
         ctx.shape, ctx.dtype = x.shape, x.dtype
         lines = max(1, BAND * x.shape[axis] // max(1, x.numel()))
-        total = None
-        for band in x.split(lines, axis):
-            total = plus(total, band.sum(dims, keepdim=True, dtype=torch.float32))
-        assert total is not None  # even of nothing there is one band
-        return total
+        first, *others = (band.sum(dims, keepdim=True, dtype=torch.float32) for band in x.split(lines, axis))
+        return functools.reduce(torch.Tensor.add_, others, first)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
