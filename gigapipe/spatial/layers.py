@@ -192,7 +192,11 @@ class Layers:
         looked_at = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs if self.read and ref.node.is_source)
         operations = [self.operation(made, node) for made, node in segment.computed.items()]
         forward, backward = self._at_a_time(operations, areas, tiled=True)
-        once = passes(again=True) * (self.time(operations, areas) + BEGINNING * self.speed.operation)
+        # What is held is in memory, and no cache has it.
+        held_parts = parts - looked_at + sum(operation.made * areas[output] for operation in operations[-1:])
+        from_memory = held_parts * (self.speed.byte - self.speed.moving(held_parts))
+        computed = self.time(operations, areas) + BEGINNING * self.speed.operation + from_memory
+        once = passes(again=True) * computed
         once += 2 * READING * self.speed.byte * looked_at
         tiles = math.prod(count)
         side = min(self.workers, tiles) or 1
