@@ -118,7 +118,7 @@ def test_a_requeued_job_starts_though_its_ranks_were_killed(slurm, tmp_path):
     while "JobState=COMPLETED" not in (state := slurm("scontrol", "show", "job", job)) and time.monotonic() < deadline:
         if "JobState=PENDING" in state:  # whenever Slurm has come to that: it would start in two minutes
             slurm("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
-            # A node refuses a job that it is still ending, and Slurm holds it then: that is why it waits.
+            # A node may refuse a job that it is still ending, and Slurm then holds it.
             slurm("scontrol", "release", job, check=False)
         time.sleep(0.5)
     controller = (slurm.folder / "log/slurmctld.log").read_text()
