@@ -158,3 +158,18 @@ def test_the_backward_pass_reads_nothing_again_and_the_next_image_does(image, tm
     with pytest.raises(InputError, match="is missing"):
         model(streaming.image(pixels, whole.shape))
     streaming.done()
+
+
+@pytest.mark.parametrize("memory", [None, Memory(10**9)])
+def test_slides_that_are_not_computed_by_tiles_are_read_once_for_all_epochs(image, tmp_path, memory):
+    array = stored(tmp_path / "slide", image)
+    model, streaming = nn.Conv2d(3, 4, 3), Streaming(memory, Mesh())
+    if memory:
+        streaming.plans[True] = Plan(whole_from=1, spare=3.0 * image.nbytes)
+    streaming.prepare(model, (1, 3, 200, 250))
+    assert (read_pixels(array, (0, 200), (0, 250), cache=streaming.cache) == image).all()
+    for file in streaming.cache.checked:
+        file.unlink()
+    streaming.done()
+    assert not streaming.cache.checked
+    assert (read_pixels(array, (20, 180), (5, 250), cache=streaming.cache) == image[:, 20:180, 5:250]).all()

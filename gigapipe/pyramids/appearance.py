@@ -19,6 +19,9 @@ DEVIATIONS = 4
 FAINTEST = 0.02
 """Optical density: differences that are too small to matter, however alike the training slides are."""
 
+DENSITIES = -np.log10((np.arange(256) + 1.0) / 256)
+"""The optical density of each grey level."""
+
 
 class Appearance(NamedTuple):
     """Of one slide."""
@@ -42,7 +45,8 @@ class Appearance(NamedTuple):
         inside = at_pixels(pyramid.outline, (0, shape[0]), (0, shape[1]), shape)
         if not inside.any():
             return None
-        density = -np.log10((pixels[inside] + 1.0) / 256).mean(axis=0)
+        counts = np.array([np.bincount(channel[inside], minlength=256) for channel in np.moveaxis(pixels, 2, 0)])
+        density = counts @ DENSITIES / inside.sum()
         (rows, columns), (down, across) = pyramid.source["shape"], pyramid.source["mpp"]
         area = pyramid.tissue["fraction"] * rows * down * columns * across / 1e6
         return cls([round(float(value), 4) for value in density], round(area, 4), max(down, across))

@@ -318,6 +318,7 @@ class Pyramid:
         # Older stores have no other resolutions than their scales.
         names = self._attributes.get("resolutions", [scale[-1] for scale in scales])
         self._paths = {mpp: dataset["path"] for mpp, dataset in zip(names, datasets, strict=True)}
+        self._opened: dict[float, zarr.Array] = {}  # zarr takes 2 ms for each, as long as reading a small canvas
         self._scales = dict(zip(names, scales, strict=True))
 
     @property
@@ -366,6 +367,8 @@ class Pyramid:
 
     def array(self, mpp: float) -> zarr.Array:
         """The slide (channel, row, column), uint8, at `mpp` µm per pixel. InputError if it is not stored."""
+        if mpp in self._opened:
+            return self._opened[mpp]
         if mpp not in self._paths:
             stored = ", ".join(f"{m:g}" for m in self.resolutions)
             raise InputError(
@@ -373,11 +376,12 @@ class Pyramid:
             )
         try:
             with _fast_codecs():
-                return _array_at(self._group, self._paths[mpp])
+                self._opened[mpp] = _array_at(self._group, self._paths[mpp])
         except (KeyError, ValueError):
             raise InputError(
                 f"pyramid {self.folder}: its {mpp:g} µm/px cannot be read; make it again with `gigapipe pyramid`"
             ) from None
+        return self._opened[mpp]
 
     @functools.cached_property
     def outline(self) -> np.ndarray:

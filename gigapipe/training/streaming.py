@@ -30,6 +30,12 @@ Image = SpatialTensor | Recorded
 ON_HOST = 2**30
 """Bytes of decoded pixels that a host keeps for a GPU, whose memory alone is limited."""
 
+KEPT = 2**27
+"""Bytes of decoded pixels that a rank keeps from epoch to epoch, at most, of slides that are not computed by tiles.
+
+Small canvases take longer to read than to compute; of large ones reading is a small part.
+"""
+
 
 class Memory(NamedTuple):
     """What a rank may use for its process and its images."""
@@ -51,7 +57,7 @@ class Streaming:
         self.memory, self.mesh = memory, mesh
         self.plans: dict[bool, Plan] = {}
         self.plan: Plan | None = None
-        self._cache = PixelCache()
+        self._cache = PixelCache(KEPT)
         self.progress: StepProgress | None = None
         if memory is not None:
             without_pixels()  # loads what planning needs
@@ -70,7 +76,7 @@ class Streaming:
     def tiled(self) -> bool:
         """Whether training computes images tile by tile, for they did not fit; of frozen features, prediction."""
         plan = self.plans.get(True, self.plans.get(False))
-        return plan is not None and plan.whole_from != 1
+        return plan is not None and _by_tiles(plan)
 
     def prepare(self, model: nn.Module, shape: tuple[int, int, int, int], loss: Callable | None = None) -> None:
         """Decide how what follows is computed, for images up to `shape`, and say so. All ranks call it together.
@@ -104,12 +110,18 @@ class Streaming:
                 lines = f"{what}, {' × '.join(map(str, shape))}:", *str(plan).split("\n")
                 logger.info("\n  ".join(lines))
         self.plan = self.plans[model.training]
-        self._cache.limit = self.plan.spare if self.mesh.device.type == "cpu" else ON_HOST
+        on_cpu = self.mesh.device.type == "cpu"
+        most = KEPT if not _by_tiles(self.plan) else math.inf if on_cpu else ON_HOST
+        self._cache.limit = min(most, self.plan.spare) if on_cpu else most
 
     @property
-    def cache(self) -> PixelCache | None:
-        """What is read of the images may be kept here until `done`: tiles overlap, and are read again backward."""
-        return self._cache if self.plan is not None and self.plan.tiles else None
+    def cache(self) -> PixelCache:
+        """What is read of the images is kept here, as far as it has room.
+
+        Until `done` where images are computed by tiles, which overlap and are read again backward. Otherwise from then
+        on: they come again in the next epoch.
+        """
+        return self._cache
 
     @functools.cached_property
     def disk(self) -> Disk | None:
@@ -149,7 +161,15 @@ class Streaming:
         if self.progress:
             self.progress.close()
         self.progress = None
-        self._cache.clear()
+        if any(_by_tiles(plan) for plan in self.plans.values()):
+            self._cache.clear()
+        else:
+            self._cache.checked.clear()
+
+
+def _by_tiles(plan: Plan) -> bool:
+    """Whether anything of the image is computed by tiles."""
+    return plan.whole_from != 1
 
 
 def _state_of(model: nn.Module) -> int:
