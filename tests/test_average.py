@@ -6,7 +6,7 @@ from torch import nn
 
 from gigapipe.models import resnet18
 from gigapipe.training.average import Average
-from gigapipe.training.optimizer import SHARE, groups, set_learning_rate
+from gigapipe.training.optimizer import SHARE, AdamW, groups, set_learning_rate
 
 
 def test_an_average_is_that_of_the_weights_after_each_step_and_leaves_them_alone():
@@ -38,16 +38,30 @@ def test_an_average_is_that_of_the_weights_after_each_step_and_leaves_them_alone
 
 def test_learning_rates_rise_from_layer_to_layer():
     model = resnet18(2, width=8)
-    assert [id(p) for p in groups(model, 1.0)] == [id(p) for p in model.parameters()]  # as 0.1's checkpoints have them
-    layers = list(groups(model, 0.01))
+    layers = groups(model, 0.01)
     assert [id(p) for layer in layers for p in layer["params"]] == [id(p) for p in model.parameters()]
     shares = [layer[SHARE] for layer in layers]
     assert shares[0] == pytest.approx(0.01) and shares[-1] == 1
-    factors = [after / before for before, after in zip(shares, shares[1:], strict=False)]
+    factors = [after / before for before, after in zip(shares, shares[1:-1], strict=False)]  # the last has two groups
     assert factors == pytest.approx([factors[0]] * len(factors)) and factors[0] > 1
     optimizer = torch.optim.AdamW(layers, lr=1.0)
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5 * share for share in shares])
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight
-    assert [len(layer["params"]) for layer in groups(tied, 0.1)] == [2, 1]
+    assert [len(layer["params"]) for layer in groups(tied, 0.1)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("first_layer_rate", [1.0, 0.1])
+def test_norms_and_biases_do_not_decay(first_layer_rate):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    optimizer = AdamW(groups(model, first_layer_rate), lr=0.5, weight_decay=0.1)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rate(optimizer, 0.5)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        shrinks = name in ("0.weight", "3.weight")
+        rate = 0.5 * (first_layer_rate if name == "0.weight" else 1)
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 1 - 0.1 * rate * shrinks))

@@ -35,6 +35,14 @@ def test_the_learning_rate_of_a_plateau_stays_until_it_falls():
     assert rates(schedule(schedule="plateau", patience=1), falls=2) == pytest.approx([0.3**2 * rate for rate in found])
 
 
+@pytest.mark.parametrize("least_steps, expected", [(0, 20), (100, 20), (101, 21), (600, 120)])
+def test_a_training_of_few_slides_takes_more_epochs(least_steps, expected):
+    made = schedule(least_steps=least_steps)  # of 5 steps an epoch
+    assert made.goes_on(State([1, 1, 1], None, epoch=expected - 1))
+    assert not made.goes_on(State([1, 1, 1], None, epoch=expected))
+    assert made.learning_rate(State([1, 1, 1], None, epoch=expected - 1, step=STEPS - 1)) < HIGHEST / 500
+
+
 @pytest.mark.parametrize(
     "more, since, falls, expected",
     [

@@ -153,6 +153,10 @@ class Learning(Options):
     """How any network is trained."""
 
     epochs: Count = Field(default=6, description="passes over the training slides")
+    least_steps: Annotated[int, Field(ge=0), Number, Since("0.2")] = Field(
+        default=0,
+        description="where slides are few: steps that a training has at least, in more epochs than epochs if necessary",
+    )
     batch: Count = Field(default=4, description="slides per step, over all data ranks")
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number] = Field(
         default=0.0003, description="maximum learning rate of AdamW, reached after a linear warm-up"

@@ -152,7 +152,7 @@ def _left(task: Task, state: State, steps: int) -> Iterable[list[list[int]]]:
     left = itertools.islice(batches(task, state.epoch), state.step, None)
     if task.mesh.rank:
         return left
-    what = f"epoch {state.epoch + 1}/{task.settings.epochs}"
+    what = f"epoch {state.epoch + 1}/{task.settings.epochs_of(steps)}"
     return Progress(left, what=what, unit="steps", total=steps - state.step)
 
 

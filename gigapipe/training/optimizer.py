@@ -1,6 +1,5 @@
 """The optimiser: torch's AdamW, started without torch's compiler, and the learning rate of each layer."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,25 +27,50 @@ class AdamW(torch.optim.AdamW):
     load_state_dict = _unwrapped(torch.optim.AdamW.load_state_dict)
 
 
-def groups(model: nn.Module, first_layer_rate: float) -> Iterable[Any]:
-    """What an optimiser is given of a model: its parameters; or a group a layer, with its `SHARE` of the learning rate.
+def groups(model: nn.Module, first_layer_rate: float) -> list[dict[str, Any]]:
+    """What an optimiser is given of a model: groups of parameters, each with its `SHARE` of the learning rate.
+
+    Weight decay is for matrices and kernels only: biases, and the weights and biases of norms, are in groups without.
 
     A layer is a module that has parameters of its own; they are in the order in which they were registered, which is
     that from the image to the output in any usual network. Shares rise geometrically from `first_layer_rate` to 1
     ("discriminative fine-tuning", Howard and Ruder 2018, arXiv:1801.06146, section 3.2). A parameter that two layers
-    share belongs to the first.
+    share belongs to the first. With a rate of 1 all layers are one.
     """
-    if first_layer_rate == 1:
-        return model.parameters()
+    layers = [list(model.parameters())] if first_layer_rate == 1 else _layers(model)
+    last = max(1, len(layers) - 1)
+    found = []
+    for number, own in enumerate(layers):
+        share = first_layer_rate ** ((len(layers) - 1 - number) / last)
+        decayed = [parameter for parameter in own if parameter.dim() > 1]
+        others = [parameter for parameter in own if parameter.dim() <= 1]
+        found += [{"params": decayed, SHARE: share}] * bool(decayed)
+        found += [{"params": others, SHARE: share, "weight_decay": 0.0}] * bool(others)
+    return found
+
+
+def _layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each layer."""
     layers, seen = [], set[int]()
     for module in model.modules():
         own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
         seen |= set(map(id, own))
         if own:
             layers.append(own)
-    last = max(1, len(layers) - 1)
-    shares = [first_layer_rate ** ((len(layers) - 1 - number) / last) for number in range(len(layers))]
-    return [{"params": own, SHARE: share} for own, share in zip(layers, shares, strict=True)]
+    return layers
+
+
+def in_groups_of(optimizer: torch.optim.Optimizer, saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A state of the optimiser that was saved, in its groups: 0.1 had one, of the model's parameters in their order."""
+    present = optimizer.state_dict()
+    if len(saved["param_groups"]) > 1 or len(present["param_groups"]) == 1:
+        return saved
+    places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: saved["state"][places[id(one)]] for number, one in enumerate(own) if places[id(one)] in saved["state"]
+    }
+    return present | {"state": state}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -14,17 +14,17 @@ class Schedule:
     """What `settings` say of it, for so many `steps` an epoch."""
 
     def __init__(self, settings: Settings, steps: int):
-        self.settings, self.steps = settings, steps
+        self.settings, self.steps, self.epochs = settings, steps, settings.epochs_of(steps)
 
     def learning_rate(self, state: State) -> float:
         """That of the next step."""
-        progress = (state.epoch * self.steps + state.step) / (self.settings.epochs * self.steps)
+        progress = (state.epoch * self.steps + state.step) / (self.epochs * self.steps)
         highest = self.settings.learning_rate * FALLS_TO**state.falls
         return highest * _share(self.settings.schedule, progress)
 
     def goes_on(self, state: State) -> bool:
         """Whether there is another epoch."""
-        return state.epoch < self.settings.epochs and not state.ended
+        return state.epoch < self.epochs and not state.ended
 
     def falls(self, state: State) -> bool:
         """Whether the learning rate is to fall after this epoch."""

@@ -1,5 +1,6 @@
 """What determines the trained weights, whatever is learnt."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar
 
@@ -38,6 +39,10 @@ class Settings(OwnNetwork, Learning, ABC):
         """That of a slide in an epoch of training."""
         ranges = AugmentationRanges(self.symmetries, self.shift, self.stain, self.brightness, self.contrast)
         return ranges.draw(self.seed, epoch, slide)
+
+    def epochs_of(self, steps: int) -> int:
+        """Passes over the training slides, each of so many `steps`."""
+        return max(self.epochs, math.ceil(self.least_steps / steps))
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision != "float32")

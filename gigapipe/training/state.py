@@ -14,6 +14,7 @@ from torch import nn
 from gigapipe.errors import Unavailable
 from gigapipe.spatial import Mesh
 from gigapipe.training.checkpoints import Checkpoints
+from gigapipe.training.optimizer import in_groups_of
 from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
@@ -140,14 +141,15 @@ class Resumable:
         if not state.energy_counted and not all(math.isnan(joules) for _, joules in state.spent):
             state.energy_counted.append("processors")  # as before 0.2
         self.task.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(in_groups_of(self.optimizer, saved["optimizer"], self.task.model))
+        epochs = settings.epochs_of(self.steps)
         as_before = all(getattr(state, key) == getattr(beginning, key) for key in ("mesh", "memory", "disk"))
-        if not as_before and found < settings.epochs * self.steps and not state.ended:  # another mesh, another cost
+        if not as_before and found < epochs * self.steps and not state.ended:  # another mesh, another cost
             fresh = {key: getattr(beginning, key) for key in PER_MESH}
             state = replace(state, **fresh)
         if mesh.rank == 0:
             within = f" and {state.step} steps" if state.step else ""
-            logger.info(f"resumed after epoch {state.epoch} of {settings.epochs}{within}")
+            logger.info(f"resumed after epoch {state.epoch} of {epochs}{within}")
         return state
 
 

@@ -66,9 +66,14 @@ def as_forecast(stage, job):
         side = canvas_asked_for(job.wildcards)
         trained_on = CONFIG.folds.number - 2  # of so many folds
         training = training_of(job.wildcards)
-        epochs = 1 if training.train == "probe" else training.epochs
+        an_epoch = slides * trained_on / CONFIG.folds.number
+        at_least = training.least_steps * training.batch * training.accumulate
         times = {
-            "train": epochs * slides * trained_on / CONFIG.folds.number,
+            "train": (
+                an_epoch
+                if training.train == "probe"
+                else max(training.epochs * an_epoch, at_least)
+            ),
             "map": min(slides, 3 * CONFIG.maps),
         }.get(made_by, slides * 2 / CONFIG.folds.number)
         steps = times if made_by == "train" else 0
