@@ -77,6 +77,11 @@ class Architecture(OwnNetwork):
         description="a ResNet (resnet10 has half the blocks of resnet18); EfficientNet-Lite0; or your own network, "
         "from a file beside the config or from an installed package",
     )
+    patch: Annotated[Count | None, Since("0.2")] = Field(
+        default=None,
+        description="your own network is a patch encoder: it sees patches of so many pixels a side, one at a time, and "
+        "needs no decomposed form; only with train: head or probe",
+    )
     width: Count = Field(
         default=64,
         description="ResNets: number of channels after the stem, 64 in the published networks; each stage doubles it",
@@ -128,6 +133,10 @@ class Architecture(OwnNetwork):
             )
         if self.train != "all" and not self.weights and not self.own:
             raise ValueError(f"train: {self.train}: the other layers would keep random weights; give weights")
+        if self.patch and not self.own:
+            raise ValueError(f"patch: {self.network} sees the whole canvas; patch is for your own network")
+        if self.patch and self.train not in ("head", "probe"):
+            raise ValueError(f"patch: a patch encoder is not trained; found train: {self.train}; use head or probe")
         if self.train == "probe" and self.pool in get_args(LEARNED_POOLS):
             raise ValueError(f"train: probe: pool {self.pool} is trained, too; use average or max, or train: head")
         return self

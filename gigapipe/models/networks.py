@@ -15,6 +15,7 @@ from torch import nn
 from gigapipe import named
 from gigapipe.errors import InputError
 from gigapipe.models.efficientnet import CHANNELS, EfficientNetLite0
+from gigapipe.models.patches import Patches
 from gigapipe.models.resnet import POOLS, RESNETS, AttentionPool2d
 from gigapipe.spatial.check import in_one_line
 
@@ -43,17 +44,34 @@ class Headed(nn.Module):
 
 
 def classifier(
-    network: str, options: Mapping[str, Any], classes: int, side: int, norm: str, pool: str, width: int
+    network: str,
+    options: Mapping[str, Any],
+    classes: int,
+    side: int,
+    norm: str,
+    pool: str,
+    width: int,
+    patch: int | None = None,
 ) -> nn.Module:
     """An untrained network: canvases (batch, 3, `side`, `side`) to logits (batch, classes).
 
     `options` are the keywords of a function `network` of the user's, which is given the number of `classes`, too, if
-    it has a parameter of that name. InputError if it cannot be made, or makes neither class scores nor an image.
+    it has a parameter of that name. With `patch` it takes patches of so many pixels a side, and returns features
+    (batch, channels) of each. InputError if it cannot be made, or makes neither class scores nor an image.
     """
     if network in RESNETS:
         return RESNETS[network](classes, norm, pool, width)
     if network == "efficientnet_lite0":
         return Headed(EfficientNetLite0(norm), CHANNELS, classes, pool)
+    if patch:
+        encoder = made(network, options)
+        shape = output_shape(encoder, network, (patch, patch))
+        if len(shape) != 2:
+            raise InputError(
+                f"network {network}: makes {_shown(shape)} of one patch of {patch} px; it must return features "
+                "(1, channels)"
+            )
+        return Headed(Patches(encoder, patch, shape[1]), shape[1], classes, pool)
     model = made(network, options, classes)
     shape = output_shape(model, network, (side, side))
     if len(shape) == 4:
@@ -144,6 +162,7 @@ def take_by_name(model: nn.Module, weights: Mapping[str, torch.Tensor], where: s
     Of a `Headed` model they are those of the network below. InputError if there are none.
     """
     network = model.features if isinstance(model, Headed) else model
+    network = network.encoder if isinstance(network, Patches) else network
     own = network.state_dict()
     taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not any(name in taken for name, _ in network.named_parameters()):

@@ -67,7 +67,7 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
     limit = int(place.memory)
     if side is None:
         return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: the size of its images is not known yet")
-    options, form = training.network_options, (training.norm, training.pool, training.width)
+    options, form = training.network_options, (training.norm, training.pool, training.width, training.patch)
     make: Callable[[], nn.Module]
     task = task_named(config.task)
     if task.canvas:

@@ -66,7 +66,7 @@ class CanvasSettings(Network, Settings, ABC):
         return Path(self.weights) if self.weights else None
 
     def model(self) -> nn.Module:
-        form = self.norm, self.pool, self.width
+        form = self.norm, self.pool, self.width, self.patch
         return in_channels_last(classifier(self.network, self.network_options, len(self.outputs), self.canvas, *form))
 
     def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
