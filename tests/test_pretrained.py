@@ -220,5 +220,49 @@ def test_gated_attention_is_trained_on_feature_maps_that_are_kept(small_cohort, 
     assert found["kept"]["avgpool.score.weight"].abs().max() > 0.01  # which begins as zero
 
 
+@pytest.mark.parametrize("how", [("probe",), ("head", "--shift", 0, "--pool", "gated")])
+def test_features_that_are_kept_are_not_computed_again(small_cohort, tmp_path, monkeypatch, how):
+    """By another fold, or a prediction; what comes of them is the same to the bit, and what is damaged is not used."""
+    torch.manual_seed(1)
+    for name in ("given", "others"):
+        torch.save(RESNETS["resnet10"](1000, width=8).state_dict(), tmp_path / f"{name}.pth")
+    seen, read = [], Canvases.batch
+    monkeypatch.setattr(Canvases, "batch", lambda *args, **more: seen.append(args[1]) or read(*args, **more))
+    kept = ("--features", tmp_path / "features")
+
+    def run(name: str, *more, given="given") -> dict:
+        options = ("--weights", tmp_path / f"{given}.pth", "--train", *how, *more)
+        seen.clear()
+        gigapipe(*training(small_cohort, tmp_path / name / "model.pt", more=options))
+        return weights(tmp_path / name / "model.pt")
+
+    def predicted(name: str, *more) -> str:
+        common = ["--folds", small_cohort / "folds.tsv", "--pyramids", small_cohort / "pyramids"]
+        seen.clear()
+        gigapipe("predict", *common, "--model", tmp_path / "first/model.pt", "--output", tmp_path / name, *more)
+        return (tmp_path / name).read_text()
+
+    plain, first = run("plain"), run("first", *kept)
+    computed = len(seen)
+    assert all(torch.equal(plain[name], value) for name, value in first.items())
+    again = run("again", *kept)
+    assert not seen and all(torch.equal(again[name], value) for name, value in first.items())
+    run("other fold", *kept, "--fold", 1)
+    assert 0 < len(seen) < computed
+    expected = predicted("plain.tsv")
+    of_all = len(seen)
+    assert predicted("kept.tsv", *kept) == expected and len(seen) < of_all
+
+    files = sorted((tmp_path / "features").rglob("*.pt"))
+    for path in files:
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+    assert all(torch.equal(first[name], value) for name, value in run("damaged", *kept).items())
+    assert len(seen) == computed
+    run("others", *kept, given="others")
+    assert len(seen) == computed and len(list((tmp_path / "features").iterdir())) == 2
+
+
 def weights_of(path):
     return torch.load(path, weights_only=True)

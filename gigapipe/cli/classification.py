@@ -9,6 +9,7 @@ from gigapipe.atomic import atomic_file
 from gigapipe.cli.arguments import Verbs, attempts_argument, positive, verb
 from gigapipe.cli.distributed import (
     applied_model_arguments,
+    features_of,
     launching,
     learning_arguments,
     memory_of,
@@ -83,7 +84,8 @@ def train(args: argparse.Namespace) -> None:
         learning = learning_of(task)
         settings = learning.kind.of(common | learning.kind.of_slides(table, parts["training"], args.target, args.fold))
         training, validation = (
-            settings.canvases(parts[role], args.pyramids, mesh, stage_of(args)) for role in ("training", "validation")
+            settings.canvases(parts[role], args.pyramids, mesh, stage_of(args), features_of(args))
+            for role in ("training", "validation")
         )
         if mesh.rank == 0:
             for slide, pyramid in zip(training.slides, training.pyramids, strict=True):
@@ -139,7 +141,7 @@ def predict(args: argparse.Namespace) -> None:
     )
     from gigapipe.evaluation.targets import targets_of
     from gigapipe.slides.written_tables import write_table
-    from gigapipe.training.classification import CanvasSettings, ClassifierSettings, predict
+    from gigapipe.training.classification import CanvasSettings, ClassifierSettings, frozen_features, predict
     from gigapipe.training.model_files import trained_model
     from gigapipe.training.ranks import started
     from gigapipe.training.streaming import Streaming
@@ -152,13 +154,15 @@ def predict(args: argparse.Namespace) -> None:
         parts = roles(slides_of(args), settings.fold)
         # The fold that chose the epoch, too: a threshold may be fixed on it, and on no other slide.
         table = pd.concat([parts[part].assign(**{PART: part}) for part in (TEST, VALIDATION)])
-        canvases = settings.canvases(table, args.pyramids, mesh, stage_of(args))
+        canvases = settings.canvases(table, args.pyramids, mesh, stage_of(args), features_of(args))
         identity, files = identity_beside(args.model), files_of(canvases)
         if mesh.rank == 0:
             without_identity(int(identity is None), 1, f"model {args.model}")
         refuse_other_folds(args.model, identity, parts)
         refuse_other_slides(f"model {args.model}", files, identity)
-        said = predict(model, settings, canvases, Streaming(memory_of(args), mesh))
+        streaming = Streaming(memory_of(args), mesh)
+        features = frozen_features(model, settings, streaming) if canvases.features else None
+        said = predict(model, settings, canvases, streaming, features)
         if mesh.rank == 0:
             table = table[NAMES].assign(**{SEED: settings.seed, FOLD: settings.fold, MPP: settings.mpp})
             if settings.method:

@@ -160,6 +160,11 @@ def stage_of(args: argparse.Namespace) -> Path | None:
     return _on_the_node("stage", args.stage) if args.stage else None
 
 
+def features_of(args: argparse.Namespace) -> Path | None:
+    """The folder of features, likewise."""
+    return _on_the_node("features", args.features) if args.features else None
+
+
 def memory_of(args: argparse.Namespace) -> "Memory | None":
     """What a rank may use. InputError if there is a disk for what does not fit, but no limit."""
     from gigapipe.training.streaming import Memory

@@ -242,6 +242,11 @@ class Computing(Options):
         description="folder on a node's local disk, as $TMPDIR/gigapipe, which caches what is read from pyramids, as "
         "long as there is space",
     )
+    features: Annotated[File | None, Since("0.2")] = Field(
+        default=None,
+        description="folder in which features of layers that are not trained are kept (train: head or probe), so that "
+        "other folds, methods and predictions need not compute them again; it may be deleted at any time",
+    )
     deterministic: Annotated[bool, Since("0.2")] = Field(
         default=False,
         description="on GPUs, take the kernels that give the same bits each time, where torch has them, and warn of "

@@ -24,7 +24,8 @@ class Canvases:
     """The canvases of the slides of `table` (column `slide`), `size` px a side at `mpp` µm per pixel.
 
     `truth` (slides,) is what is to be learnt of them. `background` white: what lies outside the tissue becomes white.
-    Chunks are kept in `stage`, a folder on the node's own disk, if it is given. Raises InputError if a pyramid is
+    Chunks are kept in `stage`, a folder on the node's own disk, and what frozen layers make of them in `features`, if
+    these are given. Raises InputError if a pyramid is
     missing or lacks the resolution.
     """
 
@@ -38,6 +39,7 @@ class Canvases:
         mesh: Mesh,
         background: str = "keep",
         stage: Path | None = None,
+        features: Path | None = None,
     ):
         self.slides = list(table["slide"])
         self.truth = truth
@@ -47,7 +49,7 @@ class Canvases:
             if background == "white":
                 pyramid.outline  # noqa: B018  is there
         self.mpp, self.size, self.mesh = mpp, size, mesh
-        self.masked, self.stage = background == "white", stage
+        self.masked, self.stage, self.features = background == "white", stage, features
 
     def __len__(self) -> int:
         return len(self.slides)

@@ -69,8 +69,11 @@ class CanvasSettings(Network, Settings, ABC):
         form = self.norm, self.pool, self.width, self.patch
         return in_channels_last(classifier(self.network, self.network_options, len(self.outputs), self.canvas, *form))
 
-    def canvases(self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None) -> Canvases:
-        return Canvases(table, self.truth(table), pyramids, self.mpp, self.canvas, mesh, self.background, stage)
+    def canvases(
+        self, table, pyramids: Path, mesh: Mesh, stage: Path | None = None, features: Path | None = None
+    ) -> Canvases:
+        truth, seen = self.truth(table), (self.mpp, self.canvas, mesh, self.background)
+        return Canvases(table, truth, pyramids, *seen, stage, features)
 
 
 class ClassifierSettings(CanvasSettings):
@@ -127,12 +130,7 @@ class OfCanvases(ABC):
         freeze(self.model, settings.train, settings.network)
         decompose(self.model.to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
-        self.features: FrozenFeatures | None = None
-        pool_is_trained = settings.pool in get_args(LEARNED_POOLS)
-        if settings.train in ("head", "probe") and not (pool_is_trained and memory):  # which may stream feature maps
-            assert isinstance(self.model, Headed | ResNet)  # `freeze` has refused others
-            autocast = settings.autocast(mesh.device)
-            self.features = FrozenFeatures(self.model, autocast, self.streaming, maps=pool_is_trained)
+        self.features = frozen_features(self.model, settings, self.streaming)
 
     def identity(self) -> list:
         files = [path for path in (self.settings.weights_file, self.settings.start) if path]
@@ -268,6 +266,17 @@ def predict(
         # The ranks of one image have found the same: their sum must count it once.
         found[index] = settings.said(outputs.cpu().double())[0] / mesh.image_ranks
     return mesh.everyone.sum_(found)
+
+
+def frozen_features(model: nn.Module, settings: CanvasSettings, streaming: Streaming) -> FrozenFeatures | None:
+    """What the head of a network goes on with, where it alone is trained."""
+    pool_is_trained = settings.pool in get_args(LEARNED_POOLS)
+    if settings.train not in ("head", "probe") or (
+        pool_is_trained and streaming.memory
+    ):  # which may stream feature maps
+        return None
+    assert isinstance(model, Headed | ResNet)  # `freeze` has refused others
+    return FrozenFeatures(model, settings, streaming, maps=pool_is_trained)
 
 
 def balance(labels: torch.Tensor, classes: int) -> torch.Tensor:

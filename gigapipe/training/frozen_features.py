@@ -1,12 +1,18 @@
 """What a network computes of slides whose head alone is trained: what it is computed by does not change."""
 
+import functools
+import time
+
 import torch
 
+from gigapipe.disks import tell_once
 from gigapipe.models.networks import Headed
 from gigapipe.models.resnet import ResNet
 from gigapipe.spatial import SpatialTensor
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
 from gigapipe.training.canvases import Canvases
+from gigapipe.training.feature_files import FeatureFiles
+from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
 from gigapipe.training.trained_layers import training_mode
 
@@ -18,11 +24,14 @@ class FrozenFeatures:
     """Computes the pooled features of a slide once for each way that it is turned, and keeps them; or, `maps`, its last
     feature map, where the pool is trained, too. Such images must not be streamed.
 
+    If the slides have a folder of `features`, they are looked for there first, and kept there for others.
     Of a slide that is shifted, or in other colours, they are computed each time: it does not come again.
     """
 
-    def __init__(self, model: Headed | ResNet, autocast: torch.autocast, streaming: Streaming, maps: bool = False):
-        self.model, self.autocast, self.streaming, self.maps = model, autocast, streaming, maps
+    def __init__(self, model: Headed | ResNet, settings: Settings, streaming: Streaming, maps: bool = False):
+        self.model, self.streaming, self.maps = model, streaming, maps
+        self.autocast = settings.autocast(streaming.mesh.device)
+        self._files = functools.cache(lambda: FeatureFiles(model, settings, maps))
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
         self._bytes = 0
 
@@ -48,11 +57,29 @@ class FrozenFeatures:
         turned = augmentation == Augmentation(augmentation.symmetry)
         if turned and key in self._kept:
             return self._kept[key]
-        found = self._computed(canvases, index, augmentation)
+        found = self._found(canvases, index, augmentation) if turned else self._computed(canvases, index, augmentation)
         size = found.local.nbytes if isinstance(found, SpatialTensor) else 0
         if turned and self._bytes + size <= MOST:
             self._kept[key] = found
             self._bytes += size
+        return found
+
+    def _found(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
+        """Those of the folder of features, if there is one, and these are in it."""
+        mesh, folder, pyramid = canvases.mesh, canvases.features, canvases.pyramids[index]
+        if folder is not None and mesh.image_ranks > 1:
+            if mesh.rank == 0:
+                tell_once(f"features: {folder} is not used, because {mesh.image_ranks} ranks share an image")
+            folder = None
+        if folder is None:
+            return self._computed(canvases, index, augmentation)
+        files, begun = self._files(), time.perf_counter()
+        if (kept := files.read(folder, pyramid, augmentation.symmetry)) is not None:
+            kept = kept.to(mesh.device)
+            return SpatialTensor(kept, kept.shape[-2:], mesh) if self.maps else kept
+        found = self._computed(canvases, index, augmentation)
+        local = found.local if isinstance(found, SpatialTensor) else found
+        files.write(folder, pyramid, augmentation.symmetry, local, begun)
         return found
 
     @torch.no_grad()
