@@ -8,7 +8,7 @@ from launching import gigapipe
 
 from gigapipe.evaluation.applying import fitted, temperature, tempered
 from gigapipe.pyramids import Pyramid
-from gigapipe.pyramids.appearance import Appearance, unlike
+from gigapipe.pyramids.appearance import Appearance, _usual, unlike
 from gigapipe.pyramids.build import build_pyramid
 from gigapipe.pyramids.maps import read_map
 from gigapipe.slides.phantom import cohort, render, sheet_row, write_slide
@@ -142,6 +142,20 @@ def test_in_what_a_slide_is_unlike_training_slides(slide, said):
         "coarsest_mpp": 0.5,
     }  # fmt: skip
     assert unlike(slide, usual).startswith(said) and bool(said) == bool(unlike(slide, usual))
+
+
+def test_another_stain_is_known_by_its_hue_however_strong_stains_are():
+    strengths = (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)
+    seen = [Appearance([s * one for one in (0.13, 0.25, 0.10)], 40, 0.5) for s in strengths]
+    usual = {
+        "slides": len(seen), "least_tissue_mm2": 10, "coarsest_mpp": 0.5,
+        **_usual("density", [one.density for one in seen]), **_usual("hue", [one.hue for one in seen]),
+    }  # fmt: skip
+    assert not unlike(Appearance([0.12, 0.24, 0.09], 40, 0.5), usual)
+    other = Appearance([0.16, 0.21, 0.11], 40, 0.5)  # red 1.25, green 0.85 and blue 1.1 times as dense
+    assert unlike(other, usual) == "stain (optical density 0.16, 0.21, 0.11, usually 0.13, 0.25, 0.10)"
+    of_0_1 = {key: value for key, value in usual.items() if "hue" not in key}
+    assert not unlike(other, of_0_1)  # each channel alone is within what is usual
 
 
 def held_out_score(model, slide) -> float | None:

@@ -18,6 +18,8 @@ DEVIATIONS = 4
 """Standard deviations from the mean stain that are usual."""
 FAINTEST = 0.02
 """Optical density: differences that are too small to matter, however alike the training slides are."""
+FAINTEST_HUE = 0.1
+"""The same of its natural logarithm."""
 
 DENSITIES = -np.log10((np.arange(256) + 1.0) / 256)
 """The optical density of each grey level."""
@@ -32,6 +34,12 @@ class Appearance(NamedTuple):
     """Area of the tissue, mm²."""
     mpp: float
     """Of the scan, µm per pixel."""
+
+    @property
+    def hue(self) -> list[float]:
+        """The stain's colour, however strong it is: natural logarithms of red and of blue optical density to green."""
+        red, green, blue = (max(one, FAINTEST) for one in self.density)
+        return [round(math.log(red / green), 4), round(math.log(blue / green), 4)]
 
     @classmethod
     def of(cls, pyramid: Pyramid) -> "Appearance | None":
@@ -57,29 +65,40 @@ def of_all(pyramids: Sequence[Pyramid]) -> dict[str, Any] | None:
     found = [one for pyramid in pyramids if (one := Appearance.of(pyramid))]
     if len(found) < LEAST:
         return None
-    density = np.array([one.density for one in found])
     return {
         "slides": len(found),
-        "density": [round(float(value), 4) for value in density.mean(axis=0)],
-        "density_deviation": [round(float(value), 4) for value in density.std(axis=0, ddof=1)],
+        **_usual("density", [one.density for one in found]),
+        **_usual("hue", [one.hue for one in found]),
         "least_tissue_mm2": min(one.tissue for one in found),
         "coarsest_mpp": max(one.mpp for one in found),
     }
 
 
+def _usual(name: str, values: list[list[float]]) -> dict[str, list[float]]:
+    """Mean and standard deviation of what is told of each slide."""
+    mean, deviation = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
+    return {name: np.round(mean, 4).tolist(), f"{name}_deviation": np.round(deviation, 4).tolist()}
+
+
 def unlike(slide: Appearance, usual: dict[str, Any]) -> str:
     """In what a slide is unlike training slides; empty if in nothing that is looked at."""
     said = []
-    wider = math.sqrt(1 + 1 / usual["slides"])
-    differences = [own - mean for own, mean in zip(slide.density, usual["density"], strict=True)]
-    limits = [max(DEVIATIONS * wider * one, FAINTEST) for one in usual["density_deviation"]]
-    if any(abs(one) > limit for one, limit in zip(differences, limits, strict=True)):
+    if _differs("density", slide.density, usual, FAINTEST) or _differs("hue", slide.hue, usual, FAINTEST_HUE):
         said.append(f"stain (optical density {_three(slide.density)}, usually {_three(usual['density'])})")
     if slide.tissue < usual["least_tissue_mm2"] / 2:
         said.append(f"little tissue ({slide.tissue:.3g} mm², the least was {usual['least_tissue_mm2']:.3g})")
     if slide.mpp > 1.1 * usual["coarsest_mpp"]:
         said.append(f"coarser scan ({slide.mpp:g} µm per pixel, the coarsest was {usual['coarsest_mpp']:g})")
     return "; ".join(said)
+
+
+def _differs(name: str, own: list[float], usual: dict[str, Any], least: float) -> bool:
+    """Whether one of the values is far from what is usual; trainings of older releases have no hue noted."""
+    if name not in usual:
+        return False
+    wider = math.sqrt(1 + 1 / usual["slides"])
+    limits = [max(DEVIATIONS * wider * one, least) for one in usual[f"{name}_deviation"]]
+    return any(abs(one - mean) > limit for one, mean, limit in zip(own, usual[name], limits, strict=True))
 
 
 def _three(density: Sequence[float]) -> str:

@@ -80,9 +80,7 @@ class Canvases:
 
         return streaming.image(read, (len(indices), 3, *size)), self.truth[indices]
 
-    def _read(
-        self, pyramid: Pyramid, shift: tuple[int, int], cache: PixelCache | None, rectangle: Rectangle
-    ) -> np.ndarray:
+    def _read(self, pyramid: Pyramid, shift: tuple[int, int], cache: PixelCache, rectangle: Rectangle) -> np.ndarray:
         return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage, cache)
 
 

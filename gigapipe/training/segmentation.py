@@ -156,16 +156,14 @@ class Pairs:
         return streaming.image(as_floats, (1, 1, *size), beside)
 
 
-def _of_image(image: zarr.Array, stage: Path | None, cache: PixelCache | None, rectangle: Rectangle) -> np.ndarray:
+def _of_image(image: zarr.Array, stage: Path | None, cache: PixelCache, rectangle: Rectangle) -> np.ndarray:
     return read_pixels(image, *rectangle, stage, cache)
 
 
-def _of_mask(mask: zarr.Array, cache: PixelCache | None, rectangle: Rectangle) -> np.ndarray:
+def _of_mask(mask: zarr.Array, cache: PixelCache, rectangle: Rectangle) -> np.ndarray:
     def load(rows: Range, columns: Range) -> np.ndarray:
         return np.asarray(mask[slice(*rows), slice(*columns)])
 
-    if cache is None:
-        return load(*rectangle)[None]
     return cache.read(folder_of(mask), mask.shape, mask.chunks, load, *rectangle)[None]
 
 
