@@ -1,7 +1,9 @@
 """What a network computes of slides whose head alone is trained: what it is computed by does not change."""
 
+import contextlib
 import functools
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -29,9 +31,8 @@ class FrozenFeatures:
     """
 
     def __init__(self, model: Headed | ResNet, settings: Settings, streaming: Streaming, maps: bool = False):
-        self.model, self.streaming, self.maps = model, streaming, maps
+        self.model, self.settings, self.streaming, self.maps = model, settings, streaming, maps
         self.autocast = settings.autocast(streaming.mesh.device)
-        self._files = functools.cache(lambda: FeatureFiles(model, settings, maps))
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
         self._bytes = 0
 
@@ -64,6 +65,10 @@ class FrozenFeatures:
             self._bytes += size
         return found
 
+    @functools.cached_property
+    def _files(self) -> FeatureFiles:
+        return FeatureFiles(self.model, self.settings, self.maps)
+
     def _found(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
         """Those of the folder of features, if there is one, and these are in it."""
         mesh, folder, pyramid = canvases.mesh, canvases.features, canvases.pyramids[index]
@@ -73,7 +78,9 @@ class FrozenFeatures:
             folder = None
         if folder is None:
             return self._computed(canvases, index, augmentation)
-        files, begun = self._files(), time.perf_counter()
+        with self._as_in_prediction(canvases.size):  # which ranks prepare together, whichever of them finds a file
+            pass
+        files, begun = self._files, time.perf_counter()
         if (kept := files.read(folder, pyramid, augmentation.symmetry)) is not None:
             kept = kept.to(mesh.device)
             return SpatialTensor(kept, kept.shape[-2:], mesh) if self.maps else kept
@@ -85,13 +92,18 @@ class FrozenFeatures:
     @torch.no_grad()
     def _computed(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
         """The same, as prediction computes them."""
-        training = self.model.training
-        self.model.eval()
-        with self.autocast:
-            self.streaming.prepare(self.model, (1, 3, canvases.size, canvases.size))
+        with self._as_in_prediction(canvases.size):
             images, _ = canvases.batch([index], [augmentation], self.streaming)
             found = self.model.last_map(images) if self.maps else self.model.pooled(images)
         self.streaming.done()
+        return found.clone()
+
+    @contextlib.contextmanager
+    def _as_in_prediction(self, size: int) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        with self.autocast:
+            self.streaming.prepare(self.model, (1, 3, size, size))
+            yield
         if training:
             training_mode(self.model)
-        return found.clone()
