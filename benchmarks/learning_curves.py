@@ -63,7 +63,10 @@ def main() -> None:
     arguments.add_argument("--processes", type=int, default=2, help="networks that are trained side by side")
     arguments.add_argument("--output", type=Path, default=Path("results/learning-curves"))
     args = arguments.parse_args()
-    configs = [Configuration.of(yaml.safe_load(path.read_text(encoding="utf-8")) | _methods(args.methods)) for path in args.cohorts]
+    configs = [
+        Configuration.of(yaml.safe_load(path.read_text(encoding="utf-8")) | _methods(args.methods))
+        for path in args.cohorts
+    ]
     names = [one.name for one in configs[0].methods if one.name in (args.only or one.name)]
     folds = range(configs[0].folds.number)
     networks = [
@@ -172,18 +175,16 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    mpps = sorted(table["mpp"].unique(), reverse=True)
-    figure, panels = plt.subplots(1, len(mpps), figsize=(1 + 4 * len(mpps), 3.6), sharey=True, squeeze=False)
+    mpps, methods = sorted(table["mpp"].unique(), reverse=True), sorted(table["method"].unique())
+    shape = {"figsize": (1 + 4 * len(mpps), 3.6), "squeeze": False}
+    figure, panels = plt.subplots(1, len(mpps), sharex=True, sharey=True, **shape)
     for axes, mpp in zip(panels[0], mpps, strict=True):
-        for number, (method, rows) in enumerate(table[table["mpp"] == mpp].groupby("method")):
-            places = rows["slides of each class"] * (1 + 0.02 * number)
+        for number, method in enumerate(methods):
+            rows = table[(table["mpp"] == mpp) & (table["method"] == method)]
+            places = rows["slides of each class"] + 0.4 * number  # intervals beside each other
             around = [rows["auc"] - rows["low"], rows["high"] - rows["auc"]]
-            axes.errorbar(places, rows["auc"], around, marker="o", capsize=3, label=method)
-        axes.set(
-            title=f"{mpp:g} µm per pixel",
-            xlabel="slides of each class, of which a third is trained on",
-            ylim=(0.4, 1.01),
-        )
+            axes.errorbar(places, rows["auc"], around, marker="o", capsize=3, label=method, color=f"C{number}")
+        axes.set(title=f"{mpp:g} µm per pixel", xlabel="slides of each class; a third is trained on", ylim=(0.4, 1.01))
     panels[0][0].set_ylabel("AUC (95 % interval)")
     panels[0][-1].legend(loc="lower right")
     figure.tight_layout()

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import re
 
 import pytest
 
@@ -36,6 +37,17 @@ def test_the_fewest_ranks_that_hold_a_step_are_taken(holds, share, ranks, why):
     memory = share * taken(*holds)
     choice = choose(RESOLUTION, 256, CONFIG, Place("a card", 4, memory, True))
     assert (choice.ranks, choice.memory) == ((ranks, None) if ranks else (1, int(memory))) and why in choice.why
+
+
+def test_frozen_layers_take_what_a_prediction_takes():
+    """Nothing of them is kept for a backward pass, and slides are computed one at a time."""
+    place = Place("a card", 1, 1e9, False)
+
+    def said(**training) -> float:
+        config = Configuration.of({"training": {"network": "resnet10", "batch": 2, "weights": "w.pth", **training}})
+        return float(re.search(r"takes (\S+) GB", choose(RESOLUTION, 512, config, place).why)[1])
+
+    assert said(train="probe") == said(train="head") < said(train="last") / 2 < said(train="all") / 3
 
 
 def test_what_nobody_knows_is_streamed_if_need_be_or_left_alone():

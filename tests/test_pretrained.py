@@ -14,9 +14,9 @@ from gigapipe.configuration.configuration import Network
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.models import RESNETS, pretrained
 from gigapipe.models.networks import classifier
+from gigapipe.models.trained_layers import freeze, training_mode
 from gigapipe.published_weights import OFFICIAL, of_resnet
 from gigapipe.training.canvases import Canvases
-from gigapipe.training.trained_layers import freeze, training_mode
 from gigapipe.training.weight_files import load_foreign
 
 

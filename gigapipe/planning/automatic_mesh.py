@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gigapipe.configuration.configuration import Configuration, Resolution
+from gigapipe.configuration.configuration import Configuration, Resolution, Training
 from gigapipe.configuration.tasks import task_named
 from gigapipe.models import GigapixelUNet
 from gigapipe.models.networks import classifier, segmenter
+from gigapipe.models.trained_layers import freeze
 from gigapipe.planning.machines import Machine, machine
 from gigapipe.planning.scaling import Job, cost_of, shapes
 
@@ -67,11 +68,13 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
     limit = int(place.memory)
     if side is None:
         return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: the size of its images is not known yet")
-    options, form = training.network_options, (training.norm, training.pool, training.width, training.patch)
+    options = training.network_options
     make: Callable[[], nn.Module]
     task = task_named(config.task)
     if task.canvas:
-        batch, make = training.batch, functools.partial(classifier, training.network, options, 2, side, *form)
+        # Features of frozen layers are computed slide by slide.
+        batch = 1 if training.train in ("head", "probe") else training.batch
+        make = functools.partial(_classifier, training, side)
     elif training.own:
         channels = 1 + len(config.mask_classes) if task.needs == "mask" else 1
         batch, make = 1, functools.partial(segmenter, training.network, options, channels, (side, side))
@@ -89,3 +92,11 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
     if place.ranks == 1:
         return Choice(1, limit, f"one rank, streamed: a step does not fit {each}")
     return Choice(1, limit, f"one rank, streamed: up to {place.ranks} ranks do not hold a step {each}")
+
+
+def _classifier(training: Training, side: int) -> nn.Module:
+    """The network, of which no gradient is computed of what is not trained."""
+    form = training.norm, training.pool, training.width, training.patch
+    model = classifier(training.network, training.network_options, 2, side, *form)
+    freeze(model, training.train, training.network)
+    return model

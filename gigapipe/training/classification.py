@@ -19,6 +19,7 @@ from gigapipe.models import pretrained
 from gigapipe.models.layout import in_channels_last
 from gigapipe.models.networks import Headed, classifier, take_by_name
 from gigapipe.models.resnet import ResNet
+from gigapipe.models.trained_layers import freeze, training_mode
 from gigapipe.spatial import Mesh, average_gradients, decompose, late_gradients
 from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.spatial.wide import has_float64
@@ -28,7 +29,6 @@ from gigapipe.training.linear import Layer, logistic
 from gigapipe.training.model_files import read_model, take_weights
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Memory, Streaming
-from gigapipe.training.trained_layers import freeze, training_mode
 from gigapipe.training.weight_files import load_foreign
 
 logger = logging.getLogger(__name__)

@@ -10,13 +10,13 @@ import torch
 from gigapipe.disks import tell_once
 from gigapipe.models.networks import Headed
 from gigapipe.models.resnet import ResNet
+from gigapipe.models.trained_layers import training_mode
 from gigapipe.spatial import SpatialTensor
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.feature_files import FeatureFiles
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
-from gigapipe.training.trained_layers import training_mode
 
 MOST = 2e9
 """Bytes of last feature maps that a rank keeps, at most; those of further slides are computed each time."""

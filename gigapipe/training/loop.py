@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gigapipe.errors import InputError
+from gigapipe.models.trained_layers import training_mode
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.late import step_of_passes
@@ -28,7 +29,6 @@ from gigapipe.training.settings import Settings
 from gigapipe.training.state import Resumable, State
 from gigapipe.training.stopping import Stop, Unfinished
 from gigapipe.training.task import Task
-from gigapipe.training.trained_layers import training_mode
 
 logger = logging.getLogger(__name__)
 
