@@ -3,13 +3,15 @@
     python benchmarks/learning_curves.py lung-0.yaml lung-1.yaml --methods config/few-slides.yaml --mpp 4
 
 Each config is one cohort, whose pyramids lie in the folder of its results; the methods are those of another. For each
-size so many slides of each class are drawn and divided into folds. Each network is tested on all slides of its cohort
-that it was neither trained on nor validated with; the AUC is the mean over networks. A network that is finished is not
-trained again by the same command, and one that was interrupted goes on.
+size so many slides of each of two classes are drawn and divided into folds. Each network is tested on all slides of
+its cohort whose patients it was neither trained on nor validated with; the AUC is the mean over networks. A network
+that is finished is not trained again by the same command, and one that was interrupted goes on (its seconds are then
+those of its last part). The table has all networks in the folder of the output.
 """
 
 import argparse
 import itertools
+import json
 import logging
 import shutil
 import time
@@ -67,7 +69,10 @@ def main() -> None:
         Configuration.of(yaml.safe_load(path.read_text(encoding="utf-8")) | _methods(args.methods))
         for path in args.cohorts
     ]
-    names = [one.name for one in configs[0].methods if one.name in (args.only or one.name)]
+    names = [one.name for one in configs[0].methods if one.name in (args.only or [one.name])]
+    if unknown := set(args.only or []) - set(names):
+        arguments.error(f"--only: {args.methods} has no method {', '.join(sorted(unknown))}")
+    refuse_other_settings(args.output, configs[0])
     folds = range(configs[0].folds.number)
     networks = [
         Network(cohort, size, mpp, method, fold)
@@ -87,6 +92,17 @@ def main() -> None:
     table.to_csv(args.output / "learning-curves.tsv", sep="\t", index=False, float_format="%.4g")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     draw(table, args.output / "learning-curves.png")
+
+
+def refuse_other_settings(output: Path, config: Configuration) -> None:
+    """End if networks in `output` were trained by a method of the same name with other settings."""
+    noted = output / "methods.json"
+    before = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
+    now = {one.name: one.model_dump(mode="json") for one in config.methods}
+    if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
+        raise SystemExit(f"{output}: has networks of {', '.join(changed)} with other settings; give another --output")
+    with atomic_file(noted) as partial:
+        partial.write_text(json.dumps(before | now, indent=1) + "\n", encoding="utf-8")
 
 
 def _methods(path: Path) -> dict:
@@ -114,7 +130,7 @@ def trained(config: Configuration, network: Network, output: Path) -> None:
     sheet = read_sheet(config.slides, config.source, True, config.confirmed_labels)
     table = make_folds(drawn(sheet, network.size, network.cohort), config.folds.number, 0, "patient")
     parts = roles(table.reset_index(drop=True), network.fold)
-    unseen = sheet[~sheet[SLIDE].isin([*parts["training"][SLIDE], *parts["validation"][SLIDE]])]
+    unseen = sheet[~sheet[PATIENT].isin([*parts["training"][PATIENT], *parts["validation"][PATIENT]])]
     canvas = next(found.canvas for found in config.resolutions if found.mpp == network.mpp)
     classes = sorted(sheet[LABEL].unique())
     own = {key: getattr(method, key) for key in ClassifierSettings.model_fields if hasattr(method, key)}

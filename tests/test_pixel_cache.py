@@ -173,3 +173,14 @@ def test_slides_that_are_not_computed_by_tiles_are_read_once_for_all_epochs(imag
     streaming.done()
     assert not streaming.cache.checked
     assert (read_pixels(array, (20, 180), (5, 250), cache=streaming.cache) == image[:, 20:180, 5:250]).all()
+
+
+def test_what_a_prediction_may_keep_a_training_may_not(image, tmp_path):
+    array = stored(tmp_path / "slide", image)
+    model, streaming = nn.Conv2d(3, 4, 3), Streaming(Memory(10**9), Mesh())
+    for training, spare in ((False, 3.0 * image.nbytes), (True, 10.0)):
+        streaming.plans[training] = Plan(whole_from=1, spare=spare)
+        streaming.prepare(model.train(training), (1, 3, 200, 250))
+        read_pixels(array, (0, 200), (0, 250), cache=streaming.cache)
+        kept = [*streaming.cache._staying.values(), *streaming.cache._recent.values()]
+        assert sum(chunk.nbytes for chunk in kept) == (0 if training else image.nbytes)

@@ -1,6 +1,7 @@
 """Pretrained weights: fetched once and verified, taken as they were learnt, and what of a network is trained."""
 
 import hashlib
+import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from gigapipe.models import RESNETS, pretrained
 from gigapipe.models.networks import classifier
 from gigapipe.models.trained_layers import freeze, training_mode
 from gigapipe.published_weights import OFFICIAL, of_resnet
+from gigapipe.pyramids import Pyramid
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.weight_files import load_foreign
 
@@ -262,6 +264,12 @@ def test_features_that_are_kept_are_not_computed_again(small_cohort, tmp_path, m
     assert len(seen) == computed
     run("others", *kept, given="others")
     assert len(seen) == computed and len(list((tmp_path / "features").iterdir())) == 2
+    box = Pyramid.tissue.fget
+    monkeypatch.setattr(Pyramid, "tissue", property(lambda own: box(own) | {"box_um": [0, 0, 300, 300]}))
+    run("another outline", *kept)
+    assert len(seen) == computed  # of other pixels
+    record = json.loads((tmp_path / "again/training.json").read_text())
+    assert record["features_read"] == computed
 
 
 def weights_of(path):

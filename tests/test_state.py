@@ -95,18 +95,20 @@ def test_other_settings_start_afresh(tmp_path, caplog):
     assert Checkpoints(tmp_path / "checkpoints-1").load(6) is not None  # nothing that was learnt is lost
 
 
-def test_moments_of_older_releases_belong_to_the_same_weights():
-    """They had one group of all parameters; norms and biases have one of their own now."""
+@pytest.mark.parametrize("first_layer_rate", [1.0, 0.1])
+def test_moments_of_older_releases_belong_to_the_same_weights(first_layer_rate):
+    """They had one group of all parameters, or one a layer; norms and biases have groups of their own now."""
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
-    older = AdamW(model.parameters(), lr=0.1)
+    layers = [{"params": list(layer.parameters())} for layer in model]
+    older = AdamW(model.parameters() if first_layer_rate == 1 else layers, lr=0.1)
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, number + 1.0)
     older.step()
-    newer = AdamW(groups(model, 1.0), lr=0.1)
+    newer = AdamW(groups(model, first_layer_rate), lr=0.1)
     newer.load_state_dict(in_groups_of(newer, older.state_dict(), model))
     for parameter in model.parameters():
         for moment, value in older.state[parameter].items():
             assert torch.equal(newer.state[parameter][moment], value)
-    assert [group["weight_decay"] for group in newer.param_groups] == [0.01, 0.0]
+    assert {group["weight_decay"] for group in newer.param_groups} == {0.01, 0.0}
     again = newer.state_dict()
     assert in_groups_of(newer, again, model) is again

@@ -245,7 +245,8 @@ class Computing(Options):
     features: Annotated[File | None, Since("0.2")] = Field(
         default=None,
         description="folder in which features of layers that are not trained are kept (train: head or probe), so that "
-        "other folds, methods and predictions need not compute them again; it may be deleted at any time",
+        "other folds and the predictions of their slides need not compute them again; training times do not include "
+        "what is read there; it may be deleted at any time",
     )
     deterministic: Annotated[bool, Since("0.2")] = Field(
         default=False,

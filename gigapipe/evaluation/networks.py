@@ -135,8 +135,9 @@ def network(settings: dict) -> str:
     """A network's name, and in what it differs from the one that was published under it."""
     width = f", width {settings['width']}" if settings["width"] != 64 else ""
     pool = f", {settings['pool']} pool" if settings["pool"] != "average" else ""
+    patch = f", patches of {settings['patch']} px" if settings.get("patch") else ""
     options = "".join(f", {name} {value}" for name, value in settings.get("network_options", {}).items())
-    return settings["network"] + width + pool + options
+    return settings["network"] + width + patch + pool + options
 
 
 def start(settings: dict, started_from: dict | None) -> str:

@@ -67,8 +67,9 @@ def _embed(x: torch.Tensor, encoder: nn.Module, side: int, channels: int) -> tor
     # The first that is white stands for all of them.
     chosen = stained.clone()
     chosen[(~stained).nonzero()[:1]] = True
-    found = torch.cat([encoder(part.contiguous()).to(x.dtype) for part in cut[chosen].split(AT_A_TIME)])
-    if found.shape != (len(cut[chosen]), channels):
+    groups = chosen.nonzero().flatten().split(AT_A_TIME)
+    found = torch.cat([encoder(cut[places]).to(x.dtype) for places in groups])
+    if found.shape != (int(chosen.sum()), channels):
         raise InputError(f"a patch encoder must return features (batch, {channels}); found {tuple(found.shape)}")
     all_of_them = found.new_empty(len(cut), channels)
     all_of_them[chosen] = found

@@ -7,6 +7,9 @@ from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.models.networks import Headed
 from gigapipe.models.resnet import ResNet
 
+KEPT_MAPS = 2e9
+"""Bytes of last feature maps of frozen layers that a rank keeps, at most; further ones are computed each time."""
+
 
 def freeze(model: nn.Module, train: str, network: str) -> None:
     """Let no gradient be computed of what is not trained: `head`, pooling and last layer alone are, as with `probe`;

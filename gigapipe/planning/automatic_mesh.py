@@ -2,15 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from torch import nn
 
-from gigapipe.configuration.configuration import Configuration, Resolution, Training
+from gigapipe.configuration.configuration import LEARNED_POOLS, Configuration, Resolution, Training
 from gigapipe.configuration.tasks import task_named
 from gigapipe.models import GigapixelUNet
 from gigapipe.models.networks import classifier, segmenter
-from gigapipe.models.trained_layers import freeze
+from gigapipe.models.trained_layers import KEPT_MAPS, freeze
 from gigapipe.planning.machines import Machine, machine
 from gigapipe.planning.scaling import Job, cost_of, shapes
 
@@ -70,20 +70,23 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
         return Choice(1, limit, f"one rank in {limit / 1e9:.1f} GB: the size of its images is not known yet")
     options = training.network_options
     make: Callable[[], nn.Module]
+    batch, beside = 1, 0.0
     task = task_named(config.task)
     if task.canvas:
-        # Features of frozen layers are computed slide by slide.
-        batch = 1 if training.train in ("head", "probe") else training.batch
+        maps = training.pool in get_args(LEARNED_POOLS)
+        # Features of frozen layers are computed slide by slide; feature maps are kept, if memory is not limited.
+        kept = training.train in ("head", "probe") and not (maps and training.memory)
+        batch, beside = (1, KEPT_MAPS * maps) if kept else (training.batch, 0)
         make = functools.partial(_classifier, training, side)
     elif training.own:
         channels = 1 + len(config.mask_classes) if task.needs == "mask" else 1
-        batch, make = 1, functools.partial(segmenter, training.network, options, channels, (side, side))
+        make = functools.partial(segmenter, training.network, options, channels, (side, side))
     else:
-        batch, make = 1, GigapixelUNet
+        make = GigapixelUNet
     job = Job(make, (side, side), training.precision, on_gpu=place.on_gpu)
     for ranks in (n for n in range(1, place.ranks + 1) if place.ranks % n == 0):
         if found := shapes(ranks, job.canvas):
-            taken = cost_of(job, (1, *found[0]), batch).memory
+            taken = cost_of(job, (1, *found[0]), batch).memory + beside / ranks
             if taken <= limit:
                 of = "one rank" if ranks == 1 else f"{ranks} ranks per image"
                 why = f"{of}: a step takes {taken / 1e9:.2g} GB of the {limit / 1e9:.1f} of {place.name}"

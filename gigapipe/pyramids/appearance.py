@@ -83,8 +83,12 @@ def _usual(name: str, values: list[list[float]]) -> dict[str, list[float]]:
 def unlike(slide: Appearance, usual: dict[str, Any]) -> str:
     """In what a slide is unlike training slides; empty if in nothing that is looked at."""
     said = []
-    if _differs("density", slide.density, usual, FAINTEST) or _differs("hue", slide.hue, usual, FAINTEST_HUE):
-        said.append(f"stain (optical density {_three(slide.density)}, usually {_three(usual['density'])})")
+    densities = f"optical density {_listed(slide.density)}, usually {_listed(usual['density'])}"
+    if _differs("density", slide.density, usual, FAINTEST):
+        said.append(f"stain ({densities})")
+    elif _differs("hue", slide.hue, usual, FAINTEST_HUE):
+        own, others = (_listed([math.exp(one) for one in hue]) for hue in (slide.hue, usual["hue"]))
+        said.append(f"hue of the stain (red and blue to green {own}, usually {others}; {densities})")
     if slide.tissue < usual["least_tissue_mm2"] / 2:
         said.append(f"little tissue ({slide.tissue:.3g} mm², the least was {usual['least_tissue_mm2']:.3g})")
     if slide.mpp > 1.1 * usual["coarsest_mpp"]:
@@ -101,5 +105,5 @@ def _differs(name: str, own: list[float], usual: dict[str, Any], least: float) -
     return any(abs(one - mean) > limit for one, mean, limit in zip(own, usual[name], limits, strict=True))
 
 
-def _three(density: Sequence[float]) -> str:
+def _listed(density: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in density)

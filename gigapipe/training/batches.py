@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gigapipe.errors import InputError
+from gigapipe.spatial import Mesh
 from gigapipe.training.settings import Settings
 from gigapipe.training.task import Task
 
@@ -18,12 +19,15 @@ def steps_per_epoch(task: Task) -> int:
     """Whole steps that the slides make. Raises InputError if they make none, or data ranks cannot share a batch."""
     settings, mesh, together = task.settings, task.mesh, slides_per_step(task.settings)
     if settings.batch % mesh.data:
-        raise InputError(
-            f"batch: {settings.batch} slides cannot be divided evenly among {mesh.data} data ranks; give a multiple"
-        )
+        raise InputError(indivisible(settings, mesh))
     if task.slides < together:
         raise InputError(f"fold {settings.fold}: {task.slides} training slides do not fill a batch of {together}")
     return task.slides // together
+
+
+def indivisible(settings: Settings, mesh: Mesh) -> str:
+    """What is said of a batch that data ranks cannot share."""
+    return f"batch: {settings.batch} slides cannot be divided evenly among {mesh.data} data ranks; give a multiple"
 
 
 def batches(task: Task, epoch: int) -> Iterator[list[list[int]]]:

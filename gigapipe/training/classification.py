@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gigapipe.configuration.configuration import LEARNED_POOLS, Network
+from gigapipe.disks import tell_once
 from gigapipe.errors import InputError
 from gigapipe.models import pretrained
 from gigapipe.models.layout import in_channels_last
@@ -131,6 +132,9 @@ class OfCanvases(ABC):
         decompose(self.model.to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
         self.features = frozen_features(self.model, settings, self.streaming)
+        if training.features and self.features is None:
+            why = "a memory limit" if settings.train == "head" else f"train: {settings.train}"
+            tell_once(f"features: {training.features} is not used with {why}")
 
     def identity(self) -> list:
         files = [path for path in (self.settings.weights_file, self.settings.start) if path]
@@ -292,7 +296,7 @@ def load_coarser(model: nn.Module, path: Path, settings: CanvasSettings) -> dict
     those of another fold, or of folds divided by another seed.
     """
     weights, theirs = read_model(path, type(settings), own=type(settings) if settings.own_task else None)
-    of_network = ("network", "network_options", "network_code", "norm", "pool", "width", "outputs")
+    of_network = ("network", "network_options", "network_code", "patch", "norm", "pool", "width", "outputs")
     for name in (*of_network, "own_task", "task_code", "seed", "fold"):
         if getattr(theirs, name) != getattr(settings, name):
             raise InputError(

@@ -10,16 +10,13 @@ import torch
 from gigapipe.disks import tell_once
 from gigapipe.models.networks import Headed
 from gigapipe.models.resnet import ResNet
-from gigapipe.models.trained_layers import training_mode
+from gigapipe.models.trained_layers import KEPT_MAPS, training_mode
 from gigapipe.spatial import SpatialTensor
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.feature_files import FeatureFiles
 from gigapipe.training.settings import Settings
 from gigapipe.training.streaming import Streaming
-
-MOST = 2e9
-"""Bytes of last feature maps that a rank keeps, at most; those of further slides are computed each time."""
 
 
 class FrozenFeatures:
@@ -33,6 +30,8 @@ class FrozenFeatures:
     def __init__(self, model: Headed | ResNet, settings: Settings, streaming: Streaming, maps: bool = False):
         self.model, self.settings, self.streaming, self.maps = model, settings, streaming, maps
         self.autocast = settings.autocast(streaming.mesh.device)
+        self.read = 0
+        """Features of this rank that were not computed, but read."""
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
         self._bytes = 0
 
@@ -60,33 +59,38 @@ class FrozenFeatures:
             return self._kept[key]
         found = self._found(canvases, index, augmentation) if turned else self._computed(canvases, index, augmentation)
         size = found.local.nbytes if isinstance(found, SpatialTensor) else 0
-        if turned and self._bytes + size <= MOST:
+        if turned and self._bytes + size <= KEPT_MAPS:
             self._kept[key] = found
             self._bytes += size
         return found
 
+    def prepare(self, size: int) -> None:
+        """Decide how canvases of `size` are computed. All ranks call it together, whichever of them find features."""
+        with self._as_in_prediction(size):
+            pass
+
     @functools.cached_property
     def _files(self) -> FeatureFiles:
-        return FeatureFiles(self.model, self.settings, self.maps)
+        return FeatureFiles(self.model, self.settings, self.maps, self.streaming.mesh.device)
 
     def _found(self, canvases: Canvases, index: int, augmentation: Augmentation) -> torch.Tensor:
         """Those of the folder of features, if there is one, and these are in it."""
-        mesh, folder, pyramid = canvases.mesh, canvases.features, canvases.pyramids[index]
-        if folder is not None and mesh.image_ranks > 1:
-            if mesh.rank == 0:
-                tell_once(f"features: {folder} is not used, because {mesh.image_ranks} ranks share an image")
-            folder = None
+        mesh, folder = canvases.mesh, canvases.features
         if folder is None:
             return self._computed(canvases, index, augmentation)
-        with self._as_in_prediction(canvases.size):  # which ranks prepare together, whichever of them finds a file
-            pass
-        files, begun = self._files, time.perf_counter()
-        if (kept := files.read(folder, pyramid, augmentation.symmetry)) is not None:
+        if mesh.image_ranks > 1:
+            if mesh.rank == 0:
+                tell_once(f"features: {folder} is not used, because {mesh.image_ranks} ranks share an image")
+            return self._computed(canvases, index, augmentation)
+        self.prepare(canvases.size)
+        begun, path = time.perf_counter(), self._files.path(canvases, index, augmentation.symmetry)
+        if path and (kept := self._files.read(path)) is not None:
+            self.read += 1
             kept = kept.to(mesh.device)
             return SpatialTensor(kept, kept.shape[-2:], mesh) if self.maps else kept
         found = self._computed(canvases, index, augmentation)
-        local = found.local if isinstance(found, SpatialTensor) else found
-        files.write(folder, pyramid, augmentation.symmetry, local, begun)
+        if path:
+            self._files.write(path, found.local if isinstance(found, SpatialTensor) else found, begun)
         return found
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """The optimiser: torch's AdamW, started without torch's compiler, and the learning rate of each layer."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -61,16 +62,23 @@ def _layers(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def in_groups_of(optimizer: torch.optim.Optimizer, saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A state of the optimiser that was saved, in its groups: 0.1 had one, of the model's parameters in their order."""
+    """A state of the optimiser that was saved, in its groups.
+
+    Older releases had one group, of the model's parameters in their order, or one a layer, of which none was without
+    weight decay.
+    """
     present = optimizer.state_dict()
-    if len(saved["param_groups"]) > 1 or len(present["param_groups"]) == 1:
+    sizes, theirs = ([len(group["params"]) for group in state["param_groups"]] for state in (present, saved))
+    if sizes == theirs:
         return saved
-    places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
-    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        number: saved["state"][places[id(one)]] for number, one in enumerate(own) if places[id(one)] in saved["state"]
-    }
-    return present | {"state": state}
+    before = [list(model.parameters())] if len(theirs) == 1 else _layers(model)
+    places = {id(parameter): place for place, parameter in enumerate(itertools.chain.from_iterable(before))}
+    numbers = {number: places[id(one)] for number, one in enumerate(_in(optimizer))}
+    return present | {"state": {new: saved["state"][old] for new, old in numbers.items() if old in saved["state"]}}
+
+
+def _in(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -17,6 +17,7 @@ import torch
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.spatial import Mesh
 from gigapipe.training.augmentation import UNCHANGED
+from gigapipe.training.batches import indivisible
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.frozen_features import FrozenFeatures
@@ -61,6 +62,8 @@ def solve(task: Probed, output: Path, stop: Stop | None = None) -> None:
     step is the features of `batch` slides. Raises InputError and Unfinished as `loop.train`.
     """
     settings, mesh = task.settings, task.mesh
+    if settings.batch % mesh.data:
+        raise InputError(indivisible(settings, mesh))
     if settings.precision != "float32":
         raise InputError(f"train: probe: precision {settings.precision} would round what is solved for; use float32")
     state = State.beginning(task)
@@ -108,6 +111,8 @@ def _features(
             checkpoints.save(len(found), {"identity": identity, "features": found, **of_steps})
 
     task.model.eval()
+    assert task.features
+    task.features.prepare(task.training.size)
     saved_at = time.perf_counter()
     while len(found) < len(slides):
         mesh.phase = f"features of slide {len(found) + 1} of {len(slides)}"

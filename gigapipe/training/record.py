@@ -89,6 +89,7 @@ def write_record(path: Path, task: Task, state: State) -> None:
         "energy_counted": None if math.isnan(joules) else " / ".join(state.energy_counted),
         "peak_memory_per_rank_mb": state.peak_memory_mb,
         "parameters": sum(p.numel() for p in task.model.parameters()),
+        "features_read": _features_read(task),
         "training_slides": task.slides,
         "slides_per_step": together,
         "started_from": task.started_from,
@@ -96,6 +97,12 @@ def write_record(path: Path, task: Task, state: State) -> None:
     }
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _features_read(task: Task) -> int | None:
+    """Features that the first rank read from files: what they took to compute is in no figure. None if it has none."""
+    features = getattr(task, "features", None)
+    return features.read if features else None
 
 
 def _all_epochs(state: State) -> float | None:

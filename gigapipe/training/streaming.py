@@ -112,7 +112,10 @@ class Streaming:
         self.plan = self.plans[model.training]
         on_cpu = self.mesh.device.type == "cpu"
         most = KEPT if not _by_tiles(self.plan) else math.inf if on_cpu else ON_HOST
-        self._cache.limit = min(most, self.plan.spare) if on_cpu else most
+        limit = min(most, self.plan.spare) if on_cpu else most
+        if self._cache.limit > limit:  # what prediction may keep, training may not
+            self._cache.clear()
+        self._cache.limit = limit
 
     @property
     def cache(self) -> PixelCache:
