@@ -86,7 +86,7 @@ def read_networks(predictions: list[Path], trainings: list[Path]) -> tuple[pd.Da
     if twice.any():
         raise InputError(f"predictions {predictions[int(twice.argmax())]}: its network is given twice; give it once")
     refuse_strangers(networks)
-    together[BELONGS] = together.reindex(columns=BELONGS).fillna("")
+    together[BELONGS] = together.reindex(columns=BELONGS).astype(object).fillna("")
     classes = _classes(together)
     costs[FLAG] = [flag(record, one.scores, classes) for record, one in zip(trained, networks, strict=True)]
     return together, costs
