@@ -157,41 +157,46 @@ def trained(config: Configuration, network: Network, output: Path) -> None:
 
 
 def compared(output: Path) -> pd.DataFrame:
-    """A row for each resolution, size and method: AUC with its interval, and the difference to the best method."""
+    """A row for each resolution, size and method: AUC with its interval, and how far it is from the best method's.
+
+    The difference is that of networks of the same cohorts and folds. The best method is chosen by the same slides.
+    """
     scores = pd.concat(pd.read_csv(path, sep="\t") for path in sorted((output / "networks").glob("*.tsv")))
     scores[PATIENT] = scores["cohort"].astype(str) + " " + scores[PATIENT]  # of each cohort its own
-    positive = max(scores[LABEL])
+    targets = {max(scores[LABEL]): SCORE}
     rows = []
     for (mpp, size), group in scores.groupby(["mpp", "size"]):
-        found = {method: mean_auc(own, {positive: SCORE}) for method, own in group.groupby("method")}
-        best = max(found.values(), key=lambda one: one.value)
+        of_methods = dict(list(group.groupby("method")))
+        found = {method: mean_auc(own, targets) for method, own in of_methods.items()}
+        best = max(found, key=lambda method: found[method].value)
         for method, one in found.items():
-            own = group[group["method"] == method]
-            low, high = one.interval()
-            row = {"mpp": mpp, "slides of each class": size, "method": method, "cohorts": own["cohort"].nunique()}
-            row |= {"networks": len(one.networks), "auc": one.value, "low": low, "high": high}
+            own, low_high = of_methods[method], one.interval()
+            row = {"mpp": mpp, "slides of each class": size, "method": method, "networks": len(one.networks)}
             row |= {
+                "auc": one.value,
+                "low": low_high[0],
+                "high": low_high[1],
                 "lowest of a network": one.networks.min(),
-                "seconds": own.groupby([SEED, FOLD])["seconds"].first().mean(),
             }
-            if one is not best and one.networks.index.equals(best.networks.index):
-                row |= dict(
-                    zip(
-                        ("difference to best", "difference low", "difference high", "p"),
-                        paired_test(one, best),
-                        strict=True,
-                    )
-                )
+            row |= {"seconds": own.groupby([SEED, FOLD])["seconds"].first().mean()}
+            if method != best:
+                both = own.merge(of_methods[best][[SEED, FOLD]].drop_duplicates())
+                others = of_methods[best].merge(own[[SEED, FOLD]].drop_duplicates())
+                difference = paired_test(mean_auc(both, targets), mean_auc(others, targets))
+                row |= dict(zip(("to best", "to best, low", "to best, high", "p"), difference, strict=True))
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """AUC against the number of slides, a panel for each resolution."""
+    """AUC against the number of slides, a panel for each resolution with several numbers."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    mpps, methods = sorted(table["mpp"].unique(), reverse=True), sorted(table["method"].unique())
+    several = table.groupby("mpp")["slides of each class"].nunique() > 1
+    mpps, methods = sorted(several.index[several], reverse=True), sorted(table["method"].unique())
+    if not mpps:
+        return
     shape = {"figsize": (1 + 4 * len(mpps), 3.6), "squeeze": False}
     figure, panels = plt.subplots(1, len(mpps), sharex=True, sharey=True, **shape)
     for axes, mpp in zip(panels[0], mpps, strict=True):

@@ -273,11 +273,9 @@ def predict(
 
 
 def frozen_features(model: nn.Module, settings: CanvasSettings, streaming: Streaming) -> FrozenFeatures | None:
-    """What the head of a network goes on with, where it alone is trained."""
+    """What the head of a network goes on with, where it alone is trained, and feature maps are not streamed."""
     pool_is_trained = settings.pool in get_args(LEARNED_POOLS)
-    if settings.train not in ("head", "probe") or (
-        pool_is_trained and streaming.memory
-    ):  # which may stream feature maps
+    if settings.train not in ("head", "probe") or (pool_is_trained and streaming.memory):
         return None
     assert isinstance(model, Headed | ResNet)  # `freeze` has refused others
     return FrozenFeatures(model, settings, streaming, maps=pool_is_trained)
