@@ -32,7 +32,7 @@ class Patches(nn.Module):
         return embedded(x, self.encoder, self.side, self.channels)
 
 
-@wrap_torch_function(lambda x, *_: (x,))  # so that torch asks images what it means
+@wrap_torch_function(lambda x, encoder, side, channels: (x,))  # so that torch asks images what it means
 def embedded(x: torch.Tensor, encoder: nn.Module, side: int, channels: int) -> torch.Tensor:
     """What `Patches` makes of an undivided image."""
     rows, columns = (_window(size, side).padding for size in x.shape[-2:])

@@ -87,7 +87,10 @@ class FrozenFeatures:
         if path and (kept := self._files.read(path)) is not None:
             self.read += 1
             kept = kept.to(mesh.device)
-            return SpatialTensor(kept, kept.shape[-2:], mesh) if self.maps else kept
+            if not self.maps:
+                return kept
+            rows, columns = kept.shape[-2:]
+            return SpatialTensor(kept, (rows, columns), mesh)
         found = self._computed(canvases, index, augmentation)
         if path:
             self._files.write(path, found.local if isinstance(found, SpatialTensor) else found, begun)
