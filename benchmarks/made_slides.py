@@ -13,6 +13,8 @@ from gigapipe.training.streaming import Image, Streaming
 class Slides:
     """`number` slides of `side` px, half of them of class 1; in place of `Canvases` and of `Pairs`."""
 
+    features = None  # no folder of them
+
     def __init__(self, number: int, side: int, mesh: Mesh):
         self.slides = [f"slide {i}" for i in range(number)]
         self.truth = torch.arange(number) % 2
