@@ -450,11 +450,14 @@ def _operation(function: Callable) -> Case:
     return Case(lambda: Operation(function, call), (ROWS, COLUMNS))
 
 
-OPERATIONS = {
-    ".".join(spelling(function)): _operation(function)
-    for function in DECOMPOSED
-    if function not in REFUSED | DIFFERENTIATION | RANDOM
-}
+COMPARED = [
+    function
+    for function, ours in DECOMPOSED.items()
+    if ours.__module__.startswith("gigapipe.spatial") and function not in REFUSED | DIFFERENTIATION | RANDOM
+]
+"""Torch's functions that have a decomposed form. That of patch encoders, which is not torch's, is in test_patches.py."""
+
+OPERATIONS = {".".join(spelling(function)): _operation(function) for function in COMPARED}
 """Each torch function that has a decomposed form, by name. One that is called otherwise than f(x) stands in `CALLS`."""
 
 ALL_CASES = {name: Case(*case) for name, case in {**CASES, **LOSSES, **OPERATIONS}.items()}
