@@ -455,7 +455,7 @@ COMPARED = [
     for function, ours in DECOMPOSED.items()
     if ours.__module__.startswith("gigapipe.spatial") and function not in REFUSED | DIFFERENTIATION | RANDOM
 ]
-"""Torch's functions that have a decomposed form. That of patch encoders, which is not torch's, is in test_patches.py."""
+"""Torch's functions that have a decomposed form. That of patch encoders is not torch's, and is in test_patches.py."""
 
 OPERATIONS = {".".join(spelling(function)): _operation(function) for function in COMPARED}
 """Each torch function that has a decomposed form, by name. One that is called otherwise than f(x) stands in `CALLS`."""
