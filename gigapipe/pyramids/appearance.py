@@ -19,7 +19,7 @@ DEVIATIONS = 4
 FAINTEST = 0.02
 """Optical density: differences that are too small to matter, however alike the training slides are."""
 FAINTEST_HUE = 0.1
-"""The same of its natural logarithm."""
+"""Natural logarithm of a ratio of optical densities: differences that are too small to matter, likewise."""
 
 DENSITIES = -np.log10((np.arange(256) + 1.0) / 256)
 """The optical density of each grey level."""
@@ -75,7 +75,7 @@ def of_all(pyramids: Sequence[Pyramid]) -> dict[str, Any] | None:
 
 
 def _usual(name: str, values: list[list[float]]) -> dict[str, list[float]]:
-    """Mean and standard deviation of what is told of each slide."""
+    """Mean and standard deviation of `values` (slides, numbers), under `name` and `name`_deviation."""
     mean, deviation = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
     return {name: np.round(mean, 4).tolist(), f"{name}_deviation": np.round(deviation, 4).tolist()}
 

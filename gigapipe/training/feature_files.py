@@ -1,4 +1,4 @@
-"""Features of frozen layers in a folder: other folds and methods find there what they would compute of slides."""
+"""Features of frozen layers in a folder: other folds and predictions find there what they would compute of slides."""
 
 import hashlib
 import json
