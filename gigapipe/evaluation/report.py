@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,11 @@ def slides(place: Place) -> dict[str, Any]:
         return {"line": "", "look": False, "same_files": "", "each": [], "sheet": sheet}
     rows = read_written(path, dtype={SLIDE: str, "md5": str}, keep_default_na=False, na_values=[""])
     line, each = summary(rows), []
-    for row in rows.to_dict("records"):
+    with ThreadPoolExecutor() as pool:  # decoding pictures is most of what a report takes
+        shown = list(pool.map(place.slide, rows[SLIDE]))
+    for row, slide in zip(rows.to_dict("records"), shown, strict=True):
         why = row["fate"] if row["fate"] != "whole" else row.get("why")
-        each.append(place.slide(row[SLIDE]) | {"why": "" if pd.isna(why) else why, "out": row["fate"] != "whole"})
+        each.append(slide | {"why": "" if pd.isna(why) else why, "out": row["fate"] != "whole"})
     if any(slide["source"] for slide in each):
         sheet = ""
     else:

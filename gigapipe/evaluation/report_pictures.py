@@ -5,8 +5,9 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -39,12 +40,15 @@ WRONG = 12
 """Slides that networks are wrong about, at most, that are shown of a resolution."""
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a run's results are, and the page that links to them."""
 
     results: Path
     page: Path
     """Its folder."""
+    _pictures: dict[Path, str] = field(default_factory=dict)
+    """Of pyramids: several parts of a page show the same ones."""
 
     def link(self, store: Path) -> str:
         """Of a store, from the page; empty if it is not there."""
@@ -58,13 +62,16 @@ class Place(NamedTuple):
         """
         folder = self.results / "pyramids" / name
         store = self.link(folder / NAME)
-        source = ""
-        if store:
+        return {"name": name, "source": self._picture(folder) if store else "", "store": store, "map": "", "out": False}
+
+    def _picture(self, folder: Path) -> str:
+        if folder not in self._pictures:
             try:
-                source = inline(outlined(Pyramid(folder)))
+                self._pictures[folder] = inline(outlined(Pyramid(folder)))
             except (InputError, OSError) as error:
                 logger.warning(f"{folder}: its picture cannot be shown ({error})")
-        return {"name": name, "source": source, "store": store, "map": "", "out": False}
+                self._pictures[folder] = ""
+        return self._pictures[folder]
 
 
 def maps(place: Place, table: pd.DataFrame, first: tuple) -> Iterator[dict]:

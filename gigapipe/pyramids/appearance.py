@@ -43,21 +43,35 @@ class Appearance(NamedTuple):
 
     @classmethod
     def of(cls, pyramid: Pyramid) -> "Appearance | None":
-        """From the overview picture; None without one, or without tissue."""
-        path = pyramid.folder / OVERVIEW
-        if not path.exists() or not pyramid.outline.any():
+        """None without tissue, and of an older store without an overview picture."""
+        density = pyramid.tissue["density"] if "density" in pyramid.tissue else _of_picture(pyramid)
+        if density is None:
             return None
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        shape = pixels.shape[:2]
-        inside = at_pixels(pyramid.outline, (0, shape[0]), (0, shape[1]), shape)
-        if not inside.any():
-            return None
-        counts = np.array([np.bincount(channel[inside], minlength=256) for channel in np.moveaxis(pixels, 2, 0)])
-        density = counts @ DENSITIES / inside.sum()
         (rows, columns), (down, across) = pyramid.source["shape"], pyramid.source["mpp"]
         area = pyramid.tissue["fraction"] * rows * down * columns * across / 1e6
-        return cls([round(float(value), 4) for value in density], round(area, 4), max(down, across))
+        return cls(density, round(area, 4), max(down, across))
+
+
+def _of_picture(pyramid: Pyramid) -> list[float] | None:
+    """The density of the tissue in a store of which it was not noted when it was made."""
+    path = pyramid.folder / OVERVIEW
+    if not path.exists():
+        return None
+    with Image.open(path) as picture:
+        return density_of(np.asarray(picture.convert("RGB")), pyramid.outline)
+
+
+def density_of(picture: np.ndarray, outline: np.ndarray) -> list[float] | None:
+    """Mean optical density in red, green and blue of what lies within an outline of the tissue (row, column), bool.
+
+    The picture (row, column, 3), uint8, and the outline are of the whole slide. None if there is no tissue.
+    """
+    shape = picture.shape[:2]
+    inside = at_pixels(outline, (0, shape[0]), (0, shape[1]), shape)
+    if not inside.any():
+        return None
+    counts = np.array([np.bincount(channel[inside], minlength=256) for channel in np.moveaxis(picture, 2, 0)])
+    return [round(float(value), 4) for value in counts @ DENSITIES / inside.sum()]
 
 
 def of_all(pyramids: Sequence[Pyramid]) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from gigapipe.atomic import atomic_file, resumable_folder
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.progress import Progress
 from gigapipe.pyramids import folders, store
+from gigapipe.pyramids.appearance import density_of
 from gigapipe.pyramids.area import AreaMean, Axis
 from gigapipe.pyramids.blocks import Blocks, Range
 from gigapipe.pyramids.codecs import Codec, rounded
@@ -191,12 +192,12 @@ def _coloured(band: np.ndarray, slide: Slide, settings: Settings) -> np.ndarray:
 
 def _run(job: Job, passes: list[Blocks], threads: int, scheduler: str) -> str:
     """Do what is not done; the slide file's MD5."""
-    tissue = _unless_done(job, "tissue", _make_overview)
-    tasks = {"tissue": tissue}
+    overview = _unless_done(job, "overview", _make_overview)
+    tasks = {"overview": overview}
     for number, blocks in enumerate(passes):
         for block in np.ndindex(blocks.grid):
             key = f"block-{number}-{block[0]}-{block[1]}"
-            outline = tissue if job.settings.clean_background else None
+            outline = overview if job.settings.clean_background else None
             tasks[key] = _unless_done(job, key, _make_block, blocks, block, after=outline)
         for i in blocks.outputs:
             for at, unit in enumerate([] if blocks.is_whole(i) else blocks.units(i)):
@@ -260,7 +261,7 @@ def _make_overview(job: Job, key: str, _after: None) -> None:
         Image.fromarray(picture).save(partial, "PNG", compress_level=1)
     with atomic_file(job.folder / TISSUE) as partial, open(partial, "wb") as file:
         np.savez(file, **asdict(tissue))
-    _mark(job, key, faults)
+    _mark(job, key, {"faults": faults, "density": density_of(picture, tissue.outline)})
 
 
 def _tissue(picture: np.ndarray, slide: Slide, settings: Settings) -> Tissue:
@@ -348,7 +349,7 @@ def _piece(job: Job, i: int, block: tuple[int, int]) -> Path:
 
 
 def _mark(job: Job, key: str, found: dict) -> None:
-    """Leave word that a task is done, and what it `found`: damaged tiles and errors, or levels that cannot be used."""
+    """Leave word that a task is done, and what it `found`: damaged tiles and errors, or how the slide looks."""
     with atomic_file(job.folder / DONE / key) as partial:
         partial.write_text(json.dumps(found), encoding="utf-8")
 
@@ -360,8 +361,8 @@ def _finish(job: Job, slide: Slide, md5: str) -> None:
     damaged = {tuple(at) for mark in marks for at in mark.get("damaged", [])}
     parts = [mark["errors"] for mark in marks]
     errors = [[part[str(i)] for part in parts if str(i) in part] for i in range(len(job.resolutions))]
-    faults = json.loads((job.folder / DONE / "tissue").read_text(encoding="utf-8"))
-    faults |= {str(level): found for level, found in slide.faults.items() if found}
+    of_overview = json.loads((job.folder / DONE / "overview").read_text(encoding="utf-8"))
+    faults = of_overview["faults"] | {str(level): found for level, found in slide.faults.items() if found}
     for level, found in faults.items():
         logger.warning(f"slide {slide.path}: its level {level} is not used: {found}")
     version, levels = job.settings.ome_zarr, len(job.resolutions)
@@ -395,6 +396,7 @@ def _finish(job: Job, slide: Slide, md5: str) -> None:
                 "fraction": tissue.fraction,
                 "verdict": tissue.verdict,
                 "why": tissue.why,
+                "density": of_overview["density"],
             },
         },
     )

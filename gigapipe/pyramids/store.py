@@ -362,7 +362,8 @@ class Pyramid:
 
     @property
     def tissue(self) -> dict:
-        """`box_um`, `fraction`, `verdict`, `why` of `gigapipe.slides.tissue.Tissue`; older stores have no verdict."""
+        """`box_um`, `fraction`, `verdict`, `why` of `gigapipe.slides.tissue.Tissue`, and `density`, the mean optical
+        density of the tissue in red, green and blue, or None; older stores have no density, and some no verdict."""
         return {"verdict": "not judged", "why": ""} | self._attributes["tissue"]
 
     def array(self, mpp: float) -> zarr.Array:

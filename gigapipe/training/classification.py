@@ -163,7 +163,9 @@ class OfCanvases(ABC):
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         self._measure_statistics(batches)
-        said = predict(self.model, self.settings, self.validation, self.streaming, self.features)
+        # As many as in a step fit the memory, for nothing is kept for gradients.
+        together = max(1, self.settings.batch // self.mesh.data) if not self.streaming.memory else 1
+        said = predict(self.model, self.settings, self.validation, self.streaming, self.features, together)
         return self.figures(said, self.validation.truth)
 
     def solved(self, features: np.ndarray, strength: float) -> Layer:
@@ -250,26 +252,29 @@ def predict(
     canvases: Canvases,
     streaming: Streaming,
     features: FrozenFeatures | None = None,
+    together: int = 1,
 ) -> torch.Tensor:
     """Predictions for each slide (slides, outputs), float64, the same on every rank; data ranks divide the slides.
 
-    `features` are used where they are given, which are the model's.
+    `features` are used where they are given, which are the model's. So many slides are computed `together`: of small
+    canvases calling the operations takes longer than computing them.
     """
     mesh = canvases.mesh
     model.eval()
     with settings.autocast(mesh.device):
-        streaming.prepare(model, (1, 3, settings.canvas, settings.canvas))
+        streaming.prepare(model, (together, 3, settings.canvas, settings.canvas))
     found = torch.zeros(len(canvases), len(settings.outputs), dtype=torch.float64)
-    for index in range(mesh.data_index, len(canvases), mesh.data):
+    own = range(mesh.data_index, len(canvases), mesh.data)
+    for indices in (list(own[start : start + together]) for start in range(0, len(own), together)):
         if features:
-            outputs = features.outputs(canvases, [index])
+            outputs = features.outputs(canvases, indices)
         else:
-            images, _ = canvases.batch([index], streaming=streaming)
+            images, _ = canvases.batch(indices, streaming=streaming)
             with settings.autocast(mesh.device):
                 outputs = model(images)
             streaming.done()
         # The ranks of one image have found the same: their sum must count it once.
-        found[index] = settings.said(outputs.cpu().double())[0] / mesh.image_ranks
+        found[indices] = settings.said(outputs.cpu().double()) / mesh.image_ranks
     return mesh.everyone.sum_(found)
 
 
