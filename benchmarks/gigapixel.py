@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     from gigapipe.cli.messages import log_to_stderr
     from gigapipe.pyramids.store import open_array
     from gigapipe.spatial import Mesh, decompose
-    from gigapipe.training.canvases import inverted
+    from gigapipe.training.inverted import inverted
     from gigapipe.training.losses import dice_and_cross_entropy
     from gigapipe.training.streaming import Memory, Streaming
 

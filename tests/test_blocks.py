@@ -156,3 +156,8 @@ def test_what_parameters_take_part_in_is_not_computed_by_blocks(small_blocks):
     decompose(model, Mesh())
     found = [*loss_and_gradients(model, loss, image, classes, PLANS["tiles"]), gain.grad]
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_mask_has_no_gradient():
+    with pytest.raises(ValueError, match="detach it"):
+        dice_and_cross_entropy(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3, requires_grad=True))

@@ -15,8 +15,9 @@ from gigapipe.pyramids import reading, store
 from gigapipe.pyramids.files import stamp
 from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.pyramids.reading import read_pixels
+from gigapipe.pyramids.recycled import Recycled
 from gigapipe.spatial import Mesh, Plan, decompose
-from gigapipe.training.canvases import inverted
+from gigapipe.training.inverted import inverted
 from gigapipe.training.streaming import Memory, Streaming
 
 CHUNKS = 32, 48
@@ -184,3 +185,33 @@ def test_what_a_prediction_may_keep_a_training_may_not(image, tmp_path):
         read_pixels(array, (0, 200), (0, 250), cache=streaming.cache)
         kept = [*streaming.cache._staying.values(), *streaming.cache._recent.values()]
         assert sum(chunk.nbytes for chunk in kept) == (0 if training else image.nbytes)
+
+
+def test_memory_of_arrays_that_are_gone_is_used_again():
+    memory = Recycled(limit=5 * 2**20)
+    first = memory.empty((2**20,))
+    first[:] = 7
+    view = first[100:]
+    place = first.ctypes.data
+    del first
+    second = memory.empty((2**20,))
+    second[:] = 1
+    assert (view == 7).all(), "a view's memory was given to another"
+    del view
+    third = memory.empty((2**18,), np.float32)
+    assert third.ctypes.data == place
+    del second, third
+    assert memory._free_bytes == 2 * 2**20
+    large = memory.empty((2**22,))  # what was kept makes room for it
+    assert memory._used + memory._free_bytes <= memory.limit
+    memory.limit = 0
+    del large
+    assert memory._used == memory._free_bytes == 0
+
+
+@pytest.mark.parametrize("size", [(30, 40), (700, 800)])  # the larger is made by compiled code
+def test_pixels_are_inverted_exactly(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, *size), np.uint8)
+    found = inverted(pixels)
+    assert torch.equal(found, (255 - torch.from_numpy(pixels)).float() / 255)
+    assert found.is_contiguous(memory_format=torch.channels_last)

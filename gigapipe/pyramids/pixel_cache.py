@@ -4,7 +4,6 @@ Chunks are compressed, and their files checked against checksums. Without a cach
 touches a chunk, in either pass.
 """
 
-import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gigapipe.pyramids.files import Range
+from gigapipe.pyramids.recycled import Recycled
 
 STAYING = 0.5
 """Share of the cache for what was read first, which a second pass finds again; the rest is for what was used last."""
@@ -33,6 +33,8 @@ class PixelCache:
 
     def __init__(self, limit: float = 0.0):
         self.limit = limit
+        self.memory = Recycled(limit)
+        """Of chunks, and of what is made of them."""
         self.checked: set[Path] = set()
         """Files whose checksum was right, since the cache was cleared last."""
         self._lock = threading.Lock()
@@ -82,7 +84,7 @@ class PixelCache:
                 raise
         found |= {place: future.result() for place, future in others.items()}
         leading = next(iter(found.values())).shape[:-2] if found else shape[:-2]
-        result = np.empty((*leading, rows[1] - rows[0], columns[1] - columns[0]), np.uint8)
+        result = self.memory.empty((*leading, rows[1] - rows[0], columns[1] - columns[0]))
         for place, chunk in found.items():
             into, of_chunk = grid.overlap(place, rows, columns)
             result[(..., *into)] = chunk[(..., *of_chunk)]
@@ -98,7 +100,10 @@ class PixelCache:
         """A chunk, of which a copy is kept if there is room, and given to those who wait for it."""
         with self._lock:
             room = self._room(pixels.nbytes)
-        chunk = pixels if room is None else _copy(pixels)
+        chunk = pixels
+        if room is not None:  # a copy, for `pixels` may be part of what was read of other chunks, too
+            chunk = self.memory.empty(pixels.shape)
+            chunk[...] = pixels
         with self._lock:
             if room is not None:
                 room[key] = chunk
@@ -162,14 +167,3 @@ def _first_run(places: list[Place]) -> list[Place]:
             break
         run.append(place)
     return run
-
-
-def _copy(pixels: np.ndarray) -> np.ndarray:
-    """A copy in memory that goes back to the system as a whole when it is no longer used, and leaves no gap."""
-    try:
-        memory = mmap.mmap(-1, pixels.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # a process may have so many of them, and chunks can be small
-        return pixels.copy()
-    copy = np.frombuffer(memory, np.uint8, count=pixels.size).reshape(pixels.shape)
-    copy[...] = pixels
-    return copy

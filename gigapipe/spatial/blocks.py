@@ -154,7 +154,7 @@ class _Summed(torch.autograd.Function):
                 if total is not None:
                     wanting.append((parts[ref], total[place]))
             with torch.enable_grad():
-                summed = segment.compute(needed, parts, {})
+                summed = segment.compute(needed, parts, {}, valued=False)
             grads: Sequence[torch.Tensor | None] = [None] * len(wanting)
             if summed.requires_grad:  # else it is of what is detached, or a comparison
                 grads = torch.autograd.grad(summed, [x for x, _ in wanting], grad.to(summed.dtype), allow_unused=True)

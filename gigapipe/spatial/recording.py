@@ -395,9 +395,15 @@ _SUMS = {
 """Functions whose value is the sum of their values for the tiles, if they sum over the image once."""
 
 
-def sums_over_image(ours: Form) -> Form:
+TAKE_VALUED: set[Callable] = set()
+"""Those of them that are told, by their keyword `valued`, whether their value is needed, or their gradient alone."""
+
+
+def sums_over_image(ours: Form, takes_valued: bool = False) -> Form:
     """Register a function of ours as one of them."""
     _SUMS.add(ours)
+    if takes_valued:
+        TAKE_VALUED.add(ours)
     return ours
 
 

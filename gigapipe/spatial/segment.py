@@ -20,7 +20,7 @@ from gigapipe.spatial.constant import Division, Pixel, Rectangles
 from gigapipe.spatial.fusing import Convolved, fused
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
-from gigapipe.spatial.recording import Node, Ref, map_each
+from gigapipe.spatial.recording import TAKE_VALUED, Node, Ref, map_each
 from gigapipe.spatial.tensor import SpatialTensor, cropped
 from gigapipe.spatial.tile import Tile, looked_at
 from gigapipe.spatial.window import Interval, Rectangle
@@ -199,7 +199,7 @@ class Segment:
             for ref in last_used:
                 del values[ref]
             tile.replay(rectangle, node.drawn)
-            if made is self.output.node and isinstance(node, Convolved | Blocks):
+            if made is self.output.node and (isinstance(node, Convolved | Blocks) or node.function in TAKE_VALUED):
                 kwargs["valued"] = valued
                 if before_relu:
                     kwargs["before_relu"] = True

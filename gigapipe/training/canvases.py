@@ -14,6 +14,7 @@ from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
+from gigapipe.training.inverted import inverted
 from gigapipe.training.streaming import Image, Streaming
 
 Read = Callable[[Rectangle], np.ndarray]
@@ -75,32 +76,13 @@ class Canvases:
             readers.append(under_symmetry(of_slide, size, augmentation.symmetry)[0])
 
         def read(rectangle: Rectangle) -> torch.Tensor:
-            images = inverted(np.stack([reader(rectangle) for reader in readers]))
-            return in_colours(images, augmentations)
+            images = [reader(rectangle) for reader in readers]
+            return in_colours(inverted(images, streaming.cache.memory), augmentations)
 
         return streaming.image(read, (len(indices), 3, *size)), self.truth[indices]
 
     def _read(self, pyramid: Pyramid, shift: tuple[int, int], cache: PixelCache, rectangle: Rectangle) -> np.ndarray:
         return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage, cache)
-
-
-BAND = 2**16
-"""Bytes at most of the rows that are worked on at a time: they stay in a CPU's caches."""
-
-
-def inverted(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 images (batch, channel, row, column) as a network sees them: float32, 0 is white and 1 is black.
-
-    What lies outside a slide, and the zeros that a convolution pads with, are then both white glass.
-    """
-    # By bands, and in bytes as far as that goes: a large tile costs as much to bring about as to convolve.
-    images = torch.from_numpy(pixels)
-    found = torch.empty(images.shape, dtype=torch.float32, memory_format=torch.channels_last)
-    rows = max(1, BAND // max(1, images.shape[1] * images.shape[3]))
-    for image, made in zip(images.split(1), found.split(1), strict=True):
-        for band, part in zip(image.split(rows, 2), made.split(rows, 2), strict=True):
-            torch.div((255 - band).contiguous(memory_format=torch.channels_last), 255, out=part)
-    return found
 
 
 def in_colours(images: torch.Tensor, augmentations: list[Augmentation]) -> torch.Tensor:

@@ -141,7 +141,7 @@ class Pairs:
         read, size = under_symmetry(of_image, self.size(index), augmentation.symmetry)
 
         def coloured(rectangle: Rectangle) -> torch.Tensor:
-            return in_colours(inverted(read(rectangle)[None]), [augmentation])
+            return in_colours(inverted([read(rectangle)], streaming.cache.memory), [augmentation])
 
         return streaming.image(coloured, (1, 3, *size))
 

@@ -64,7 +64,8 @@ class Streaming:
             # Now: later the process has memory that it would use again.
             held = allocated(mesh.device)
             kept = keep_some_freed_tensors(memory.limit, torch.get_num_threads()) if held is None else None
-            self.heap = kept or HEAP
+            # As much again is kept of what tiles are read into.
+            self.recycled, self.heap = (kept * torch.get_num_threads(), 2 * kept) if kept else (0.0, HEAP)
             self.base = (resident_memory() if held is None else held) + (_state_of(trained) if trained else 0)
 
     @property
@@ -115,7 +116,7 @@ class Streaming:
         limit = min(most, self.plan.spare) if on_cpu else most
         if self._cache.limit > limit:  # what prediction may keep, training may not
             self._cache.clear()
-        self._cache.limit = limit
+        self._cache.limit, self._cache.memory.limit = limit, limit + self.recycled
 
     @property
     def cache(self) -> PixelCache:
