@@ -14,10 +14,12 @@ from launching import gigapipe
 from gigapipe.configuration.configuration import Network
 from gigapipe.errors import InputError, Unavailable
 from gigapipe.models import RESNETS, pretrained
+from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.models.networks import classifier
 from gigapipe.models.trained_layers import freeze, training_mode
 from gigapipe.published_weights import OFFICIAL, of_resnet
 from gigapipe.pyramids import Pyramid
+from gigapipe.spatial import Mesh, Plan, decompose, shard, stream
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.weight_files import load_foreign
 
@@ -108,6 +110,24 @@ def test_efficientnet_sees_slides_as_its_weights_saw_images():
     assert torch.equal(ours.features.network._blocks[9]._expand_conv.weight, theirs._blocks[9]._expand_conv.weight)
 
 
+def test_features_of_all_stages_are_those_of_each_and_exact_by_tiles():
+    torch.manual_seed(0)
+    model = EfficientNetLite0("frozen", "all").double().eval()
+    image, stages = torch.rand(1, 3, 160, 128, dtype=torch.float64), {}
+    for i in model.ends:
+        model.network._blocks[i].register_forward_hook(lambda module, inputs, out, i=i: stages.update({i: out}))
+    whole = model(image)
+    assert whole.shape == (1, 784, 5, 4) and len(stages) == 7
+    means = torch.cat([each.mean((2, 3)) for each in stages.values()], 1)
+    torch.testing.assert_close(whole.mean((2, 3)), means)
+
+    odd = torch.rand(1, 3, 150, 109, dtype=torch.float64)  # sizes that are halved with a rest
+    expected = model(odd).mean((2, 3))
+    decompose(model, Mesh())
+    found = model(stream(shard(odd, Mesh()), Plan(tile=2, workers=2))).mean((2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     "options, norm",
     [
@@ -128,6 +148,7 @@ def test_norms_are_frozen_where_weights_are_given(options, norm):
         ({"train": "head"}, "the other layers would keep random weights"),
         ({"network": "efficientnet_lite0", "norm": "group"}, "efficientnet_lite0 has batch or frozen; found group"),
         ({"network": "efficientnet_lite0", "width": 8}, "width: is an option of ResNets; remove it"),
+        ({"network": "resnet18", "stages": "all"}, "stages: is an option of efficientnet_lite0; remove it"),
     ],
 )
 def test_what_does_not_go_together_is_said(options, said):

@@ -82,6 +82,11 @@ class Architecture(OwnNetwork):
         description="your own network is a patch encoder: it sees patches of so many pixels a side, one at a time, and "
         "needs no decomposed form; only with train: head or probe",
     )
+    stages: Annotated[Literal["last", "all"], Since("0.2")] = Field(
+        default="last",
+        description="EfficientNet: the feature maps that are pooled: the last one, or those of all stages, finer ones "
+        "averaged to its size (arXiv:1411.5752)",
+    )
     width: Count = Field(
         default=64,
         description="ResNets: number of channels after the stem, 64 in the published networks; each stage doubles it",
@@ -126,6 +131,9 @@ class Architecture(OwnNetwork):
             raise ValueError(f"width: is an option of ResNets; {instead}")
         if self.network == "efficientnet_lite0" and self.norm not in ("batch", "frozen"):
             raise ValueError(f"norm: efficientnet_lite0 has batch or frozen; found {self.norm}")
+        if self.network != "efficientnet_lite0" and self.stages != "last":
+            instead = f"let {self.network} return them" if self.own else "remove it"
+            raise ValueError(f"stages: is an option of efficientnet_lite0; {instead}")
         if self.weights == "imagenet" and self.network not in OFFICIAL:
             raise ValueError(
                 f"weights: imagenet: {self.network} has no official weights; {', '.join(OFFICIAL)} have; or give the "

@@ -136,6 +136,7 @@ def network(settings: dict) -> str:
     width = f", width {settings['width']}" if settings["width"] != 64 else ""
     pool = f", {settings['pool']} pool" if settings["pool"] != "average" else ""
     patch = f", patches of {settings['patch']} px" if settings.get("patch") else ""
+    patch += ", all stages" if settings.get("stages") == "all" else ""
     options = "".join(f", {name} {value}" for name, value in settings.get("network_options", {}).items())
     return settings["network"] + width + patch + pool + options
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from gigapipe import named
 from gigapipe.errors import InputError
-from gigapipe.models.efficientnet import CHANNELS, EfficientNetLite0
+from gigapipe.models.efficientnet import EfficientNetLite0
 from gigapipe.models.patches import Patches
 from gigapipe.models.resnet import POOLS, RESNETS, AttentionPool2d
 from gigapipe.spatial.check import in_one_line
@@ -52,17 +52,20 @@ def classifier(
     pool: str,
     width: int,
     patch: int | None = None,
+    stages: str = "last",
 ) -> nn.Module:
     """An untrained network: canvases (batch, 3, `side`, `side`) to logits (batch, classes).
 
     `options` are the keywords of a function `network` of the user's, which is given the number of `classes`, too, if
-    it has a parameter of that name. With `patch` it takes patches of so many pixels a side, and returns features
-    (batch, channels) of each. InputError if it cannot be made, or makes neither class scores nor an image.
+    it has a parameter of that name. `stages` are those whose maps EfficientNet returns. With `patch` it takes patches
+    of so many pixels a side, and returns features (batch, channels) of each. InputError if it cannot be made, or makes
+    neither class scores nor an image.
     """
     if network in RESNETS:
         return RESNETS[network](classes, norm, pool, width)
     if network == "efficientnet_lite0":
-        return Headed(EfficientNetLite0(norm), CHANNELS, classes, pool)
+        features = EfficientNetLite0(norm, stages)
+        return Headed(features, features.channels, classes, pool)
     if patch:
         encoder = made(network, options)
         shape = output_shape(encoder, network, (patch, patch))

@@ -99,7 +99,7 @@ def choose(resolution: Resolution, side: int | None, config: Configuration, plac
 
 def _classifier(training: Training, side: int) -> nn.Module:
     """The network, of which no gradient is computed of what is not trained."""
-    form = training.norm, training.pool, training.width, training.patch
+    form = training.norm, training.pool, training.width, training.patch, training.stages
     model = classifier(training.network, training.network_options, 2, side, *form)
     freeze(model, training.train, training.network)
     return model

@@ -67,7 +67,7 @@ class CanvasSettings(Network, Settings, ABC):
         return Path(self.weights) if self.weights else None
 
     def model(self) -> nn.Module:
-        form = self.norm, self.pool, self.width, self.patch
+        form = self.norm, self.pool, self.width, self.patch, self.stages
         return in_channels_last(classifier(self.network, self.network_options, len(self.outputs), self.canvas, *form))
 
     def canvases(
@@ -300,7 +300,7 @@ def load_coarser(model: nn.Module, path: Path, settings: CanvasSettings) -> dict
     those of another fold, or of folds divided by another seed.
     """
     weights, theirs = read_model(path, type(settings), own=type(settings) if settings.own_task else None)
-    of_network = ("network", "network_options", "network_code", "patch", "norm", "pool", "width", "outputs")
+    of_network = ("network", "network_options", "network_code", "patch", "stages", "norm", "pool", "width", "outputs")
     for name in (*of_network, "own_task", "task_code", "seed", "fold"):
         if getattr(theirs, name) != getattr(settings, name):
             raise InputError(
