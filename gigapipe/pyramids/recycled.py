@@ -4,6 +4,7 @@ The system clears each page of what it hands out, and a process waits for each. 
 is as much work as to compute with it.
 """
 
+import contextlib
 import math
 import mmap
 import threading
@@ -58,7 +59,8 @@ class Recycled:
                 except OSError:  # a process may have so many of them, and chunks can be small
                     return np.empty(shape, dtype)
                 if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-                    memory.madvise(mmap.MADV_HUGEPAGE)
+                    with contextlib.suppress(OSError):  # of a system without them
+                        memory.madvise(mmap.MADV_HUGEPAGE)
             self._used += size
         array = np.frombuffer(memory, dtype, count)
         weakref.finalize(array, self._give_back, memory, size).atexit = False
@@ -73,7 +75,7 @@ class Recycled:
 
     def _make_room(self, size: int) -> None:
         """Return memory to the system until so much more is within the limit."""
-        for kept in self._free:
+        for kept in list(self._free):  # which an array that ends meanwhile may add to
             while self._free[kept] and self._used + self._free_bytes + size > self._limit:
                 self._free[kept].pop()
                 self._free_bytes -= kept
