@@ -176,6 +176,8 @@ WRONG = {
     "resolutions: [{mpp: 8, canvas: 9, mesh: [1, 1, 1]}, {mpp: 8.0, canvas: 9, mesh: [1, 1, 1]}]": "given twice",
     "seeds: [0, 0]": "seeds: an entry is given twice",
     "{task: tissue, seeds: [0, 1]}": "task: tissue allows one seed",
+    "{task: tissue, training: {network: 'mine.py:net', patch: 16, train: head}}": "training.train: is not used by task",
+    "{task: tissue, training: {weights: w.pt}}": "training.weights: is not used by task tissue; remove it",
     "folds: {by: hospital}": 'folds.by: found "hospital"; allowed is site or patient',
     "folds: {number: 2}": "folds.number: found 2; allowed is a whole number of 3 or more",
     "cohort: {projects: [TCGA-LUAD]}": "cohort: needs `slides`",

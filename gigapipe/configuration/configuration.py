@@ -438,9 +438,18 @@ class Configuration(Options):
             yield f"external: other cohorts are compared for task classes only, not {self.task}; use `gigapipe apply`"
         if self.methods and not task.canvas:
             yield f"methods: task {self.task} has one method only; set its options in training"
+        if not task.canvas and (name := self._unused_by_masks()):
+            yield f"training.{name}: is not used by task {self.task}; remove it"
         if task.needs == "mask" and not self.mask_classes:
             yield f"mask_classes: task {self.task} needs the names of the classes, in the order of their label values"
         if task.needs == "target" and not self.target:
             yield f"target: task {self.task} needs the column of the sample sheet with the numbers to predict"
         if task.needs in ("mask", "target") and not self.slides and not self.phantom.regions:
             yield f"phantom.regions: must be true for task {self.task} with phantoms"
+
+    def _unused_by_masks(self) -> str | None:
+        """An option of networks of canvases that differs from its default; the user's own network is used."""
+        usual, own = Training(), ("network", "network_options") if self.training.own else ()
+        # Backward, for weights come after the norm that follows from them.
+        names = (name for name in reversed(Network.model_fields) if name not in own)
+        return next((name for name in names if getattr(self.training, name) != getattr(usual, name)), None)
