@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         return (cache.read(name, array.shape, array.chunks, load, *rectangle) if cache else load(*rectangle))[None]
 
     def image(rectangle):
-        return inverted(pixels_of("image", rectangle))
+        return inverted(pixels_of("image", rectangle), streaming.cache.memory)
 
     def mask(rectangle):
         return torch.from_numpy(pixels_of("mask", rectangle)).float()
