@@ -215,3 +215,4 @@ def test_pixels_are_inverted_exactly(size):
     found = inverted(pixels)
     assert torch.equal(found, (255 - torch.from_numpy(pixels)).float() / 255)
     assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(inverted(pixels[:, :, :1][:, :, ::-1]), found[:, :, :1])  # a flipped row has a negative stride

@@ -32,7 +32,7 @@ def inverted(images: Sequence[np.ndarray], memory: Recycled | None = None) -> to
     band = max(1, BAND // max(1, channels * columns))
     for image, made in zip(images, torch.from_numpy(found), strict=True):
         for start in range(0, rows, band):
-            part = 255 - torch.from_numpy(image[:, start : start + band])
+            part = torch.from_numpy(255 - image[:, start : start + band])  # by numpy, which knows negative strides
             torch.div(part.movedim(0, 2).contiguous(), 255, out=made[start : start + band])
     return torch.from_numpy(found).movedim(3, 1)
 
