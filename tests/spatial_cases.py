@@ -455,7 +455,8 @@ COMPARED = [
     for function, ours in DECOMPOSED.items()
     if ours.__module__.startswith("gigapipe.spatial") and function not in REFUSED | DIFFERENTIATION | RANDOM
 ]
-"""Torch's functions that have a decomposed form. That of patch encoders is not torch's, and is in test_patches.py."""
+"""Torch's functions that have a decomposed form. Those of patch encoders
+and of a loss of masks are of no torch function, and are in test_patches.py and test_blocks.py."""
 
 OPERATIONS = {".".join(spelling(function)): _operation(function) for function in COMPARED}
 """Each torch function that has a decomposed form, by name. One that is called otherwise than f(x) stands in `CALLS`."""

@@ -136,9 +136,9 @@ def network(settings: dict) -> str:
     width = f", width {settings['width']}" if settings["width"] != 64 else ""
     pool = f", {settings['pool']} pool" if settings["pool"] != "average" else ""
     patch = f", patches of {settings['patch']} px" if settings.get("patch") else ""
-    patch += ", all stages" if settings.get("stages") == "all" else ""
+    stages = ", all stages" if settings.get("stages") == "all" else ""
     options = "".join(f", {name} {value}" for name, value in settings.get("network_options", {}).items())
-    return settings["network"] + width + patch + pool + options
+    return settings["network"] + width + patch + stages + pool + options
 
 
 def start(settings: dict, started_from: dict | None) -> str:

@@ -47,7 +47,7 @@ class Place:
     results: Path
     page: Path
     """Its folder."""
-    _pictures: dict[Path, str] = field(default_factory=dict)
+    _pictures: dict[Path, str] = field(default_factory=dict, init=False, repr=False)
     """Of pyramids: several parts of a page show the same ones."""
 
     def link(self, store: Path) -> str:

@@ -45,6 +45,7 @@ class EfficientNetLite0(nn.Module):
         return self._of_all_stages(x) if self.ends else self.network.extract_features(x)
 
     def _of_all_stages(self, x):
+        """Images (batch, 3, rows, columns) to (batch, 784, rows / 32, columns / 32)."""
         network, found = self.network, None
         x = network._swish(network._bn0(network._conv_stem(x)))
         for i, block in enumerate(network._blocks):
@@ -61,7 +62,9 @@ class EfficientNetLite0(nn.Module):
 
 
 def _shrunk(x, size):
-    """An image of finer stages at the size of the next, whose convolution halves it, rounding up, or leaves it."""
+    """Maps of finer stages (batch, channels, …) at the `size` (rows, columns) of the next, whose convolution halves
+    them, rounding up, or leaves them.
+    """
     return x if x.shape[-2:] == size else F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
 
 

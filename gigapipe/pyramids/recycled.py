@@ -1,7 +1,7 @@
 """Memory of arrays that are gone, kept for new ones of the same size.
 
-The system clears each page of what it hands out, and a process waits for each. Of an image that is read by tiles that
-is as much work as to compute with it.
+The system clears each page of what it hands out, and a process waits for each. Of a large image that is read by tiles
+that was a quarter of a training step's processor time (docs/streaming.md).
 """
 
 import contextlib
