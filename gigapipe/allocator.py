@@ -9,18 +9,25 @@ import ctypes
 import os
 import platform
 import sys
+from typing import NamedTuple
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 LARGE = 2**20  # bytes; smaller ones a heap keeps, and no plan counts what they fragment
 
-LARGE_WHERE_ROOMY = 2**22
-"""The same where memory is not short: to clear pages is then a fifth of a streamed step that it need not be."""
 
-HEAP_WHERE_ROOMY = 60_000_000
-"""Bytes that each thread then has of them beside what it computes with (measured)."""
+class Kept(NamedTuple):
+    """What threads keep of the memory that they free."""
 
-ROOMY = 10
-"""So many times what all threads keep in this way a process has at least, that is not short of memory."""
+    large: int
+    """Bytes from which a tensor is given back at once; 32 MB are the most that glibc takes."""
+    heap: int
+    """Bytes that each thread then has of smaller ones beside what it computes with, at most (measured)."""
+    memory: int
+    """Bytes that a process has at least for each thread, that can afford it."""
+
+
+WHERE_ROOMY = Kept(2**25, 200_000_000, 2_000_000_000), Kept(2**22, 60_000_000, 300_000_000)
+"""The most first. To clear pages is else a fifth of a streamed step, or more."""
 
 
 def return_freed_tensors() -> None:
@@ -34,17 +41,18 @@ def return_freed_tensors() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
-def keep_some_freed_tensors(memory: float, threads: int) -> float | None:
+def keep_some_freed_tensors(memory: float, threads: int) -> int | None:
     """Keep more of what is freed, if so many threads can afford it of so many bytes that the process may take.
 
-    Returns the bytes that each keeps, or None where it is as `return_freed_tensors` has it.
+    Returns the bytes that each keeps at most, or None where it is as `return_freed_tensors` has it.
     """
-    if not _is_ours() or memory < ROOMY * threads * HEAP_WHERE_ROOMY:
+    kept = next((k for k in WHERE_ROOMY if memory >= threads * k.memory), None)
+    if kept is None or not _is_ours():
         return None
     library = ctypes.CDLL(None)
-    library.mallopt(M_MMAP_THRESHOLD, LARGE_WHERE_ROOMY)
-    library.mallopt(M_TRIM_THRESHOLD, HEAP_WHERE_ROOMY)
-    return HEAP_WHERE_ROOMY
+    library.mallopt(M_MMAP_THRESHOLD, kept.large)
+    library.mallopt(M_TRIM_THRESHOLD, kept.heap)
+    return kept.heap
 
 
 def _is_ours() -> bool:

@@ -163,12 +163,12 @@ def plan_streaming(
 
     `loss` is called with the model's output if that is an image, and must return a number. `base` is the memory of the
     process without the image, in bytes; by default its present memory plus gradients. On a CPU `threads` (by default
-    the number that torch uses for an operation) compute tiles in parallel if memory suffices, and have `heap` bytes
-    each beside what is counted (more than the default where a process keeps what it frees). With `read`, images are
-    read when they are used, and are not in that memory. `speed` is the device's,
-    by default what `speed_of` says: of a GPU it is measured once, which takes a second or two. On a `disk`
-    (`speed.disk_in`) images are kept that do not fit into memory, if that takes less time than to make them again. Call
-    it under the autocast of the step, and under no_grad for a prediction. All ranks of the mesh must call it. Raises
+    the number that torch uses for an operation) compute tiles in parallel if memory suffices, and have up to `heap`
+    bytes each beside what is counted (more than the default where a process keeps what it frees). With `read`, images
+    are read when they are used, and are not in that memory. `speed` is the device's, by default what `speed_of` says:
+    of a GPU it is measured once, which takes a second or two. On a `disk` (`speed.disk_in`) images are kept that do not
+    fit into memory, if that takes less time than to make them again. Call it under the autocast of the step, and under
+    no_grad for a prediction. All ranks of the mesh must call it. Raises
     ValueError, with a remedy, if no plan fits, or if several ranks share an image and a disk is given.
     """
     mesh = mesh or Mesh()

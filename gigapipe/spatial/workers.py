@@ -6,6 +6,8 @@ sum is the same to the bit, however many threads there are and whichever is done
 """
 
 import contextlib
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -15,6 +17,10 @@ from gigapipe.spatial.torch_internals import watched_by_modes
 
 AHEAD = 1
 """How many more tiles than workers may have been begun and not taken: then unlike tiles keep nobody waiting."""
+
+MANY = 16
+"""After so many tiles a worker, what they left free in the C library's heaps is given back to the system: the next
+segment's tiles are of other sizes, and need other memory. To clear it again costs little beside so many tiles."""
 
 
 def waiting(workers: int) -> int:
@@ -48,6 +54,14 @@ def side_by_side(count: int, workers: int, work: Callable[[int], Callable[[], No
                 thread.join()
     if crew.error is not None:
         raise crew.error
+    if count >= MANY * workers and sys.platform == "linux":
+        _give_back()
+
+
+def _give_back() -> None:
+    """What the C library has free; of others than glibc, nothing."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ BAND = 2**16
 LARGE = 2**20
 """Bytes of pixels from which on compiled code is faster, which takes a third of a second to load."""
 
+COMPILED = 120_000_000
+"""Bytes that a process then takes for that code, and for what it is compiled with (measured)."""
+
 
 def inverted(images: Sequence[np.ndarray], memory: Recycled | None = None) -> torch.Tensor:
     """uint8 images (channel, row, column) as a network sees them: (batch, channel, row, column), float32, 0 is white

@@ -22,6 +22,7 @@ from gigapipe.spatial.recording import Recorded, without_pixels
 from gigapipe.spatial.speed import Disk, disk_in
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.devices import allocated
+from gigapipe.training.inverted import COMPILED, LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ Image = SpatialTensor | Recorded
 
 ON_HOST = 2**30
 """Bytes of decoded pixels that a host keeps for a GPU, whose memory alone is limited."""
+
+RECYCLED = 60_000_000
+"""Bytes that a rank keeps for each thread of what tiles were read into, where memory is not short."""
+
+RECYCLED_SHARE = 0.05
+"""The share of the memory that this is at most."""
 
 KEPT = 2**27
 """Bytes of decoded pixels that a rank keeps from epoch to epoch, at most, of slides that are not computed by tiles.
@@ -63,10 +70,12 @@ class Streaming:
             without_pixels()  # loads what planning needs
             # Now: later the process has memory that it would use again.
             held = allocated(mesh.device)
-            kept = keep_some_freed_tensors(memory.limit, torch.get_num_threads()) if held is None else None
-            # As much again is kept of what tiles are read into.
-            self.recycled, self.heap = (kept * torch.get_num_threads(), 2 * kept) if kept else (0.0, HEAP)
-            self.base = (resident_memory() if held is None else held) + (_state_of(trained) if trained else 0)
+            threads = torch.get_num_threads()
+            kept = keep_some_freed_tensors(memory.limit, threads) if held is None else None
+            self.heap = kept or HEAP
+            self.recycled = min(RECYCLED * threads, RECYCLED_SHARE * memory.limit) if kept else 0.0
+            present = resident_memory() if held is None else held
+            self.base = present + self.recycled + (_state_of(trained) if trained else 0)
 
     @property
     def limit(self) -> int | None:
@@ -91,6 +100,7 @@ class Streaming:
             try:
                 compared = loss and (lambda output: loss(output, output))
                 device, limit = self.mesh.device, self.memory.limit
+                loaded_later = COMPILED if device.type == "cpu" and math.prod(shape[1:]) >= LARGE else 0
                 plan = plan_streaming(
                     model,
                     shape,
@@ -98,7 +108,7 @@ class Streaming:
                     self.mesh,
                     compared,
                     device=device,
-                    base=self.base,
+                    base=self.base + loaded_later,
                     disk=self.disk,
                     heap=self.heap,
                     read=True,
