@@ -26,6 +26,8 @@ from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.training.losses import dice_and_cross_entropy_of_classes
 
 TOLERANCE = 1e-10
+HEAPS = 0.0, 1e15
+"""Bytes that a thread keeps at most of what it frees."""
 
 
 def half_white(*shape: int) -> torch.Tensor:
@@ -291,6 +293,14 @@ def test_a_plan_streams_no_more_than_it_must():
     assert tight.kept and tight.peak <= 4e9 and roomy.time < tight.time < 2
     with pytest.raises(ValueError, match="at least .* GB are needed"):
         plan_streaming(model, (1, 3, 4096, 4096), 1e6)
+
+
+@pytest.mark.slow
+def test_a_heap_that_keeps_what_is_freed_is_planned_to_grow_with_the_tiles_and_no_further():
+    model = resnet18(2).eval()
+    plans = [plan_streaming(model, (1, 3, 2048, 2048), 9e8, base=4e8, threads=2, heap=heap) for heap in HEAPS]
+    without, with_any = (plan.peak for plan in plans)
+    assert without < with_any < 9e8
 
 
 def test_a_plan_for_a_model_that_drops_out_draws_no_numbers_of_its_own():

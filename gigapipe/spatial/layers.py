@@ -62,10 +62,6 @@ HEAP = 5_000_000
 """Bytes that a thread which computes tiles has beside what is counted: its own heap, of small tensors (measured where
 what is freed is given back, from 1 MB on)."""
 
-FRAGMENTED = 1.25
-"""Bytes that a heap which keeps what tiles free has at most beside what is used of it, in those of a tile (1.0 to 1.4
-were measured)."""
-
 
 class Tiled(NamedTuple):
     """What a segment costs by tiles of a size: bytes at a time, forward and backward, and the time of it all."""
@@ -204,7 +200,8 @@ class Layers:
         once += 2 * READING * self.speed.byte * looked_at
         tiles = math.prod(count)
         side = min(self.workers, tiles) or 1
-        heap = min(self.heap, HEAP + FRAGMENTED * max(forward, backward)) if self.workers else 0
+        # A heap that keeps what tiles free has at most as much again as a tile (measured).
+        heap = min(self.heap, HEAP + max(forward, backward)) if self.workers else 0
         # Beside those that are computed, tiles wait whose results, or gradients, are not yet taken.
         made = 0.0 if output.sums else self.held(output) / tiles
         weights = sum({id(t): t.nbytes for node in nodes for t in node.tensors if t.requires_grad}.values())

@@ -28,6 +28,7 @@ from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.streamed import Streamed, parameters
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.window import Rectangle, Stretches, split
+from gigapipe.spatial.workers import give_back
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Program(Recorder):
                     self._held(Ref(node, i))
         nodes, inputs = needed_nodes(output.node, self.held)
         if self._at_once and self.plan.whole_from is not None and nodes[0].index >= self.plan.whole_from:
+            if self.plan.workers and self.device.type == "cpu":
+                give_back()  # what tiles left, which is not planned beside what comes now
             return Segment(self.mesh, nodes, inputs, output).whole([self.whole(ref).local for ref in inputs])
         # Not this program itself, which holds the tensors whose graph holds the segment.
         forget = functools.partial(_forget, weakref.ref(self))

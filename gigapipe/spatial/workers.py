@@ -54,13 +54,13 @@ def side_by_side(count: int, workers: int, work: Callable[[int], Callable[[], No
                 thread.join()
     if crew.error is not None:
         raise crew.error
-    if count >= MANY * workers and sys.platform == "linux":
-        _give_back()
+    if count >= MANY * workers:
+        give_back()
 
 
-def _give_back() -> None:
-    """What the C library has free; of others than glibc, nothing."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+def give_back() -> None:
+    """Give back to the system what the C library has free; of others than glibc, nothing."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
