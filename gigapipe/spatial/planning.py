@@ -168,8 +168,8 @@ def plan_streaming(
     are read when they are used, and are not in that memory. `speed` is the device's, by default what `speed_of` says:
     of a GPU it is measured once, which takes a second or two. On a `disk` (`speed.disk_in`) images are kept that do not
     fit into memory, if that takes less time than to make them again. Call it under the autocast of the step, and under
-    no_grad for a prediction. All ranks of the mesh must call it. Raises
-    ValueError, with a remedy, if no plan fits, or if several ranks share an image and a disk is given.
+    no_grad for a prediction. All ranks of the mesh must call it. Raises ValueError, with a remedy, if no plan fits, or
+    if several ranks share an image and a disk is given.
     """
     mesh = mesh or Mesh()
     if disk and mesh.image_ranks > 1:

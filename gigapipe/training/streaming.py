@@ -100,7 +100,7 @@ class Streaming:
             try:
                 compared = loss and (lambda output: loss(output, output))
                 device, limit = self.mesh.device, self.memory.limit
-                loaded_later = COMPILED if device.type == "cpu" and math.prod(shape[1:]) >= LARGE else 0
+                loaded_later = COMPILED if device.type == "cpu" and math.prod(shape) >= LARGE else 0
                 plan = plan_streaming(
                     model,
                     shape,
