@@ -180,17 +180,20 @@ async def shown(browser: str, folder: Path, address: str) -> tuple[np.ndarray, l
                     session = {"sessionId": message["params"]["sessionId"]}
                     await send("Network.enable", 2, session)
                     await send("Runtime.runIfWaitingForDebugger", 3, session)
-            return message["result"]
+            return message
 
         await call("Network.enable")
         await call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
         await call("Page.navigate", url=address)
-        pictures = [b""] * 3
+        pictures, said = [b""] * 3, ""
         until = time.monotonic() + 60
         while len(set(pictures[-3:])) > 1 or not any(re.search(r"/maps/.*/0/.*/0$", url) for url in asked):  # a chunk
-            assert time.monotonic() < until, "the viewer does not come to rest"
+            assert time.monotonic() < until, f"the viewer does not come to rest {said}"
             await asyncio.sleep(1)
-            pictures.append(base64.b64decode((await call("Page.captureScreenshot"))["data"]))
+            taken = await call("Page.captureScreenshot")
+            said = taken.get("error", "")  # a browser that is busy takes no picture
+            if not said:
+                pictures.append(base64.b64decode(taken["result"]["data"]))
         return np.asarray(Image.open(io.BytesIO(pictures[-1])).convert("RGB")), asked
     finally:
         process.terminate()
