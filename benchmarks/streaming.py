@@ -33,11 +33,12 @@ def memory(key: str) -> int:
 
 def kept_of_freed(limit: int) -> float | None:
     """What each thread keeps of freed memory, as in a training with that limit; `--before`'s gigapipe may keep none."""
-    try:
-        from gigapipe.allocator import keep_some_freed_tensors
-    except ImportError:
-        return None
-    return keep_some_freed_tensors(limit, len(os.sched_getaffinity(0)))
+    from gigapipe import allocator, spatial
+
+    heap = getattr(spatial, "heap", allocator)  # it was there before
+    keep = getattr(heap, "keep_some_freed_tensors", None)
+    kept = keep(limit, len(os.sched_getaffinity(0))) if keep else None
+    return getattr(kept, "heap", kept)
 
 
 def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder: Path | None) -> None:

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from gigapipe.allocator import WHERE_ROOMY, keep_some_freed_tensors
+from gigapipe.spatial.heap import WHERE_ROOMY, keep_some_freed_tensors
 from gigapipe.training.inverted import COMPILED
 
 KEPT = """
 import sys
-from gigapipe.allocator import keep_some_freed_tensors, return_freed_tensors
+from gigapipe.allocator import return_freed_tensors
+from gigapipe.spatial.heap import keep_some_freed_tensors
 return_freed_tensors()
 import torch
 from gigapipe.spatial.planning import resident_memory
@@ -18,7 +19,7 @@ kept = keep_some_freed_tensors(float(sys.argv[1]), 1)
 some = [torch.ones(2**19) for _ in range(200)]  # of 2 MB
 before = resident_memory()
 del some[:100]
-print(kept or 0, before - resident_memory())
+print(kept.heap if kept else 0, before - resident_memory())
 """
 
 
@@ -39,7 +40,8 @@ def test_all_is_given_back_where_memory_is_short_and_where_the_environment_says_
 
 AFTER_TILES = """
 import sys
-from gigapipe.allocator import keep_some_freed_tensors, return_freed_tensors
+from gigapipe.allocator import return_freed_tensors
+from gigapipe.spatial.heap import keep_some_freed_tensors
 return_freed_tensors()
 import torch
 from gigapipe.spatial.planning import resident_memory

@@ -182,9 +182,11 @@ async def shown(browser: str, folder: Path, address: str) -> tuple[np.ndarray, l
                     await send("Runtime.runIfWaitingForDebugger", 3, session)
             return message
 
-        await call("Network.enable")
-        await call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
-        await call("Page.navigate", url=address)
+        attach = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+        steps = ("Network.enable", {}), ("Target.setAutoAttach", attach), ("Page.navigate", {"url": address})
+        for method, parameters in steps:
+            done = await call(method, **parameters)
+            assert "result" in done, done
         pictures, said = [b""] * 3, ""
         until = time.monotonic() + 60
         while len(set(pictures[-3:])) > 1 or not any(re.search(r"/maps/.*/0/.*/0$", url) for url in asked):  # a chunk

@@ -21,6 +21,7 @@ import torch
 from gigapipe.spatial import statistical  # noqa: F401  registers what norms are on a streamed image
 from gigapipe.spatial.gradients import leave
 from gigapipe.spatial.halo import gather_halo
+from gigapipe.spatial.heap import give_back
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
@@ -28,7 +29,6 @@ from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.streamed import Streamed, parameters
 from gigapipe.spatial.tensor import SpatialTensor
 from gigapipe.spatial.window import Rectangle, Stretches, split
-from gigapipe.spatial.workers import give_back
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ sum is the same to the bit, however many threads there are and whichever is done
 """
 
 import contextlib
-import ctypes
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import torch
 
+from gigapipe.spatial.heap import give_back
 from gigapipe.spatial.torch_internals import watched_by_modes
 
 AHEAD = 1
@@ -56,12 +55,6 @@ def side_by_side(count: int, workers: int, work: Callable[[int], Callable[[], No
         raise crew.error
     if count >= MANY * workers:
         give_back()
-
-
-def give_back() -> None:
-    """Give back to the system what the C library has free; of others than glibc, nothing."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 @contextlib.contextmanager

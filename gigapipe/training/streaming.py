@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gigapipe.allocator import keep_some_freed_tensors
 from gigapipe.errors import InputError
 from gigapipe.progress import Progress
 from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.spatial import Mesh, Plan, SpatialTensor, plan_streaming, stream
 from gigapipe.spatial.costs import trained_bytes, training_state
+from gigapipe.spatial.heap import keep_some_freed_tensors
 from gigapipe.spatial.layers import HEAP
 from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
@@ -72,7 +72,7 @@ class Streaming:
             held = allocated(mesh.device)
             threads = torch.get_num_threads()
             kept = keep_some_freed_tensors(memory.limit, threads) if held is None else None
-            self.heap = kept or HEAP
+            self.heap = kept.heap if kept else HEAP
             self.recycled = min(RECYCLED * threads, RECYCLED_SHARE * memory.limit) if kept else 0.0
             present = resident_memory() if held is None else held
             self.base = present + self.recycled + (_state_of(trained) if trained else 0)
