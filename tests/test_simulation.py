@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from projects import configured, fresh_copy, make_results, start, watched
+from projects import configured, fresh_copy, make_results, processes_of, start, watched
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -121,7 +121,7 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):
         phantom=phantom,
         folds={"number": 3},
         resolutions=[{"mpp": 8, "canvas": 52, "mesh": [1, 2, 1]}],
-        training={"epochs": 10, "batch": 2, "network": "resnet10", "width": 8},  # the first not its last when killed
+        training={"epochs": 10, "batch": 2, "network": "resnet10", "width": 8},
         maps=0,
     )
     # As on Summit, but looked at more often than GPFS likes.
@@ -130,11 +130,15 @@ def test_the_road_under_the_simulation(lsf, project, tmp_path):
     killed = []
 
     def kill() -> None:
-        if not killed and list(own.glob("results/8um/fold-0/checkpoints/*.pt")):
-            submitted = [line for line in (lsf / "lines").read_text().splitlines() if line.startswith("bsub")]
-            trainings = [i for i, line in enumerate(submitted, start=1) if "gigapipe.train." in line]
-            killed.append(next(i for i in trainings if (lsf / f"{i}.state").read_text() == "RUN"))
-            subprocess.run(["bkill", str(killed[0])], check=True)
+        states = list(own.glob("results/8um/fold-*/checkpoints/*.pt"))
+        if killed or not states:
+            return
+        model = str(states[0].parent.with_name("model.pt").relative_to(own))
+        for rank in processes_of(own, model)[-1:]:
+            rank.suspend()  # or the training would be over before it is killed
+            outputs = own.glob(".snakemake/lsf/*.train.out")
+            killed.append(next(path.name.split(".")[0] for path in outputs if model in path.read_text()))
+            subprocess.run(["bkill", killed[0]], check=True)
 
     output = watched(process, kill)
     assert process.returncode == 0, output

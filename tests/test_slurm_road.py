@@ -42,7 +42,7 @@ def test_the_road_under_slurm_with_trainings_cancelled_killed_and_out_of_time(sl
         if flag == "JobId":
             # One rank stands still, as a process does that waits for a file system which is gone; or the training
             # would be over before that minute is.
-            processes_of(project, GIGAPIPE, "train", "--fold", "0")[-1].suspend()
+            processes_of(project, GIGAPIPE, "results/8um/fold-0/model.pt")[-1].suspend()
             slurm(*end, f"JobId={running[1]}")
         else:
             slurm(*end, flag, running[1])
