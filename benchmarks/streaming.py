@@ -31,13 +31,16 @@ def memory(key: str) -> int:
     return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
-def kept_of_freed(limit: int) -> float | None:
-    """What each thread keeps of freed memory, as in a training with that limit; `--before`'s gigapipe may keep none."""
+def kept_of_freed(present: int, limit: int) -> float | None:
+    """What each thread keeps of freed memory, as in a training that may take `limit` bytes beside its `present` ones.
+
+    `--before`'s gigapipe may keep none.
+    """
     from gigapipe import allocator, spatial
 
-    heap = getattr(spatial, "heap", allocator)  # it was there before
+    heap = getattr(spatial, "heap", allocator)  # it was there before, and counted both
     keep = getattr(heap, "keep_some_freed_tensors", None)
-    kept = keep(limit, len(os.sched_getaffinity(0))) if keep else None
+    kept = keep(limit + present * (heap is allocator), len(os.sched_getaffinity(0))) if keep else None
     return getattr(kept, "heap", kept)
 
 
@@ -67,7 +70,7 @@ def worker(size: int, precision: str, norm: str, limit: int, steps: int, folder:
         beside["disk"] = disk_in(folder, torch.device("cpu"))[0]
     before, plan = memory("VmRSS"), None
     if limit:
-        if kept := kept_of_freed(before + limit):
+        if kept := kept_of_freed(before, limit):
             beside["heap"] = kept
         decompose(model, Mesh())
         with autocast:

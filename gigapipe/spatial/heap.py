@@ -30,20 +30,21 @@ class Kept(NamedTuple):
     heap: int
     """Bytes of smaller ones that each thread then has beside what it computes with, at most (measured)."""
     memory: int
-    """Bytes that a process has at least for each thread, that can afford it."""
+    """Bytes that a process that can afford it has at least for the images of each thread."""
     huge: bool
     """Whether the heap is made of huge pages, as large as what is kept, before it is used."""
 
 
 WHERE_ROOMY = (
-    Kept(2**25, 200_000_000, 2_000_000_000, huge=True),
-    Kept(2**22, 60_000_000, 300_000_000, huge=False),  # what tiles leave would fill too many huge pages
+    Kept(2**25, 200_000_000, 1_800_000_000, huge=True),
+    Kept(2**23, 60_000_000, 500_000_000, huge=True),
+    Kept(2**22, 60_000_000, 130_000_000, huge=False),  # what tiles leave would fill too many huge pages
 )
 """The most first."""
 
 
 def keep_some_freed_tensors(memory: float, threads: int) -> Kept | None:
-    """Keep more of what is freed, if so many threads can afford it of so many bytes that the process may take.
+    """Keep more of what is freed, if so many threads can afford it of so many bytes that a process has for images.
 
     Returns what is kept, or None where nothing is. Without effect where the C library is not glibc, or where the
     environment says how it keeps memory.

@@ -71,10 +71,10 @@ class Streaming:
             # Now: later the process has memory that it would use again.
             held = allocated(mesh.device)
             threads = torch.get_num_threads()
-            kept = keep_some_freed_tensors(memory.limit, threads) if held is None else None
+            present = resident_memory() if held is None else held
+            kept = keep_some_freed_tensors(memory.limit - present, threads) if held is None else None
             self.heap = kept.heap if kept else HEAP
             self.recycled = min(RECYCLED * threads, RECYCLED_SHARE * memory.limit) if kept else 0.0
-            present = resident_memory() if held is None else held
             self.base = present + self.recycled + (_state_of(trained) if trained else 0)
 
     @property
