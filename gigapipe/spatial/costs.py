@@ -158,7 +158,7 @@ class Operation:
     made: float
     """Bytes."""
     padded: float
-    """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge."""
+    """Bytes of its operand, which is copied, and the copy kept, where a tile lies at the image's edge, and on ranks."""
     arithmetic: float
     """Time, by the device's `Speed`."""
     moved: float

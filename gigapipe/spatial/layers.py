@@ -191,7 +191,7 @@ class Layers:
         parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
         looked_at = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs if self.read and ref.node.is_source)
         operations = [self.operation(made, node) for made, node in segment.computed.items()]
-        forward, backward = self._at_a_time(operations, areas, tiled=True)
+        forward, backward = self._at_a_time(operations, areas, copied=True)
         # What is held is in memory, and no cache has it.
         held_parts = parts - looked_at + sum(operation.made * areas[output] for operation in operations[-1:])
         from_memory = held_parts * (self.speed.byte - self.speed.moving(held_parts))
@@ -251,7 +251,8 @@ class Layers:
             segment = Segment(self.mesh, *needed_nodes(output, {Ref(first)} if first else ()), Ref(output))
             operations = [self.operation(made, node) for made, node in segment.computed.items()]
         areas = {operation.node: self.area(operation.node) for operation in operations}
-        forward, backward = self._at_a_time(operations, areas, tiled=False)
+        divided = self.mesh.rows * self.mesh.columns > 1
+        forward, backward = self._at_a_time(operations, areas, copied=divided)  # beside its neighbours' pixels
         time = sum(passes(again=operation.block > 0) * self.time([operation], areas) for operation in operations)
         used = {ref.node for operation in operations for ref in operation.operands}
         sources = sum(self.held(node) for node in self.sources if self.read and node in used)
@@ -263,8 +264,11 @@ class Layers:
         return computed + len(operations) * self.speed.operation
 
     @staticmethod
-    def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], tiled: bool) -> tuple[float, float]:
-        """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward."""
+    def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], copied: bool) -> tuple[float, float]:
+        """Bytes held at the worst moment: forward without a graph, and in a pass with one and backward.
+
+        `copied`: what needs pixels beyond the edge of its operand copies that.
+        """
         last = {ref: operation.node for operation in operations for ref in operation.operands}
         made = {operation.node: operation.made * areas[operation.node] for operation in operations}
         ends: dict[Node, list[Ref]] = {}
@@ -274,8 +278,10 @@ class Layers:
         seen: set[Ref] = set()
         for operation in operations:
             pixels = areas[operation.node]
-            padded = operation.padded * pixels if tiled else 0.0
+            padded = operation.padded * pixels if copied else 0.0
             live += made[operation.node]
+            if operation.node.in_place and (changed := operation.operands[0].node) in made:
+                made[operation.node], made[changed] = made[changed], 0.0  # the same memory
             beside = operation.beside(pixels)
             forward = max(forward, live + padded + beside)
             live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))
