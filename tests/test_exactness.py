@@ -57,6 +57,11 @@ def test_ranks_that_stream_their_shards_are_exact(ranks, network, mesh):
         assert error <= 1e-10, worst
 
 
+def test_a_rank_is_planned_to_copy_what_it_adds_halos_to(ranks):
+    image = 8 * 512 * 512 * 4 / 2  # bytes of one rank's half
+    assert ranks("streaming.planned", mesh=(1, 2, 1)) == [(2 + 0.25) * image] * 2
+
+
 @pytest.mark.parametrize("mesh, tile", [((1, 2, 2), None), ((1, 2, 1), 40)])
 def test_the_loss_of_several_classes_is_exact_on_ranks(ranks, mesh, tile):
     for errors in ranks("streaming.loss_of_classes", tile, mesh=mesh):

@@ -304,12 +304,13 @@ def test_a_heap_that_keeps_what_is_freed_is_planned_to_grow_with_the_tiles_and_n
 
 
 def test_what_is_changed_in_place_is_held_until_its_last_use():
-    plain, changed = nn.Tanh(), nn.Sequential(nn.Tanh(), nn.ReLU(inplace=True))
-    pool = nn.MaxPool2d(3, 2, 1)
-    models = [decompose(nn.Sequential(first, pool).eval(), Mesh()) for first in (plain, changed)]
+    """Also what is changed first, for that is a copy of the input."""
+    changed = nn.ReLU(inplace=True)
+    first = nn.Tanh(), nn.Sequential(nn.Tanh(), changed), changed
+    models = [decompose(nn.Sequential(one, nn.MaxPool2d(3, 2, 1)), Mesh()) for one in first]
     with torch.no_grad():
         peaks = [plan_streaming(model, (1, 8, 512, 512), 50e9, base=0.0).peak for model in models]
-    assert peaks[0] == peaks[1] >= 1.25 * 8 * 512**2 * 4
+    assert peaks == [1.25 * 8 * 512**2 * 4] * 3
 
 
 def test_a_plan_for_a_model_that_drops_out_draws_no_numbers_of_its_own():

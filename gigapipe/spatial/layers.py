@@ -279,9 +279,12 @@ class Layers:
         for operation in operations:
             pixels = areas[operation.node]
             padded = operation.padded * pixels if copied else 0.0
+            changed = operation.operands[0] if operation.node.in_place else None
+            if changed and changed.node not in made:  # what is held is copied
+                made[operation.node] = bytes_a_pixel(changed) * pixels
             live += made[operation.node]
-            if operation.node.in_place and (changed := operation.operands[0].node) in made:
-                made[operation.node], made[changed] = made[changed], 0.0  # the same memory
+            if changed and changed.node in made:  # the same memory
+                made[operation.node], made[changed.node] = made[changed.node], 0.0
             beside = operation.beside(pixels)
             forward = max(forward, live + padded + beside)
             live -= sum(made.get(ref.node, 0.0) for ref in ends.get(operation.node, []))

@@ -6,7 +6,7 @@ from spatial_cases import frozen_resnet18
 from torch import nn
 
 from gigapipe.models import GigapixelUNet, resnet18
-from gigapipe.spatial import Plan, decompose, shard, stream
+from gigapipe.spatial import Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
 from gigapipe.training.losses import dice_and_cross_entropy_of_classes, dice_of_classes
 
@@ -55,3 +55,10 @@ def loss_of_classes(mesh, tile: int | None) -> list[float]:
         for p, q in zip(ours.parameters(), model.parameters(), strict=True)
     ]
     return [abs(found.item() / expected.item() - 1), abs(overlap.item() - 1), max(errors)]
+
+
+def planned(mesh) -> float:
+    """Bytes of a pooling of 8 × 512 × 512 float32 after another operation, not streamed."""
+    model = decompose(nn.Sequential(nn.Tanh(), nn.MaxPool2d(3, 2, 1)), mesh)
+    with torch.no_grad():
+        return plan_streaming(model, (1, 8, 512, 512), 50e9, mesh, base=0.0).peak
