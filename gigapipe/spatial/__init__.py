@@ -10,10 +10,10 @@ Reading order: `window.py` (interval arithmetic), `mesh.py` (which rank owns wha
 (the one call), `gradients.py` (complete gradients where plain tensors and images meet), `late.py` (the same in fewer
 messages), `pooled.py` (data ranks after pooling), `refusals.py` (what is refused) and `transports/` (data between
 ranks). Streaming: `recording.py` (records a model's operations), `tile.py`, `segment.py` and `streamed.py` (tiles
-forward and backward), `workers.py` (parallel tiles), `stream.py` (the one call), `planning.py` (which tiles fit),
-`layers.py` and `kept_images.py` (which layers, and where norms need whole images), `costs.py` and `speed.py` (the cost
-of operations), `composed.py` and `statistical.py` (operations composed of others), and `constant.py`, `fusing.py` and
-`blocks.py`, which save work.
+forward and backward), `workers.py` (parallel tiles), `reading_ahead.py` (what tiles need is read before), `stream.py`
+(the one call), `planning.py` (which tiles fit), `layers.py` and `kept_images.py` (which layers, and where norms need
+whole images), `costs.py` and `speed.py` (the cost of operations), `composed.py` and `statistical.py` (operations
+composed of others), and `constant.py`, `fusing.py` and `blocks.py`, which save work.
 """
 
 from gigapipe.spatial import composed, operators  # noqa: F401  register the decomposed forms

@@ -83,7 +83,8 @@ class Layers:
     """A recorded model: its operations, where it can be cut, and what the parts cost on one rank.
 
     `workers` threads compute tiles side by side; 0: one after another, by all threads. Images may also lie on
-    `disk`, of which `free` bytes are to be had.
+    `disk`, of which `free` bytes are to be had. With `read`, images are read when they are used, or so many tiles
+    `ahead`.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Layers:
         free: float = 0.0,
         heap: float = HEAP,
         read: bool = False,
+        ahead: int = 0,
     ):
-        self.heap, self.read = heap, read
+        self.heap, self.read, self.ahead = heap, read, ahead
         self.mesh, self.workers, self.speed, self.disk, self.free = mesh, workers, speed, disk, free
         self.sources, self.nodes = ([node for node in nodes if node.is_source is wanted] for wanted in (True, False))
         self.operations = {node: Operation.of(node, node, speed) for node in self.nodes}
@@ -207,8 +209,8 @@ class Layers:
         weights = sum({id(t): t.nbytes for node in nodes for t in node.tensors if t.requires_grad}.values())
         return Tiled(
             (high, wide),
-            side * (forward + parts + heap) + waiting(side) * made,
-            side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights),
+            side * (forward + parts + heap) + waiting(side) * made + self.ahead * looked_at,
+            side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights) + self.ahead * looked_at,
             once * self._tiles_of_all_threads(tiles),
             (side + waiting(side)) * parts,
             (side + waiting(side)) * made,

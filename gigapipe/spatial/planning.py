@@ -200,8 +200,9 @@ def plan_streaming(
         disk = disk and disk._replace(byte=told[-1])
     available = USABLE_SHARE * (memory - base)
     free = _free_for_one(disk, mesh) if disk else 0.0
-    for workers in (threads, 0) if threads > 1 else (0,):
-        layers = Layers(nodes, mesh, workers, speed, disk, free, heap, read)
+    workers = threads if threads > 1 else 0
+    for side, ahead in dict.fromkeys([(workers, threads if read else 0), (workers, 0), (0, 0)]):
+        layers = Layers(nodes, mesh, side, speed, disk, free, heap, read, ahead)
         found = [c for c in candidates(layers, available) if c.disk <= free]
         if fitting := [c for c in found if c.peak <= available]:
             break
@@ -225,6 +226,7 @@ def plan_streaming(
         folder=disk.folder if disk else None,
         disk=best.disk,
         workers=layers.workers,
+        ahead=layers.ahead,
         peak=base + best.peak,
         spare=available - best.peak,
         time=best.time / plain,

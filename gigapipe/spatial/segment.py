@@ -75,6 +75,8 @@ class Segment:
     """Called when the backward pass begins: what was held for the forward pass alone can go."""
     workers: int = 0
     """How many threads compute a tile each, at a time; 0: tiles follow each other, each computed by all threads."""
+    ahead: int = 0
+    """For how many tiles what they need of inputs that are read is read before they are computed."""
     on_disk: dict[Ref, OnDisk] = field(default_factory=dict)
     """Of the inputs and the output, those that are not kept in memory."""
     of_blocks: bool = False

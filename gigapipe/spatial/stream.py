@@ -53,6 +53,9 @@ class Plan:
     workers: int = 0
     """How many threads compute tiles side by side, each by itself; 0: tiles follow each other, each computed by all
     threads. Of gradients it changes no bit whether there is one, or more; of a GPU's it changes nothing."""
+    ahead: int = 0
+    """For how many tiles what they need of an image that is read is read before they are computed, by as many threads.
+    It is for where memory is not short, and changes no bit."""
     peak: float | None = None
     """Bytes that a rank is expected to take at most, where it was planned for."""
     spare: float = 0.0
@@ -127,9 +130,8 @@ class Program(Recorder):
             assert self.plan.folder is not None
             self.on_disk[output] = OnDisk(self.plan.folder)
         on_disk = {ref: self.on_disk[ref] for ref in (*inputs, output) if ref in self.on_disk}
-        segment = Segment(
-            self.mesh, nodes, inputs, output, self._tile_of(output), self.progress, forget, workers, on_disk
-        )
+        how = self._tile_of(output), self.progress, forget, workers, self.plan.ahead, on_disk
+        segment = Segment(self.mesh, nodes, inputs, output, *how)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
         local = [
             x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)

@@ -6,7 +6,8 @@ up: parameters' in one place, inputs' where they overlap.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -14,6 +15,7 @@ from gigapipe.spatial.constant import Cells, Division, Pixel, Rectangles, cut
 from gigapipe.spatial.halo import layout
 from gigapipe.spatial.operators.convolution import threshold_backward
 from gigapipe.spatial.operators.reductions import plus, summing
+from gigapipe.spatial.reading_ahead import ReadAhead, read_ahead
 from gigapipe.spatial.recording import Ref
 from gigapipe.spatial.refusals import once_differentiable
 from gigapipe.spatial.segment import Segment
@@ -63,12 +65,27 @@ def parameters(segment: Segment) -> list[torch.Tensor]:
     return list({id(t): t for node in segment.passing for t in node.wanting}.values())
 
 
-def _part(ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles) -> torch.Tensor:
-    """A tile of an input: cut from what is held, or read, and where the reader left it."""
-    if held is not None:
-        return held[index_of(ref.image, needed[ref.node], whole[ref.node])]
-    assert ref.node.read is not None
-    return ref.node.read(needed[ref.node])
+def _reading(
+    segment: Segment, held: tuple[torch.Tensor | None, ...], pieces: Sequence[Rectangle | None]
+) -> AbstractContextManager[ReadAhead[dict[Ref, torch.Tensor]]]:
+    """What pieces of the output need of the inputs that are read, where the reader leaves it."""
+    readers = {ref: ref.node.read for ref, x in zip(segment.inputs, held, strict=True) if x is None and ref.node.read}
+
+    def read(index: int) -> dict[Ref, torch.Tensor]:
+        piece = pieces[index]
+        if piece is None:
+            return {}
+        needed = segment.rectangles(piece)
+        return {ref: of(needed[ref.node]) for ref, of in readers.items()}
+
+    return read_ahead(len(pieces), segment.ahead if readers else 0, read)
+
+
+def _part(
+    ref: Ref, held: torch.Tensor | None, whole: Rectangles, needed: Rectangles, read: dict[Ref, torch.Tensor]
+) -> torch.Tensor:
+    """A tile of an input: cut from what is held, or else as it was read."""
+    return read[ref] if held is None else held[index_of(ref.image, needed[ref.node], whole[ref.node])]
 
 
 def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
@@ -85,7 +102,8 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         out = tiles[index]
         needed = segment.rectangles(out)
         segment.read_ahead(out, there)
-        parts = {ref: _part(ref, x, whole, needed) for ref, x in zip(segment.inputs, held, strict=True)}
+        read = reading.take(index)
+        parts = {ref: _part(ref, x, whole, needed, read) for ref, x in zip(segment.inputs, held, strict=True)}
         division, pixels = cells.divide(out, parts, segment.device)
         if division.computed:
             parts = {ref: x.to(segment.device) for ref, x in parts.items()}
@@ -112,7 +130,8 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
         segment.release()
         segment.report("forward", index + 1, len(tiles))
 
-    side_by_side(len(tiles), segment.workers, of_tile)
+    with _reading(segment, held, tiles) as reading:
+        side_by_side(len(tiles), segment.workers, of_tile)
     results = {
         values: segment.compute(segment.rectangles(pixel.out), pixel.parts, tensors)
         for values, pixel in segment.pixels.items()
@@ -193,16 +212,17 @@ def _backward(
         number, part = pieces[index]
         segment.read_ahead(tiles[number], there)
         last = index + 1 == len(pieces) or pieces[index + 1][0] != number
-        found = of_rectangle(part) if isinstance(part, Rectangle) else []
+        read = reading.take(index)
+        found = of_rectangle(part, read) if isinstance(part, Rectangle) else []
         cells = part if isinstance(part, dict) else {}
         of_cells = [(v, _summed(segment, c, _of_rectangle(segment, grad, c, owned))) for c, v in cells.items()]
         return functools.partial(taken, found, of_cells, number + 1 if last else None)
 
-    def of_rectangle(computed: Rectangle) -> list[Found]:
+    def of_rectangle(computed: Rectangle, read: dict[Ref, torch.Tensor]) -> list[Found]:
         needed = segment.rectangles(computed)
         parts, wanting = {}, list(asking)
         for ref, x, total in zip(segment.inputs, held, totals, strict=True):
-            part = _part(ref, x, whole, needed).to(segment.device)
+            part = _part(ref, x, whole, needed, read).to(segment.device)
             parts[ref] = part.detach().requires_grad_(total is not None)
             if total is not None:
                 wanting.append((parts[ref], total[index_of(ref.image, needed[ref.node], whole[ref.node])]))
@@ -218,7 +238,8 @@ def _backward(
         if tiles_done:
             segment.report("backward", tiles_done, len(tiles))
 
-    side_by_side(len(pieces), segment.workers, of_piece)
+    with _reading(segment, held, [part if isinstance(part, Rectangle) else None for _, part in pieces]) as reading:
+        side_by_side(len(pieces), segment.workers, of_piece)
     for values, summed in sums_of_pixels.items() if leaves else ():
         pixel = segment.pixels[values]
         # The sum of many pixels' gradients is beyond float16: there their mean goes on, and is multiplied at the end.
