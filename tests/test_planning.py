@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,9 @@ from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
 from gigapipe.planning.streamed import HALVINGS, tradeoff
 from gigapipe.spatial import Mesh, decompose, plan_streaming, speed
-from gigapipe.spatial.costs import recorded_flops, training_state
+from gigapipe.spatial.costs import Spent, recorded_flops, training_state
 from gigapipe.spatial.layers import Layers
-from gigapipe.spatial.planning import trace
+from gigapipe.spatial.planning import candidates, trace
 
 pytestmark = pytest.mark.slow
 SUMMIT = MACHINES["summit"]
@@ -110,9 +111,10 @@ def test_the_time_model_by_hand():
     )  # fmt: skip
     cost = Cost(1, 0, 0, np.array([[2e3, 10], [0, 300]]), (Exchange({0: 20, 3: 60}),), (Reduction(90, range(4)),))
     seconds = scaling.step_seconds(cost, slow, "float32")
-    assert seconds.compute == pytest.approx(2 + 3 + 2 * 0.25)  # arithmetic, then memory
+    assert seconds.compute == pytest.approx(Spent(arithmetic=2, memory=3, starting=2 * 0.25))
     assert seconds.exchange == pytest.approx(0.5 + 20 / 10 + 2.0 + 60 / 30)  # a node's link is shared by two ranks
     assert seconds.reduce == pytest.approx(2 * 2 * 2.0 + 1.5 * 90 / 10)
+    assert str(seconds.spent) == "messages 84%, memory 9%, arithmetic 6%, starting 1%"  # of 33.5 s
 
 
 def test_a_mesh_that_does_not_fit_is_said_so_and_the_best_one_fits():
@@ -160,7 +162,7 @@ def test_a_fit_finds_the_machine_again():
     seconds = []
     for network, size, precision in steps:
         cost = step_cost(calibration.maker(network), (1, 3, size, size), precision=getattr(torch, precision))
-        seconds.append((network, size, precision, scaling.step_seconds(cost, true, precision).compute))
+        seconds.append((network, size, precision, scaling.step_seconds(cost, true, precision).compute.total))
     messages = [3e-5 + size / 2e9 for size in calibration.MESSAGES]
     told = {"steps": seconds, "messages": messages, "memory": 2e9, "base": 3e8, "kind": "cpu", "name": "one"}
     found = calibration.fit(told, 2).machine
@@ -265,6 +267,22 @@ def test_a_gpu_s_speed_is_measured_once_and_kept(monkeypatch, tmp_path):
         assert kept == found and len(runs) == measured and said in line, line
     speed.speed_of.cache_clear()
     assert speed.speed_of(torch.device("cpu")) == (speed.CPU, "") and len(runs) == 2
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("part", ["arithmetic", "memory", "starting", "disk"])
+def test_a_plan_says_what_its_time_goes_to(part, norm):
+    """On a machine on which all the rest takes hardly any."""
+    speeds = {"arithmetic": "multiplication", "memory": "byte", "starting": "operation"}
+    slow = {name: 1e6 if speeds.get(part) == name else 1e-9 for name in speeds.values()}
+    disk = speed.Disk(Path(), 1e6 if part == "disk" else 1e-9, free=1e12)
+    nodes = trace(resnet18(2, norm), (1, 3, 256, 256), Mesh(), None, torch.float32, "cpu")
+    layers = Layers(nodes, Mesh(), 2, speed.CPU._replace(**slow), disk, disk.free)
+    found = [one for one in candidates(layers, 20e6) if one.on_disk or part != "disk"]
+    for one in found:
+        spent = sum((share.spent for share in one.shares), one.between)
+        assert spent.total == pytest.approx(one.time) and getattr(spent, part) > 0.99 * spent.total
+    assert found or (part == "disk" and norm == "batch"), "which then makes again what would be on the disk"
 
 
 def test_what_an_operation_takes_to_start_counts_for_each_tile():

@@ -119,6 +119,8 @@ def plan(args: argparse.Namespace) -> None:
         "Predicted by a model; nothing was run.\n"
     )
     print(_table(points, best, chosen))
+    if best:
+        print(f"\nThe time of the step marked →: {scaling.spent(job, chosen, best)}")
     if best is None:
         most = max(point.ranks for point in points)
         print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB per rank.", flush=True)

@@ -82,7 +82,7 @@ def fit(found: dict, ranks: int) -> Fit:
         by_precision = dict(zip(precisions, flops, strict=True))
         return np.array(
             [
-                compute_seconds(operations, by_precision[precision], bandwidth, operation)
+                compute_seconds(operations, by_precision[precision], bandwidth, operation).total
                 for precision, operations in counted
             ]
         )

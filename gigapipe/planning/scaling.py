@@ -21,7 +21,7 @@ from gigapipe.errors import InputError
 from gigapipe.planning.cost import Cost, default_loss, step_cost
 from gigapipe.planning.machines import Machine
 from gigapipe.spatial import NotDecomposed
-from gigapipe.spatial.costs import largest_part
+from gigapipe.spatial.costs import Spent, largest_part
 
 
 class Point(NamedTuple):
@@ -60,13 +60,14 @@ class Job(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    compute: float
+    compute: Spent
     exchange: float
     reduce: float
 
     @property
-    def total(self) -> float:
-        return sum(self)
+    def spent(self) -> Spent:
+        """All of it, by what it goes to."""
+        return self.compute + Spent(messages=self.exchange + self.reduce)
 
 
 @functools.cache
@@ -94,10 +95,13 @@ def cost_of(job: Job, mesh: tuple[int, int, int], batch: int) -> Cost:
         ) from None
 
 
-def compute_seconds(operations: np.ndarray, flops: float, bandwidth: float, start: float) -> float:
+def compute_seconds(operations: np.ndarray, flops: float, bandwidth: float, start: float) -> Spent:
     """Of `Cost.operations`, of a rank that computes `flops` and moves `bandwidth` bytes a second."""
-    arithmetic, moved = operations.T
-    return float(np.maximum(arithmetic / flops, moved / bandwidth).sum() + len(operations) * start)
+    arithmetic, moved = operations[:, 0] / flops, operations[:, 1] / bandwidth
+    by_arithmetic = arithmetic > moved
+    return Spent(
+        float(arithmetic[by_arithmetic].sum()), float(moved[~by_arithmetic].sum()), starting=len(operations) * start
+    )
 
 
 def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
@@ -130,7 +134,7 @@ def _link(machine: Machine, near: bool) -> float:
 
 def undivided_seconds(job: Job, machine: Machine, batch: int) -> float:
     """Of a step on one rank of this machine, had it the memory."""
-    return batch * step_seconds(cost_of(job, (1, 1, 1), 1), machine, job.precision).compute
+    return batch * step_seconds(cost_of(job, (1, 1, 1), 1), machine, job.precision).compute.total
 
 
 def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) -> Point:
@@ -153,13 +157,19 @@ def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) 
         fits=cost.memory <= machine.usable_memory,
         halo_mb=cost.halo / 1e6,
         sent_mb=cost.sent / 1e6,
-        compute_seconds=seconds.compute,
+        compute_seconds=seconds.compute.total,
         exchange_seconds=seconds.exchange,
         reduce_seconds=seconds.reduce,
-        seconds=seconds.total,
-        images_per_second=batch / seconds.total,
-        efficiency=undivided_seconds(job, machine, batch) / (ranks * seconds.total),
+        seconds=seconds.spent.total,
+        images_per_second=batch / seconds.spent.total,
+        efficiency=undivided_seconds(job, machine, batch) / (ranks * seconds.spent.total),
     )
+
+
+def spent(job: Job, machine: Machine, point: Point) -> Spent:
+    """What the time of a predicted step goes to."""
+    cost = cost_of(job, (point.data, point.rows, point.columns), point.batch // point.data)
+    return step_seconds(cost, machine, job.precision).spent
 
 
 def check(machine: Machine, precision: str, ranks: int) -> None:

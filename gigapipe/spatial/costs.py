@@ -15,6 +15,7 @@ a training alike, by what stands here. In the rest they differ:
 """
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,6 +100,37 @@ def bytes_a_pixel(ref: Ref) -> float:
     return image.numel() * image.dtype.itemsize / max(1, math.prod(image.image_size))
 
 
+class Spent(NamedTuple):
+    """The time of a step by what it goes to; what none of it goes to is 0."""
+
+    arithmetic: float = 0.0
+    memory: float = 0.0
+    """To move images between memory and processor."""
+    starting: float = 0.0
+    """To start operations, and tiles."""
+    reading: float = 0.0
+    disk: float = 0.0
+    """Of images that are kept there."""
+    messages: float = 0.0
+    """Between ranks."""
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    def __add__(self, other: "Spent") -> "Spent":  # as of numbers, not as tuples are joined
+        return Spent(*map(operator.add, self, other))
+
+    def times(self, factor: float) -> "Spent":
+        return Spent(*(factor * part for part in self))
+
+    def __str__(self) -> str:
+        """In per cent of it all, the largest first; what is below half of one is left out."""
+        shares = {name: part / (self.total or 1.0) for name, part in self._asdict().items()}
+        largest_first = sorted(shares, key=lambda name: -shares[name])
+        return ", ".join(f"{name} {shares[name]:.0%}" for name in largest_first if shares[name] >= 0.005)
+
+
 class Keeping(NamedTuple):
     """What autograd keeps of an operation."""
 
@@ -170,10 +202,10 @@ class Operation:
     gradients: float = GRADIENTS
     """Of its largest image, how many its backward pass makes at a time."""
 
-    def time(self, pixels: float, speed: Speed) -> float:
-        """Of so many pixels at a time, but for the operation's start."""
+    def spent(self, pixels: float, speed: Speed) -> Spent:
+        """Of so many pixels at a time."""
         moved = self.moved * pixels
-        return self.arithmetic * pixels + moved * speed.moving(moved)
+        return Spent(self.arithmetic * pixels, moved * speed.moving(moved), speed.operation)
 
     def beside(self, pixels: float) -> float:
         """Bytes that it takes for a time beside what it makes and keeps."""

@@ -5,7 +5,7 @@ What every operation takes follows from the shapes (`costs.py`). Nothing is trie
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from gigapipe.spatial.costs import (
     SIDE_BY_SIDE,
     Operation,
+    Spent,
     bytes_a_pixel,
     largest_part,
     passes,
@@ -39,6 +40,8 @@ class Share:
     backward: float
     times: dict[int, float]
     """Of what ends with each of these operations."""
+    spent: Spent
+    """The same time, by what it goes to."""
     read: float = 0.0
     """Bytes of inputs that are looked at, at a time."""
     written: float = 0.0
@@ -69,7 +72,9 @@ class Tiled(NamedTuple):
     tile: tuple[int, int]
     forward: float
     backward: float
+    spent: Spent
     time: float
+    """All that is spent."""
     read: float
     """Bytes of inputs that are looked at, at a time."""
     written: float
@@ -173,6 +178,7 @@ class Layers:
             max((segment.forward for segment in found.values()), default=0.0),
             max((segment.backward for segment in found.values()), default=0.0),
             {index: segment.time for index, segment in found.items()},
+            sum((segment.spent for segment in found.values()), Spent()),
             max((segment.read for segment in found.values()), default=0.0),
             max((segment.written for segment in found.values()), default=0.0),
         )
@@ -197,10 +203,10 @@ class Layers:
         # What is held is in memory, and no cache has it.
         held_parts = parts - looked_at + sum(operation.made * areas[output] for operation in operations[-1:])
         from_memory = held_parts * (self.speed.byte - self.speed.moving(held_parts))
-        computed = self.time(operations, areas) + BEGINNING * self.speed.operation + from_memory
-        once = passes(again=True) * computed
-        once += 2 * READING * self.speed.byte * looked_at
+        computed = self.spent(operations, areas) + Spent(0.0, from_memory, BEGINNING * self.speed.operation)
+        once = computed.times(passes(again=True)) + Spent(reading=2 * READING * self.speed.byte * looked_at)
         tiles = math.prod(count)
+        spent = once.times(self._tiles_of_all_threads(tiles))
         side = min(self.workers, tiles) or 1
         # A heap that keeps what tiles free has at most as much again as a tile (measured).
         heap = min(self.heap, HEAP + max(forward, backward)) if self.workers else 0
@@ -211,7 +217,8 @@ class Layers:
             (high, wide),
             side * (forward + parts + heap) + waiting(side) * made + self.ahead * looked_at,
             side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights) + self.ahead * looked_at,
-            once * self._tiles_of_all_threads(tiles),
+            spent,
+            spent.total,
             (side + waiting(side)) * parts,
             (side + waiting(side)) * made,
         )
@@ -255,15 +262,16 @@ class Layers:
         areas = {operation.node: self.area(operation.node) for operation in operations}
         divided = self.mesh.rows * self.mesh.columns > 1
         forward, backward = self._at_a_time(operations, areas, copied=divided)  # beside its neighbours' pixels
-        time = sum(passes(again=operation.block > 0) * self.time([operation], areas) for operation in operations)
+        spent = Spent()
+        for operation in operations:
+            spent += self.spent([operation], areas).times(passes(again=operation.block > 0))
         used = {ref.node for operation in operations for ref in operation.operands}
         sources = sum(self.held(node) for node in self.sources if self.read and node in used)
-        return Share({}, forward + sources, backward + sources, {0: time})
+        return Share({}, forward + sources, backward + sources, {0: spent.total}, spent)
 
-    def time(self, operations: Collection[Operation], areas: Mapping[Node, float]) -> float:
-        """Of operations that make so many pixels each, once, forward."""
-        computed = sum(operation.time(areas[operation.node], self.speed) for operation in operations)
-        return computed + len(operations) * self.speed.operation
+    def spent(self, operations: Iterable[Operation], areas: Mapping[Node, float]) -> Spent:
+        """The time of operations that make so many pixels each, once, forward."""
+        return sum((operation.spent(areas[operation.node], self.speed) for operation in operations), Spent())
 
     @staticmethod
     def _at_a_time(operations: list[Operation], areas: Mapping[Node, float], copied: bool) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gigapipe.spatial.costs import passes, trained_bytes
+from gigapipe.spatial.costs import Spent, passes, trained_bytes
 from gigapipe.spatial.kept_images import normalises, ways
 from gigapipe.spatial.layers import HEAP, Layers, Share
 from gigapipe.spatial.mesh import Mesh
@@ -78,6 +78,8 @@ class Candidate(NamedTuple):
     stored: tuple[Node, ...]
     shares: tuple[Share, ...]
     whole: bool
+    between: Spent
+    """What of the time goes to images between shares: to copy them, or to write and read them on the disk."""
     on_disk: frozenset[Node] = frozenset()
     disk: float = 0.0
     """Bytes on the disk at most."""
@@ -102,9 +104,11 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
         for way, end in ways(layers, available):
             tiles = {node.index: tiled.tile for node, tiled in way.segments.items()}
             times = {node.index: tiled.time for node, tiled in way.segments.items()}
-            shares = [Share(tiles, 0.0, 0.0, times), *([layers.whole(end)] if end else [])]
+            spent = sum((tiled.spent for tiled in way.segments.values()), Spent())
+            shares = [Share(tiles, 0.0, 0.0, times, spent), *([layers.whole(end)] if end else [])]
             images = tuple(sorted(way.nodes, key=lambda node: node.index))
-            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None, way.on_disk, way.disk)
+            on_disk = Spent(disk=way.time - sum(share.time for share in shares))
+            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None, on_disk, way.on_disk, way.disk)
 
 
 def _candidate(
@@ -137,11 +141,11 @@ def _candidate(
         gradient = layers.held(stored[-1]) if stored else 0.0
         peak = max(peak, held + (gradient + share.backward if training else share.forward))
     moved = sum(layers.time_on_disk(node, 1, training) for node in on_disk)
-    moved += sum(layers.time_held(node, training) for node in stored if node not in on_disk)
-    images = sum(layers.held(node) for node in on_disk)
-    return Candidate(
-        sum(s.time for s in shares) + moved, peak, stored, tuple(shares), whole, on_disk, (1 + training) * images
-    )
+    copied = sum(layers.time_held(node, training) for node in stored if node not in on_disk)
+    time = sum(s.time for s in shares) + moved + copied
+    images = (1 + training) * sum(layers.held(node) for node in on_disk)
+    between = Spent(memory=copied, disk=moved)
+    return Candidate(time, peak, stored, tuple(shares), whole, between, on_disk, images)
 
 
 def plan_streaming(
@@ -215,7 +219,8 @@ def plan_streaming(
     undivided = [c for c in fitting if c.whole and not c.stored]  # what fits as it is stays as it is
     best = min(undivided or fitting, key=lambda c: c.time)
     operations = layers.operations.values()
-    plain = layers.time(operations, {o.node: layers.area(o.node) for o in operations}) * passes(again=False)
+    undivided_once = layers.spent(operations, {o.node: layers.area(o.node) for o in operations})
+    plain = undivided_once.total * passes(again=False)
     after = (best.stored[-1].index if best.stored else 0) + 1
     return Plan(
         tiles={index: tile for share in best.shares for index, tile in share.tiles.items()},
@@ -263,6 +268,7 @@ def _described(layers: Layers, candidate: Candidate, base: float, time: float) -
         start = f"after {layers.name(end)}" if end else ""
     if candidate.on_disk:
         yield f"{len(candidate.on_disk)} of the kept images on disk, with their gradients {candidate.disk / 1e9:.1f} GB"
+    yield f"its time: {sum((share.spent for share in candidate.shares), candidate.between)}"
     yield f"expected: at most {(base + candidate.peak) / 1e9:.2f} GB, {time:.2f} × the time of an undivided step"
 
 
