@@ -107,10 +107,10 @@ def main(args: argparse.Namespace) -> None:
         cache = streaming.cache
         return (cache.read(name, array.shape, array.chunks, load, *rectangle) if cache else load(*rectangle))[None]
 
-    def image(rectangle):
+    def image(rectangle, device):
         return inverted(pixels_of("image", rectangle), streaming.cache.memory)
 
-    def mask(rectangle):
+    def mask(rectangle, device):
         return torch.from_numpy(pixels_of("mask", rectangle)).float()
 
     torch.manual_seed(0)

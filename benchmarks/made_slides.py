@@ -6,7 +6,7 @@ import torch
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
-from gigapipe.training.canvases import in_colours, inverted
+from gigapipe.training.inverted import as_seen
 from gigapipe.training.streaming import Image, Streaming
 
 
@@ -30,17 +30,25 @@ class Slides:
         return self.side, self.side
 
     def batch(
-        self, indices: list[int], augmentations: list[Augmentation] | None = None, streaming: Streaming | None = None
+        self,
+        indices: list[int],
+        augmentations: list[Augmentation] | None = None,
+        streaming: Streaming | None = None,
+        following: object = None,
     ) -> tuple[Image, torch.Tensor]:
-        def read(rectangle: Rectangle) -> torch.Tensor:
+        def read(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
             pixels = np.random.default_rng(0).integers(0, 256, (len(indices), 3, *rectangle.shape), np.uint8)
-            return in_colours(inverted(pixels), augmentations or [UNCHANGED] * len(indices))
+            return as_seen(pixels, augmentations, device)
 
         streaming = streaming or Streaming(None, self.mesh)
         return streaming.image(read, (len(indices), 3, self.side, self.side)), self.truth[indices]
 
-    def image(self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED) -> Image:
+    def image(
+        self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED, following: object = None
+    ) -> Image:
         return self.batch([index], [augmentation], streaming)[0]
 
     def mask(self, index: int, streaming: Streaming, beside: Image, augmentation: Augmentation = UNCHANGED) -> Image:
-        return streaming.image(lambda r: torch.zeros(1, 1, *r.shape), (1, 1, self.side, self.side), beside)
+        return streaming.image(
+            lambda r, device: torch.zeros(1, 1, *r.shape, device=device), (1, 1, self.side, self.side), beside
+        )

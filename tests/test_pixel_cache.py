@@ -146,7 +146,7 @@ def test_the_backward_pass_reads_nothing_again_and_the_next_image_does(image, tm
     decompose(model, mesh)
     streaming.prepare(model, whole.shape)
 
-    def pixels(rectangle):
+    def pixels(rectangle, device):
         return inverted(read_pixels(array, *rectangle, cache=streaming.cache)[None])
 
     loss = F.mse_loss(model(streaming.image(pixels, whole.shape)), torch.ones(1, 4, 1, 1))

@@ -19,6 +19,7 @@ from gigapipe.models.resnet import ResNet
 from gigapipe.spatial import SpatialTensor, gather
 from gigapipe.spatial.places import Places, last_image, places
 from gigapipe.spatial.recording import Recorded
+from gigapipe.training.ahead import with_following
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.classification import CanvasSettings
 from gigapipe.training.streaming import Image, Streaming
@@ -156,8 +157,8 @@ class Mapper:
         with settings.autocast(device):
             whole = self.model if self.bias is None else self.activation
             streaming.prepare(whole, (1, 3, settings.canvas, settings.canvas))
-        for index in range(len(canvases)):
-            image, _ = canvases.batch([index], streaming=streaming)
+        for index, after in with_following(range(len(canvases))):
+            image, _ = canvases.batch([index], None, streaming, None if after is None else ([after], None))
             with settings.autocast(device):
                 found = self.activation(image)
             if self.bias is None:

@@ -14,11 +14,14 @@ from gigapipe.pyramids.pixel_cache import PixelCache
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.window import Interval, Rectangle
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
-from gigapipe.training.inverted import inverted
+from gigapipe.training.inverted import as_seen
 from gigapipe.training.streaming import Image, Streaming
 
 Read = Callable[[Rectangle], np.ndarray]
 """Pixels (channel, row, column), uint8, of a rectangle of an image."""
+
+Looks = tuple[list[int], list[Augmentation] | None]
+"""Which canvases are seen together, by their numbers, and how each; None: as they are."""
 
 
 class Canvases:
@@ -60,37 +63,45 @@ class Canvases:
         return [self.slides, self.truth.tolist(), [pyramid.source["md5"] for pyramid in self.pyramids]]
 
     def batch(
-        self, indices: list[int], augmentations: list[Augmentation] | None = None, streaming: Streaming | None = None
+        self,
+        indices: list[int],
+        augmentations: list[Augmentation] | None = None,
+        streaming: Streaming | None = None,
+        following: Looks | None = None,
     ) -> tuple[Image, torch.Tensor]:
         """Images (batch, 3, size, size), of which this rank reads only what it owns, and their truth (batch,).
 
-        `augmentations` has one for each slide; without them slides are as they are. Streamed images are read when used.
+        `augmentations` has one for each slide; without them slides are as they are. Streamed images are read when used;
+        of others, those `following` are read meanwhile.
         """
-        size = self.size, self.size
-        augmentations = augmentations or [UNCHANGED] * len(indices)
         streaming = streaming or Streaming(None, self.mesh)
-        readers = []
-        for i, augmentation in zip(indices, augmentations, strict=True):
+        readers, ahead = self._readers(indices, augmentations, streaming), streaming.ahead
+
+        def read(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
+            images = ahead.take((self, indices, augmentations, rectangle)) if ahead else None
+            images = images or [reader(rectangle) for reader in readers]
+            return as_seen(images, augmentations, device, streaming.cache.memory)
+
+        image = streaming.image(read, (len(indices), 3, self.size, self.size)), self.truth[indices]
+        if following and ahead:
+            own = self.mesh.rectangle((self.size, self.size))
+            next_readers = self._readers(*following, streaming)
+            ahead.begin((self, *following, own), lambda: [reader(own) for reader in next_readers])
+        return image
+
+    def _readers(
+        self, indices: list[int], augmentations: list[Augmentation] | None, streaming: Streaming
+    ) -> list[Read]:
+        """What gives the pixels of any rectangle of each canvas."""
+        size, readers = (self.size, self.size), []
+        for i, augmentation in zip(indices, augmentations or [UNCHANGED] * len(indices), strict=True):
             down, right = (round(part * self.size) for part in augmentation.shift)
             of_slide = functools.partial(self._read, self.pyramids[i], (down, right), streaming.cache)
             readers.append(under_symmetry(of_slide, size, augmentation.symmetry)[0])
-
-        def read(rectangle: Rectangle) -> torch.Tensor:
-            images = [reader(rectangle) for reader in readers]
-            return in_colours(inverted(images, streaming.cache.memory), augmentations)
-
-        return streaming.image(read, (len(indices), 3, *size)), self.truth[indices]
+        return readers
 
     def _read(self, pyramid: Pyramid, shift: tuple[int, int], cache: PixelCache, rectangle: Rectangle) -> np.ndarray:
         return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage, cache)
-
-
-def in_colours(images: torch.Tensor, augmentations: list[Augmentation]) -> torch.Tensor:
-    """Images (batch, 3, rows, columns), float32 inverted intensity, in the colours of their augmentations; in place."""
-    for image, augmentation in zip(images.split(1), augmentations, strict=True):
-        if (coloured := augmentation.colour(image)) is not image:
-            image.copy_(coloured)
-    return images
 
 
 def under_symmetry(read: Read, size: tuple[int, int], symmetry: int) -> tuple[Read, tuple[int, int]]:

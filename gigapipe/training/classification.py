@@ -24,6 +24,8 @@ from gigapipe.models.trained_layers import freeze, training_mode
 from gigapipe.spatial import Mesh, average_gradients, decompose, late_gradients
 from gigapipe.spatial.torch_internals import AnyBatchNorm
 from gigapipe.spatial.wide import has_float64
+from gigapipe.training.ahead import with_following
+from gigapipe.training.augmentation import Augmentation
 from gigapipe.training.canvases import Canvases
 from gigapipe.training.frozen_features import FrozenFeatures
 from gigapipe.training.linear import Layer, logistic
@@ -141,13 +143,14 @@ class OfCanvases(ABC):
         begun_with = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files]
         return [self.training.identity(), self.validation.identity(), begun_with]
 
-    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
-        augmentations = [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0, following: list[int] | None = None) -> float:
+        augmentations = self._augmentations(indices, epoch)
         if self.features:
             outputs = self.features.outputs(self.training, indices, augmentations)
         else:
             self._prepare(len(indices))
-            images, _ = self.training.batch(indices, augmentations, self.streaming)
+            next_ones = (following, self._augmentations(following, epoch)) if following else None
+            images, _ = self.training.batch(indices, augmentations, self.streaming, next_ones)
             with self.settings.autocast(self.mesh.device):
                 outputs = self.model(images)
         truth = self.training.truth[indices]
@@ -160,6 +163,9 @@ class OfCanvases(ABC):
         if self.features and not self.features.maps:
             average_gradients(self.model.parameters(), self.mesh)  # no image led to them
         return loss.item()
+
+    def _augmentations(self, indices: list[int], epoch: int) -> list[Augmentation]:
+        return [self.settings.augmentation(epoch, self.training.slides[i]) for i in indices]
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         self._measure_statistics(batches)
@@ -204,12 +210,13 @@ class OfCanvases(ABC):
         for norm in norms:
             norm.reset_running_stats()
         torch.manual_seed(self.settings.seed)
-        for count, indices in enumerate(batches, start=1):
+        for count, (indices, following) in enumerate(with_following(batches), start=1):
             for norm in norms:
                 norm.momentum = 1 / count  # as torch does it with None, but that asks the device how many there were
             self._prepare(len(indices))
             with self.settings.autocast(self.mesh.device):
-                self.model(self.training.batch(indices, streaming=self.streaming)[0])
+                next_ones = (following, None) if following else None
+                self.model(self.training.batch(indices, None, self.streaming, next_ones)[0])
             self.streaming.done()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -265,11 +272,12 @@ def predict(
         streaming.prepare(model, (together, 3, settings.canvas, settings.canvas))
     found = torch.zeros(len(canvases), len(settings.outputs), dtype=torch.float64)
     own = range(mesh.data_index, len(canvases), mesh.data)
-    for indices in (list(own[start : start + together]) for start in range(0, len(own), together)):
+    together_each = (list(own[start : start + together]) for start in range(0, len(own), together))
+    for indices, following in with_following(together_each):
         if features:
             outputs = features.outputs(canvases, indices)
         else:
-            images, _ = canvases.batch(indices, streaming=streaming)
+            images, _ = canvases.batch(indices, None, streaming, (following, None) if following else None)
             with settings.autocast(mesh.device):
                 outputs = model(images)
             streaming.done()

@@ -16,6 +16,7 @@ from gigapipe.models.trained_layers import training_mode
 from gigapipe.progress import Progress
 from gigapipe.spatial import Mesh
 from gigapipe.spatial.late import step_of_passes
+from gigapipe.training.ahead import with_following
 from gigapipe.training.average import Average
 from gigapipe.training.batches import batches, steps_per_epoch
 from gigapipe.training.checkpoints import Checkpoints
@@ -67,10 +68,11 @@ def train(task: Task, output: Path, stop: Stop | None = None, keep: int = 2, ten
     while schedule.goes_on(state):
         training_mode(model)
         saved_at = time.perf_counter()
-        for slides in _left(task, state, steps):
+        for slides, following in _left(task, state, steps):
             mesh.phase = f"step {state.step + 1} of {steps} of epoch {state.epoch + 1}"
             with recorder.step():
-                own = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch, scale)
+                first_of_next = following[0] if following else None
+                own = step(task, optimizer, schedule.learning_rate(state), slides, state.epoch, scale, first_of_next)
             state.step += 1
             next_takes = recorder.longest_step if state.step < steps else recorder.longest_validation
             told = recorder.told(own, *wishes_of(stop, next_takes))
@@ -120,17 +122,21 @@ def step(
     slides: list[list[int]],
     epoch: int,
     scale: LossScale | None = None,
+    following: list[int] | None = None,
 ) -> float:
     """Change the weights by the mean gradient of a step; this rank's loss, of which the mean over ranks is the step's.
 
-    `slides` are this rank's, of each batch that is accumulated. Gradients that are not finite on one of the ranks
-    change nothing where losses have a `scale`.
+    `slides` are this rank's, of each batch that is accumulated; the first of the next step are `following`. Gradients
+    that are not finite on one of the ranks change nothing where losses have a `scale`.
     """
     mesh, count = task.mesh, len(slides)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad()
     with step_of_passes(mesh, count):
-        own = sum(_backward(task, indices, epoch, scale.factor if scale else 1.0) for indices in slides) / count
+        factor, own = scale.factor if scale else 1.0, 0.0
+        for indices, others in with_following(slides):
+            own += _backward(task, indices, epoch, factor, others or following)
+        own /= count
     gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
     if count > 1:
         torch._foreach_div_(gradients, count)
@@ -141,15 +147,15 @@ def step(
     return own
 
 
-def _backward(task: Task, indices: list[int], epoch: int, scale: float) -> float:
+def _backward(task: Task, indices: list[int], epoch: int, scale: float, following: list[int] | None) -> float:
     """Its `backward`, in which what a network draws itself, as for dropout, depends on these alone, not on a stop."""
     torch.manual_seed(int(np.random.default_rng([task.settings.seed, epoch, *indices]).integers(2**63)))
-    return task.backward(indices, epoch, scale)
+    return task.backward(indices, epoch, scale, following)
 
 
-def _left(task: Task, state: State, steps: int) -> Iterable[list[list[int]]]:
-    """What is left of the epoch's `batches`; the first rank shows how far they are."""
-    left = itertools.islice(batches(task, state.epoch), state.step, None)
+def _left(task: Task, state: State, steps: int) -> Iterable[tuple[list[list[int]], list[list[int]] | None]]:
+    """What is left of the epoch's `batches`, each with the next; the first rank shows how far they are."""
+    left = with_following(itertools.islice(batches(task, state.epoch), state.step, None))
     if task.mesh.rank:
         return left
     what = f"epoch {state.epoch + 1}/{task.settings.epochs_of(steps)}"

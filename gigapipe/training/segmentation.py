@@ -25,8 +25,10 @@ from gigapipe.spatial import Mesh, SpatialTensor, decompose, gather, late_gradie
 from gigapipe.spatial.late import step_of_passes
 from gigapipe.spatial.recording import Recorded
 from gigapipe.spatial.window import Rectangle
+from gigapipe.training.ahead import with_following
 from gigapipe.training.augmentation import UNCHANGED, Augmentation
-from gigapipe.training.canvases import in_colours, inverted, under_symmetry
+from gigapipe.training.canvases import Read, under_symmetry
+from gigapipe.training.inverted import as_seen
 from gigapipe.training.losses import (
     dice,
     dice_and_cross_entropy,
@@ -95,6 +97,10 @@ class RegionSettings(SegmenterSettings):
         return logits.argmax(1, keepdim=True).to(torch.uint8)
 
 
+Look = tuple[int, Augmentation]
+"""A slide, by its number, and how it is seen."""
+
+
 class Pairs:
     """The slides of `table` (column `slide`) and their masks, each of its own size, at `mpp` µm per pixel.
 
@@ -135,23 +141,39 @@ class Pairs:
         rows, columns = self.masks[index].shape
         return rows, columns
 
-    def image(self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED) -> Image:
-        """A slide (1, 3, rows, columns), float32 inverted intensity; nothing of it is shifted."""
+    def image(
+        self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED, following: Look | None = None
+    ) -> Image:
+        """A slide (1, 3, rows, columns), float32 inverted intensity; nothing of it is shifted.
+
+        Where slides are not computed by tiles, the one `following` is read meanwhile.
+        """
+        (read, size), ahead = self._reader(index, augmentation, streaming), streaming.ahead
+
+        def coloured(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
+            pixels = ahead.take((self, index, augmentation, rectangle)) if ahead else None
+            pixels = read(rectangle) if pixels is None else pixels
+            return as_seen([pixels], [augmentation], device, streaming.cache.memory)
+
+        image = streaming.image(coloured, (1, 3, *size))
+        if following and ahead:
+            read_next, size = self._reader(*following, streaming)
+            own = self.mesh.rectangle(size)
+            ahead.begin((self, *following, own), lambda: read_next(own))
+        return image
+
+    def _reader(self, index: int, augmentation: Augmentation, streaming: Streaming) -> tuple[Read, tuple[int, int]]:
+        """What gives the pixels of any rectangle of a slide, and its size as it is seen."""
         of_image = functools.partial(_of_image, self.images[index], self.stage, streaming.cache)
-        read, size = under_symmetry(of_image, self.size(index), augmentation.symmetry)
-
-        def coloured(rectangle: Rectangle) -> torch.Tensor:
-            return in_colours(inverted([read(rectangle)], streaming.cache.memory), [augmentation])
-
-        return streaming.image(coloured, (1, 3, *size))
+        return under_symmetry(of_image, self.size(index), augmentation.symmetry)
 
     def mask(self, index: int, streaming: Streaming, beside: Image, augmentation: Augmentation = UNCHANGED) -> Image:
         """Its mask (1, 1, rows, columns), float32, turned alike."""
         of_mask = functools.partial(_of_mask, self.masks[index], streaming.cache)
         read, size = under_symmetry(of_mask, self.size(index), augmentation.symmetry)
 
-        def as_floats(rectangle: Rectangle) -> torch.Tensor:
-            return torch.from_numpy(read(rectangle)[None].astype(np.float32))
+        def as_floats(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
+            return torch.from_numpy(read(rectangle)[None]).to(device).float()
 
         return streaming.image(as_floats, (1, 1, *size), beside)
 
@@ -186,13 +208,16 @@ class Segmentation:
     def identity(self) -> list:
         return [self.training.identity(), self.validation.identity()]
 
-    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0, following: list[int] | None = None) -> float:
+        def look_of(index: int) -> Look:
+            return index, self.settings.augmentation(epoch, self.training.slides[index])
+
         self._prepare()
         total = 0.0
         with step_of_passes(self.mesh, len(indices)):
-            for index in indices:  # of different sizes: one after another
-                augmentation = self.settings.augmentation(epoch, self.training.slides[index])
-                loss = self._compared(self.training, index, augmentation, self.settings.loss)[0] / len(indices)
+            for look, after in with_following(map(look_of, indices)):  # of different sizes: one after another
+                after = after or (look_of(following[0]) if following else None)
+                loss = self._compared(self.training, *look, after, self.settings.loss)[0] / len(indices)
                 with late_gradients(self.mesh):
                     (loss if scale == 1 else loss * scale).backward()
                 self.streaming.done()
@@ -204,14 +229,15 @@ class Segmentation:
         self.model.eval()
         self._prepare()
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
-        for index in range(self.mesh.data_index, len(self.validation), self.mesh.data):
-            both = self._compared(self.validation, index, UNCHANGED, self.settings.loss, self.settings.dice)
+        looks = ((index, UNCHANGED) for index in range(self.mesh.data_index, len(self.validation), self.mesh.data))
+        for (index, _), after in with_following(looks):
+            both = self._compared(self.validation, index, UNCHANGED, after, self.settings.loss, self.settings.dice)
             found[index] = (torch.stack(both) / self.mesh.image_ranks).cpu()
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
 
     def _prepare(self) -> None:
-        def unread(rectangle: Rectangle) -> torch.Tensor:
+        def unread(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
             raise NotImplementedError  # what is planned is not computed
 
         def loss(output: Image, beside: Image) -> torch.Tensor:
@@ -221,10 +247,12 @@ class Segmentation:
         with self.settings.autocast(self.mesh.device):
             self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
 
-    def _compared(self, pairs: Pairs, index: int, augmentation: Augmentation, *measures) -> list[torch.Tensor]:
-        """Measures of the model's output and the mask of a slide."""
+    def _compared(
+        self, pairs: Pairs, index: int, augmentation: Augmentation, following: Look | None, *measures
+    ) -> list[torch.Tensor]:
+        """Measures of the model's output and the mask of a slide; the one `following` is read meanwhile."""
         with self.settings.autocast(self.mesh.device):
-            image = pairs.image(index, self.streaming, augmentation)
+            image = pairs.image(index, self.streaming, augmentation, following)
             mask = pairs.mask(index, self.streaming, image, augmentation)
             logits = self.model(image)
             return [measure(logits, mask) for measure in measures]
@@ -244,9 +272,9 @@ def segment(model: nn.Module, settings: SegmenterSettings, pairs: Pairs, streami
     largest = max((pairs.size(i) for i in range(len(pairs))), key=np.prod)
     with settings.autocast(pairs.mesh.device):
         streaming.prepare(model, (1, 3, *largest), lambda output, _: settings.found(output))
-    for index in range(len(pairs)):
+    for (index, look), after in with_following((index, UNCHANGED) for index in range(len(pairs))):
         with settings.autocast(pairs.mesh.device):
-            found = settings.found(model(pairs.image(index, streaming)))
+            found = settings.found(model(pairs.image(index, streaming, look, after)))
         image = found.computed() if isinstance(found, Recorded) else found
         assert isinstance(image, SpatialTensor)
         streaming.done()

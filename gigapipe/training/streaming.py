@@ -21,8 +21,9 @@ from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
 from gigapipe.spatial.speed import Disk, disk_in
 from gigapipe.spatial.window import Rectangle
+from gigapipe.training.ahead import Ahead
 from gigapipe.training.devices import allocated
-from gigapipe.training.inverted import COMPILED, LARGE
+from gigapipe.training.inverted import COMPILED, HOST, LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class Streaming:
         self.memory, self.mesh = memory, mesh
         self.plans: dict[bool, Plan] = {}
         self.plan: Plan | None = None
-        self._cache = PixelCache(KEPT)
+        self._cache, self._ahead = PixelCache(KEPT), Ahead()
+        self._room_ahead = True
         self.progress: StepProgress | None = None
         if memory is not None:
             without_pixels()  # loads what planning needs
@@ -123,7 +125,12 @@ class Streaming:
         self.plan = self.plans[model.training]
         on_cpu = self.mesh.device.type == "cpu"
         most = KEPT if not _by_tiles(self.plan) else math.inf if on_cpu else ON_HOST
-        limit = min(most, self.plan.spare) if on_cpu else most
+        spare = self.plan.spare if on_cpu else math.inf
+        slides, channels, *size = shape
+        # In bytes, with the copies that are made of one of them.
+        ahead = (slides + 2) * channels * math.prod(self.mesh.rectangle((size[0], size[1])).shape)
+        self._room_ahead = not _by_tiles(self.plan) and ahead <= spare
+        limit = min(most, spare - ahead * self._room_ahead)
         if self._cache.limit > limit:  # what prediction may keep, training may not
             self._cache.clear()
         self._cache.limit, self._cache.memory.limit = limit, limit + self.recycled
@@ -136,6 +143,11 @@ class Streaming:
         on: they come again in the next epoch.
         """
         return self._cache
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """What reads the images that come next; None where they are computed by tiles, or memory has no room."""
+        return self._ahead if self._room_ahead else None
 
     @functools.cached_property
     def disk(self) -> Disk | None:
@@ -155,18 +167,29 @@ class Streaming:
         return disk
 
     def image(
-        self, read: Callable[[Rectangle], torch.Tensor], shape: tuple[int, int, int, int], beside: Image | None = None
+        self,
+        read: Callable[[Rectangle, torch.device], torch.Tensor],
+        shape: tuple[int, int, int, int],
+        beside: Image | None = None,
     ) -> Image:
-        """An image of which `read` gives any rectangle, on the host; `beside` is the one that it is compared with.
+        """An image of which `read` gives any rectangle, on a device; `beside` is the one that it is compared with.
 
-        Several threads may call `read` at once.
+        Tiles are read on the host, where it is found out which pixels are constant. Several threads may call `read` at
+        once.
         """
         size, device = shape[-2:], self.mesh.device
-        streamed = functools.partial(stream, read, mesh=self.mesh, shape=shape, device=device, by_several_threads=True)
+        place = HOST if self.plan and _by_tiles(self.plan) else device
+
+        def read_there(rectangle: Rectangle) -> torch.Tensor:
+            return read(rectangle, place)
+
+        streamed = functools.partial(
+            stream, read_there, mesh=self.mesh, shape=shape, device=device, by_several_threads=True
+        )
         if isinstance(beside, Recorded):
             return streamed(beside=beside)
         if self.plan is None or (self.plan.whole_from == 1 and not self.plan.recorded):
-            return SpatialTensor(read(self.mesh.rectangle(size)).to(device), size, self.mesh)
+            return SpatialTensor(read_there(self.mesh.rectangle(size)), size, self.mesh)
         self.progress = StepProgress(self.plan) if self.mesh.rank == 0 and self.plan.tiles else None
         return streamed(plan=self.plan, progress=self.progress)
 

@@ -63,9 +63,9 @@ class Task(Protocol):
     def identity(self) -> list[Any]:
         """What says, in JSON, which slides there are to train on and to validate on."""
 
-    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0, following: list[int] | None = None) -> float:
         """Add the gradient, times `scale`, of the mean loss over this data rank's slides, augmented as in this epoch;
-        the loss."""
+        the loss. Those `following`, if they are known, may be read meanwhile."""
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         """`loss` on the slides to validate on, and other figures; `batches` are those of the epoch that has ended."""
