@@ -62,6 +62,12 @@ def test_a_rank_is_planned_to_copy_what_it_adds_halos_to(ranks):
     assert ranks("streaming.planned", mesh=(1, 2, 1)) == [(2 + 0.25) * image] * 2
 
 
+def test_a_rank_is_planned_to_copy_what_a_segment_begins_with(ranks):
+    image = 8 * 256 * 128 * 4
+    for taken in ranks("streaming.planned_of_kept", mesh=(1, 2, 1)):
+        assert taken == pytest.approx(2 * image)
+
+
 @pytest.mark.parametrize("mesh, tile", [((1, 2, 2), None), ((1, 2, 1), 40)])
 def test_the_loss_of_several_classes_is_exact_on_ranks(ranks, mesh, tile):
     for errors in ranks("streaming.loss_of_classes", tile, mesh=mesh):

@@ -146,9 +146,13 @@ def _way(
         return forward, backward + sum(size[node] for node in own if node in size and counted(node))
 
     time = peak = disk = 0.0
-    segments = {}
+    segments, copies = {}, 0.0
     for i, part in enumerate(parts):
         forward, backward = bytes_of(i, part, lambda node: node not in on_disk)
+        # Forward, copies are beside what they are of; backward, where that is gone, the first is in its place.
+        copies = (copies if training else 0.0) + sum(layers.copied(ref.node) for ref in part.inputs)
+        forward += copies + layers.copied(None)
+        backward += copies + layers.copied(None) - sum(layers.copied(n) for n, of in uses.items() if of[0] <= i)
         read, written = any(ref.node in on_disk for ref in part.inputs), part.output in on_disk
 
         def needs(tiled: Tiled, forward=forward, backward=backward, read=read, written=written) -> float:
@@ -162,6 +166,7 @@ def _way(
     time += sum(layers.time_on_disk(node, len(uses[node]), training) for node in images if node in on_disk)
     if end:
         whole, held = layers.whole(end), sum(size[node] for node in images if node not in on_disk)
+        held += training * (copies + layers.copied(None))
         time += whole.time
         peak = max(peak, held + (size[end] + whole.backward if training else whole.forward))
     used = {node: len(found) for node, found in uses.items()}

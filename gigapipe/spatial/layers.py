@@ -149,6 +149,12 @@ class Layers:
         """Bytes of what a node makes, on one rank."""
         return sum(bytes_a_pixel(Ref(node, i)) for i in range(len(node.results))) * self.area(node)
 
+    def copied(self, first: Node | None) -> float:
+        """Bytes of copies with other ranks' pixels that a segment keeps of what it begins with; None: the sources."""
+        if self.mesh.image_ranks == 1:
+            return 0.0
+        return self.held(first) if first else sum(map(self.held, self.sources)) * (not self.read)
+
     def time_on_disk(self, node: Node, uses: int, training: bool) -> float:
         """What it takes to keep on the disk what a node makes, of which so many segments are made.
 

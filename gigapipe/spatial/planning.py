@@ -121,15 +121,20 @@ def _candidate(
         return layers.held(node) if node and node not in on_disk else 0.0
 
     bounds = [None, *stored] if whole else [None, *stored, None]
-    held, shares, peak = 0.0, [], 0.0
+    held, copied, shares, peak = 0.0, 0.0, [], 0.0
     for first, last in itertools.pairwise(bounds):
         before = held
         held += in_memory(last)
-        gradients = in_memory(first) + in_memory(last)
+        # Forward, copies are beside what they are of; backward, where that is gone, in its place.
+        copied = layers.copied(first) + (copied if training else 0.0)
+        waiting = held + copied
+        gradients = in_memory(first) + in_memory(last) + layers.copied(None)
 
-        def needs(share, before=before, held=held, gradients=gradients, read=first in on_disk, written=last in on_disk):
+        def needs(
+            share, before=before, waiting=waiting, gradients=gradients, read=first in on_disk, written=last in on_disk
+        ):
             mapped = read * share.read + written * share.written
-            forward = held + share.forward + mapped
+            forward = waiting + share.forward + mapped
             return max(forward, before + gradients + share.backward + 2 * mapped) if training else forward
 
         share = layers.fastest(functools.partial(layers.streamed, first, last), needs, available)
@@ -139,7 +144,8 @@ def _candidate(
         share = layers.whole(stored[-1] if stored else None)
         shares.append(share)
         gradient = layers.held(stored[-1]) if stored else 0.0
-        peak = max(peak, held + (gradient + share.backward if training else share.forward))
+        copied = copied if training else 0.0
+        peak = max(peak, held + copied + (gradient + share.backward if training else share.forward))
     moved = sum(layers.time_on_disk(node, 1, training) for node in on_disk)
     copied = sum(layers.time_held(node, training) for node in stored if node not in on_disk)
     time = sum(s.time for s in shares) + moved + copied

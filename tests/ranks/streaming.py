@@ -1,5 +1,7 @@
 """Ranks that stream their shards, against the undivided model."""
 
+import math
+
 import torch
 from monai.networks.nets import UNet
 from spatial_cases import frozen_resnet18
@@ -8,6 +10,8 @@ from torch import nn
 from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.spatial import Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
+from gigapipe.spatial.layers import Layers
+from gigapipe.spatial.planning import candidates, trace
 from gigapipe.training.losses import dice_and_cross_entropy_of_classes, dice_of_classes
 
 
@@ -62,3 +66,12 @@ def planned(mesh) -> float:
     model = decompose(nn.Sequential(nn.Tanh(), nn.MaxPool2d(3, 2, 1)), mesh)
     with torch.no_grad():
         return plan_streaming(model, (1, 8, 512, 512), 50e9, mesh, base=0.0).peak
+
+
+def planned_of_kept(mesh) -> float:
+    """Bytes of an image of 8 × 256 × 256 float32 that is kept between two convolutions, beside what tiles take."""
+    model = decompose(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)), mesh)
+    with torch.no_grad():
+        layers = Layers(trace(model, (1, 3, 256, 256), mesh, None, torch.float32, "cpu"), mesh, read=True)
+        (found,) = (c for c in candidates(layers, math.inf) if c.stored == (layers.cuts[0],) and not c.whole)
+    return found.peak - found.shares[1].forward
