@@ -10,7 +10,8 @@ peak of memory above what the process had before the first step. Processor secon
 seconds where other programs run. With --before, a checkout of another state of gigapipe, what that takes streamed
 stands in a line of its own. Plain torch runs in the memory format that it is faster in: contiguous for float32 from
 3000 px on, where its channels_last stem has no fast gradient, and channels_last elsewhere. With --disk, images that do
-not fit into memory may lie in that folder.
+not fit into memory may lie in that folder. The last column is the arithmetic of an undivided step as a share of what a
+fast convolution on this machine does in the median seconds; that is measured at the beginning of each round.
 """
 
 import argparse
@@ -111,7 +112,36 @@ def measure(
     return json.loads(done.stdout)
 
 
-def compared(runs: list[dict], plain: list[dict]) -> str:
+def best_rate(precision: str) -> float:
+    """Multiplications and additions a second of a 3 × 3 convolution of 128 channels, by all cores: the best of ten."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    image, weight = (
+        torch.rand(*shape, dtype=getattr(torch, precision)).contiguous(memory_format=torch.channels_last)
+        for shape in ((1, 128, 128, 128), (128, 128, 3, 3))
+    )
+    taken = []
+    with torch.no_grad():
+        for _ in range(10):
+            begun = time.perf_counter()
+            F.conv2d(image, weight, padding=1)
+            taken.append(time.perf_counter() - begun)
+    return 2 * image.numel() * weight[0].numel() / min(taken)
+
+
+def arithmetic(size: int, precision: str, norm: str) -> float:
+    """Multiplications and additions of an undivided step."""
+    import torch
+
+    from gigapipe.models import resnet18
+    from gigapipe.planning.cost import step_cost
+
+    return step_cost(lambda: resnet18(2, norm), (1, 3, size, size), precision=getattr(torch, precision)).flops
+
+
+def compared(runs: list[dict], plain: list[dict], flops: float) -> str:
     """Medians of rounds, and of their ratios to plain torch's of the same round, with their least and largest."""
     texts = []
     for key in ("seconds", "of processors"):
@@ -121,7 +151,9 @@ def compared(runs: list[dict], plain: list[dict]) -> str:
         texts.append(f"{statistics.median(here):8.2f} {statistics.median(ratios):7.2f}{spread}")
     peak, of_plain = (max(run["peak"] for run in kind) / 1e6 for kind in (runs, plain))
     expected = runs[-1]["expected"]
-    return f"{' '.join(texts)} {peak:9.0f} {peak / of_plain:7.2f} " + (f"{expected / 1e6:9.0f}" if expected else "")
+    share = statistics.median(flops / statistics.median(run["seconds"]) / run["best rate"] for run in runs)
+    told = f"{expected / 1e6:9.0f}" if expected else " " * 9
+    return f"{' '.join(texts)} {peak:9.0f} {peak / of_plain:7.2f} {told} {share:9.2f}"
 
 
 if __name__ == "__main__":
@@ -141,16 +173,20 @@ if __name__ == "__main__":
         sys.exit()
     print(f"ResNet-18, batch 1, norm {args.norm}; {len(os.sched_getaffinity(0))} cores\n")
     print(
-        "  size  precision  kind            s    ratio (spread)   processor s   ratio        MB   ratio  expected, MB"
+        "  size  precision  kind            s    ratio (spread)   processor s   ratio        MB   ratio  expected, MB  "
+        "share of best rate"
     )
     folders = {"plain": None, "streamed": None, **({"before": args.before} if args.before else {})}
     for size in args.sizes:
         for precision in args.precisions:
             found = {kind: [] for kind in folders}
             for _ in range(args.rounds):
+                rate = best_rate(precision)
                 for kind, folder in folders.items():
                     limit = int(args.share * max(run["peak"] for run in found["plain"])) if kind != "plain" else 0
-                    found[kind].append(measure(size, precision, args.norm, limit, args.steps, args.disk, folder))
+                    run = measure(size, precision, args.norm, limit, args.steps, args.disk, folder)
+                    found[kind].append({**run, "best rate": rate})
+            flops = arithmetic(size, precision, args.norm)
             for kind, runs in found.items():
-                print(f"{size:6}  {precision:9}  {kind:8} {compared(runs, found['plain'])}", flush=True)
+                print(f"{size:6}  {precision:9}  {kind:8} {compared(runs, found['plain'], flops)}", flush=True)
             print("       ", found["streamed"][-1]["plan"], flush=True)

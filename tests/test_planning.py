@@ -110,11 +110,16 @@ def test_the_time_model_by_hand():
         bandwidth_share=1.0, link_share=1.0, near_latency=0.5, far_latency=2.0, operation=0.25,
     )  # fmt: skip
     cost = Cost(1, 0, 0, np.array([[2e3, 10], [0, 300]]), (Exchange({0: 20, 3: 60}),), (Reduction(90, range(4)),))
-    seconds = scaling.step_seconds(cost, slow, "float32")
+    seconds = scaling.step_seconds(cost, slow, "float32", ranks=4)
     assert seconds.compute == pytest.approx(Spent(arithmetic=2, memory=3, starting=2 * 0.25))
     assert seconds.exchange == pytest.approx(0.5 + 20 / 10 + 2.0 + 60 / 30)  # a node's link is shared by two ranks
     assert seconds.reduce == pytest.approx(2 * 2 * 2.0 + 1.5 * 90 / 10)
     assert str(seconds.spent) == "messages 84%, memory 9%, arithmetic 6%, starting 1%"  # of 33.5 s
+    shared = slow._replace(slower={"bandwidth": 0.5, "float32": 0.25, "operation": 1.0})
+    assert scaling.step_seconds(cost, shared, "float32", ranks=1) == scaling.step_seconds(cost, slow, "float32", 1)
+    for ranks in (2, 4):  # a node has two
+        compute = scaling.step_seconds(cost, shared, "float32", ranks).compute
+        assert compute == pytest.approx(Spent(arithmetic=2 * 1.25, memory=3 * 1.5, starting=2 * 0.25 * 2))
 
 
 def test_a_mesh_that_does_not_fit_is_said_so_and_the_best_one_fits():
@@ -159,14 +164,19 @@ def test_a_fit_finds_the_machine_again():
     true = SUMMIT._replace(
         flops={"float32": 2e10, "bfloat16": 9e10}, bandwidth=6e9, operation=2e-5, flops_share=1.0, bandwidth_share=1.0
     )
-    seconds = []
+    shared = true._replace(
+        ranks_per_node=3, slower={"bandwidth": 0.4, "operation": 0.0, "float32": 0.1, "bfloat16": 0.2}
+    )
+    alone, at_once = [], []
     for network, size, precision in steps:
         cost = step_cost(calibration.maker(network), (1, 3, size, size), precision=getattr(torch, precision))
-        seconds.append((network, size, precision, scaling.step_seconds(cost, true, precision).compute.total))
+        alone.append(scaling.step_seconds(cost, shared, precision, 1).compute.total)
+        at_once.append(scaling.step_seconds(cost, shared, precision, 3).compute.total)
     messages = [3e-5 + size / 2e9 for size in calibration.MESSAGES]
-    told = {"steps": seconds, "messages": messages, "memory": 2e9, "base": 3e8, "kind": "cpu", "name": "one"}
-    found = calibration.fit(told, 2).machine
+    told = {"steps": steps, "alone": alone, "at once": at_once, "messages": messages, "kind": "cpu", "name": "one"}
+    found = calibration.fit({**told, "memory": 2e9, "base": 3e8}, 3).machine
     assert found.flops == pytest.approx(true.flops, rel=0.02)
+    assert found.slower == pytest.approx(shared.slower, abs=0.02)
     assert found.bandwidth == pytest.approx(6e9, rel=0.02) and found.operation == pytest.approx(2e-5, rel=0.1)
     assert found.near == pytest.approx(2e9, rel=1e-6) and found.near_latency == pytest.approx(3e-5, rel=1e-6)
     assert found.measured and found.memory * found.reserve == pytest.approx(3e8)

@@ -2,8 +2,8 @@
 
     mpiexec -n 2 python -m gigapipe.planning.calibration cpu
 
-is what `measure` starts: all ranks make the same steps at once, each on images of its own, for those on CPUs share the
-memory's bandwidth; then they send each other messages of many sizes.
+is what `measure` starts: each step is made by one rank while the others sleep, and then by all ranks at once, each on
+images of its own, for those on CPUs share the memory's bandwidth; then they send each other messages of many sizes.
 """
 
 import json
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,11 @@ from gigapipe.allocator import return_freed_tensors
 from gigapipe.errors import InputError
 from gigapipe.planning.machines import Machine
 
-KINDS = ("resnet18", (128, 256, 512, 768)), ("resnet50", (128, 384)), ("unet", (512, 1024))
+KINDS = ("resnet18", (384, 1024)), ("resnet50", (640,)), ("unet", (1024, 2048))
 KINDS_OF_GPUS = ("resnet18", (256, 1024, 2048)), ("resnet50", (256, 1024)), ("unet", (1024, 4096))
 """Of which some take a GPU longer than to be started."""
 
-REPEATS = 4  # the first is not counted
+REPEATS = 3  # the first is not counted
 MESSAGES = [2**power for power in range(10, 24)]  # bytes
 
 
@@ -48,7 +49,7 @@ class Fit(NamedTuple):
 
 
 def measure(ranks: int = 2, kind: str = "cpu") -> Fit:
-    """Run and fit, on `ranks` ranks of this machine, with a GPU each or its cores shared out. Takes about a minute.
+    """Run and fit, on `ranks` ranks of this machine, with a GPU each or its cores shared out. Takes a minute or two.
 
     Raises InputError if the ranks cannot be started.
     """
@@ -69,7 +70,7 @@ def fit(found: dict, ranks: int) -> Fit:
     from gigapipe.planning.cost import step_cost
     from gigapipe.planning.scaling import compute_seconds
 
-    steps, seconds = [step[:3] for step in found["steps"]], np.array([step[3] for step in found["steps"]])
+    steps, alone, at_once = found["steps"], np.array(found["alone"]), np.array(found["at once"])
     counted = []
     for network, size, precision in steps:
         dtype = getattr(torch, precision)
@@ -77,8 +78,12 @@ def fit(found: dict, ranks: int) -> Fit:
         counted.append((precision, cost.operations))
     precisions = list(dict.fromkeys(precision for precision, _ in counted))
 
-    def predicted(logarithms: np.ndarray) -> np.ndarray:
-        bandwidth, operation, *flops = np.exp(logarithms)
+    names, known = ["bandwidth", "operation", *precisions], 2 + len(precisions)
+
+    def predicted(values: np.ndarray, more: int) -> np.ndarray:
+        """Seconds, while so `more` ranks work; `values` are logarithms of what one rank does, and `Machine.slower`."""
+        factors = 1 + more * values[known:]
+        bandwidth, operation, *flops = np.exp(values[:known]) * np.where(np.arange(known) == 1, factors, 1 / factors)
         by_precision = dict(zip(precisions, flops, strict=True))
         return np.array(
             [
@@ -87,10 +92,14 @@ def fit(found: dict, ranks: int) -> Fit:
             ]
         )
 
+    def differences(values: np.ndarray) -> np.ndarray:
+        return np.log(np.concatenate([predicted(values, 0) / alone, predicted(values, ranks - 1) / at_once]))
+
     faster = 1 if found["kind"] == "cpu" else 100
-    start = np.log([1e10 * faster, 1e-5, *[1e11 * faster] * len(precisions)])
-    solved = least_squares(lambda x: np.log(predicted(x) / seconds), start, loss="soft_l1")
-    bandwidth, operation, *flops = np.exp(solved.x).tolist()
+    start = [*np.log([1e10 * faster, 1e-5, *[1e11 * faster] * len(precisions)]), *[0.1] * known]
+    least = [*[-np.inf] * known, *[0.0] * known]
+    solved = least_squares(differences, start, bounds=(least, np.inf), loss="soft_l1").x
+    bandwidth, operation, *flops = np.exp(solved[:known]).tolist()
     links: dict = {"near": None}
     if found["messages"]:
         sizes, times = np.array(MESSAGES), np.array(found["messages"])
@@ -109,14 +118,22 @@ def fit(found: dict, ranks: int) -> Fit:
         bandwidth_share=1.0,
         link_share=1.0,
         operation=operation,
+        slower=dict(zip(names, solved[known:].tolist(), strict=True)) if ranks > 1 else {},
         reserve=found["base"] / found["memory"],
         measured=True,
         device=found["kind"],
         **links,
     )
-    lines = [f"{'a step of':28} {'measured, s':>12} {'fitted, s':>10} {'ratio':>6}"]
-    for (network, size, precision), was, fitted in zip(steps, seconds, predicted(solved.x), strict=True):
-        lines.append(f"{f'{network} {size}² {precision}':28} {was:12.4f} {fitted:10.4f} {fitted / was:6.2f}")
+    lines = [
+        f"{'a step of':28} {'one rank alone, s':>18} {'fitted, s':>10} {'ratio':>6} "
+        f"{f'{ranks} ranks at once, s':>20} {'fitted, s':>10} {'ratio':>6}"
+    ]
+    rows = zip(steps, alone, predicted(solved, 0), at_once, predicted(solved, ranks - 1), strict=True)
+    for (network, size, precision), was, fit_of_one, were, fit_of_all in rows:
+        lines.append(
+            f"{f'{network} {size}² {precision}':28} {was:18.4f} {fit_of_one:10.4f} {fit_of_one / was:6.2f} "
+            f"{were:20.4f} {fit_of_all:10.4f} {fit_of_all / were:6.2f}"
+        )
     return Fit(machine, lines)
 
 
@@ -129,8 +146,9 @@ def maker(network: str):
 def run(kind: str) -> None:
     """One rank; the first prints what they found.
 
-    `steps` (network, size, precision, seconds), `messages`, the seconds of those of `MESSAGES`, the `memory` of a rank
-    and its `base`, bytes of it that tensors do not get, and the `kind` and `name` of the device.
+    `steps` (network, size, precision), the seconds of each `alone` and `at once`, `messages`, the seconds of those of
+    `MESSAGES`, the `memory` of a rank and its `base`, bytes of it that tensors do not get, and the `kind` and `name` of
+    the device.
     """
     return_freed_tensors()
     import torch
@@ -147,25 +165,33 @@ def run(kind: str) -> None:
     device = torch.device(kind) if kind == "cpu" else torch.device(kind, world.rank % module.device_count())
     module.set_device(device)
     torch.backends.cudnn.allow_tf32 = False  # as a training has it
-    base, steps = resident_memory(), []
+    base, alone, at_once = resident_memory(), [], []
     for network, size, precision in steps_on(kind):
         model = decompose(in_channels_last(maker(network)()).to(device), Mesh())
         pixels = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
         image = shard(pixels.to(device), Mesh())
         dtype = getattr(torch, precision)
-        taken = []
-        for _ in range(REPEATS):
-            model.zero_grad()
-            module.synchronize()
-            world.Barrier()
-            begun = time.perf_counter()
-            with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-                output = model(image)
-            default_loss(output).backward()
-            module.synchronize()
-            taken.append(time.perf_counter() - begun)
-        steps.append((network, size, precision, statistics.median(taken[1:])))
-    found: dict[str, object] = {"kind": kind, "steps": steps, "messages": _messages(world, device)}
+
+        def seconds(begin: Callable[[], None], model=model, image=image, dtype=dtype) -> float:
+            taken = []
+            for _ in range(REPEATS):
+                model.zero_grad()
+                module.synchronize()
+                begin()
+                begun = time.perf_counter()
+                with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+                    output = model(image)
+                default_loss(output).backward()
+                module.synchronize()
+                taken.append(time.perf_counter() - begun)
+            return statistics.median(taken[1:])
+
+        if world.rank == 0:
+            alone.append(seconds(lambda: None))
+        _sleep_until_all_are_here(world)
+        at_once.append(seconds(world.Barrier))
+    found: dict[str, object] = {"kind": kind, "steps": steps_on(kind), "alone": alone, "at once": at_once}
+    found["messages"] = _messages(world, device)
     if kind == "cpu":
         cores = len(os.sched_getaffinity(0)) // world.size or 1
         found["name"] = f"{platform.machine()}, {world.size} ranks of {cores} cores"
@@ -177,6 +203,13 @@ def run(kind: str) -> None:
         found["memory"], found["base"] = total, total - free - module.memory_reserved()
     if world.rank == 0:
         print(json.dumps(found), flush=True)
+
+
+def _sleep_until_all_are_here(world) -> None:
+    """A barrier that leaves the processor to those who have not come; MPI's own may wait in a loop."""
+    all_are_here = world.Ibarrier()
+    while not all_are_here.Test():
+        time.sleep(0.001)
 
 
 def _messages(world, device) -> list[float]:

@@ -8,10 +8,11 @@ from gigapipe.errors import InputError
 
 
 class Machine(NamedTuple):
-    """One rank's hardware, and what links it to others. Seconds, bytes, and numbers a second.
+    """One rank's hardware, while the other ranks of its node do nothing, and what links it to others.
 
-    Links count one direction. `near` is that between two ranks of a node; `far` what all ranks of a node have together
-    to other nodes, None where there is one node. `*_share` is what of a peak is reached.
+    Seconds, bytes, and numbers a second. Links count one direction. `near` is that between two ranks of a node; `far`
+    what all ranks of a node have together to other nodes, None where there is one node. `*_share` is what of a peak is
+    reached.
     """
 
     name: str
@@ -30,6 +31,9 @@ class Machine(NamedTuple):
     far_latency: float = 20e-6
     operation: float = 10e-6
     """To start one operation."""
+    slower: dict[str, float] = {}
+    """By what share of its time alone each further rank that works on the node slows a rank down: its arithmetic, by
+    precision, its memory as `bandwidth`, and the start of an `operation`; none, where nobody knows."""
     reserve: float = 0.1
     """Share of the memory that tensors do not get: the process, kernels' own memory, what lies between tensors."""
     measured: bool = False
@@ -39,6 +43,19 @@ class Machine(NamedTuple):
     @property
     def has_gpus(self) -> bool:
         return not self.measured or self.device != "cpu"
+
+    def at_work(self, ranks: int) -> "Machine":
+        """As fast as each of so many ranks is when all of them work, as many on a node as it has."""
+        more = min(ranks, self.ranks_per_node) - 1
+
+        def factor(name: str) -> float:
+            return 1 + more * self.slower.get(name, 0.0)
+
+        return self._replace(
+            flops={precision: flops / factor(precision) for precision, flops in self.flops.items()},
+            bandwidth=self.bandwidth / factor("bandwidth"),
+            operation=self.operation * factor("operation"),
+        )
 
     @property
     def usable_memory(self) -> float:
@@ -65,9 +82,17 @@ class Machine(NamedTuple):
             f"{known}: {self.flops_share:.0%} of the peak in arithmetic, {self.bandwidth_share:.0%} of the memory's "
             f"bandwidth, {self.link_share:.0%} of the links', {latencies}, {self.operation * 1e6:.3g} µs to start an "
             "operation",
+            "each further rank that works on a node slows the others down: " + self._sharing(),
             f"{self.reserve:.0%} of the memory is reserved (the process, memory of kernels, gaps between tensors): "
             + ("the process as measured, the others unknown" if self.measured else "assumed"),
         ]
+
+    def _sharing(self) -> str:
+        if not self.slower:
+            return "by nothing (assumed)"
+        named = {"bandwidth": "the memory", "operation": "the start of an operation"}
+        by = (f"{named.get(name, f'arithmetic in {name}')} by {share:.0%}" for name, share in self.slower.items())
+        return ", ".join(by) + " of its time alone (measured)"
 
 
 MACHINES = {

@@ -1,8 +1,8 @@
 """Seconds, efficiency and the best mesh: an α–β–flops model on top of what a step is counted to cost.
 
 An operation takes as long as its arithmetic or its memory traffic, whichever is longer, and its start. A message takes
-α + bytes / β, an all-reduce over n ranks 2 ⌈log₂ n⌉ α + 2 (n - 1) / n × bytes / β. Nothing overlaps. See
-docs/planning.md.
+α + bytes / β, an all-reduce over n ranks 2 ⌈log₂ n⌉ α + 2 (n - 1) / n × bytes / β. Nothing overlaps. Each further rank
+that works on a node slows the others down by a share of their time alone. See docs/planning.md.
 """
 
 import functools
@@ -104,8 +104,9 @@ def compute_seconds(operations: np.ndarray, flops: float, bandwidth: float, star
     )
 
 
-def step_seconds(cost: Cost, machine: Machine, precision: str) -> Seconds:
-    """The model."""
+def step_seconds(cost: Cost, machine: Machine, precision: str, ranks: int) -> Seconds:
+    """The model: what a rank takes while so many work."""
+    machine = machine.at_work(ranks)
     flops, bandwidth = machine.flops_share * machine.flops[precision], machine.bandwidth_share * machine.bandwidth
     compute = compute_seconds(cost.operations, flops, bandwidth, machine.operation)
     node = cost.rank // machine.ranks_per_node
@@ -134,7 +135,7 @@ def _link(machine: Machine, near: bool) -> float:
 
 def undivided_seconds(job: Job, machine: Machine, batch: int) -> float:
     """Of a step on one rank of this machine, had it the memory."""
-    return batch * step_seconds(cost_of(job, (1, 1, 1), 1), machine, job.precision).compute.total
+    return batch * step_seconds(cost_of(job, (1, 1, 1), 1), machine, job.precision, 1).compute.total
 
 
 def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) -> Point:
@@ -146,7 +147,7 @@ def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) 
     if batch % mesh[0]:
         raise InputError(f"batch {batch} cannot be divided evenly among {mesh[0]} data ranks; give a multiple")
     cost = cost_of(job, mesh, batch // mesh[0])
-    seconds = step_seconds(cost, machine, job.precision)
+    seconds = step_seconds(cost, machine, job.precision, ranks)
     return Point(
         "model",
         *mesh,
@@ -169,7 +170,7 @@ def predict(job: Job, machine: Machine, mesh: tuple[int, int, int], batch: int) 
 def spent(job: Job, machine: Machine, point: Point) -> Spent:
     """What the time of a predicted step goes to."""
     cost = cost_of(job, (point.data, point.rows, point.columns), point.batch // point.data)
-    return step_seconds(cost, machine, job.precision).spent
+    return step_seconds(cost, machine, job.precision, point.ranks).spent
 
 
 def check(machine: Machine, precision: str, ranks: int) -> None:
