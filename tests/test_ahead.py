@@ -59,7 +59,7 @@ def test_a_canvas_that_is_read_ahead_looks_as_one_that_is_not(small_cohort, tmp_
     wait([streaming.ahead._begun[1]])
     streaming.cache.clear()
     shutil.move(tmp_path / table["slide"][1], tmp_path / "elsewhere")
-    image, truth = canvases.batch([1], look, streaming)
+    image, truth = canvases.batch([1], look, streaming, ([0], None))
     assert torch.equal(computed(model, image), want) and not torch.equal(want, other) and truth == 1
     with pytest.raises(InputError, match="is missing"):  # is read, not taken from what was seen before
         computed(model, canvases.batch([1], look, streaming)[0])

@@ -76,17 +76,19 @@ class Canvases:
         """
         streaming = streaming or Streaming(None, self.mesh)
         readers, ahead = self._readers(indices, augmentations, streaming), streaming.ahead
+        own = self.mesh.rectangle((self.size, self.size))
+        # Now, for the image may be read after those that follow are begun.
+        waiting = [ahead.take((self, indices, augmentations))] if ahead else []
 
         def read(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
-            images = ahead.take((self, indices, augmentations, rectangle)) if ahead else None
-            images = images or [reader(rectangle) for reader in readers]
+            found = waiting.pop() if waiting and rectangle == own else None
+            images = found or [reader(rectangle) for reader in readers]
             return as_seen(images, augmentations, device, streaming.cache.memory)
 
         image = streaming.image(read, (len(indices), 3, self.size, self.size)), self.truth[indices]
         if following and ahead:
-            own = self.mesh.rectangle((self.size, self.size))
             next_readers = self._readers(*following, streaming)
-            ahead.begin((self, *following, own), lambda: [reader(own) for reader in next_readers])
+            ahead.begin((self, *following), lambda: [reader(own) for reader in next_readers])
         return image
 
     def _readers(

@@ -149,17 +149,19 @@ class Pairs:
         Where slides are not computed by tiles, the one `following` is read meanwhile.
         """
         (read, size), ahead = self._reader(index, augmentation, streaming), streaming.ahead
+        own = self.mesh.rectangle(size)
+        # Now, for the image may be read after the one that follows is begun.
+        waiting = [ahead.take((self, index, augmentation))] if ahead else []
 
         def coloured(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
-            pixels = ahead.take((self, index, augmentation, rectangle)) if ahead else None
-            pixels = read(rectangle) if pixels is None else pixels
+            found = waiting.pop() if waiting and rectangle == own else None
+            pixels = read(rectangle) if found is None else found
             return as_seen([pixels], [augmentation], device, streaming.cache.memory)
 
         image = streaming.image(coloured, (1, 3, *size))
         if following and ahead:
-            read_next, size = self._reader(*following, streaming)
-            own = self.mesh.rectangle(size)
-            ahead.begin((self, *following, own), lambda: read_next(own))
+            read_next, next_size = self._reader(*following, streaming)
+            ahead.begin((self, *following), lambda: read_next(self.mesh.rectangle(next_size)))
         return image
 
     def _reader(self, index: int, augmentation: Augmentation, streaming: Streaming) -> tuple[Read, tuple[int, int]]:
