@@ -118,7 +118,7 @@ class OfCanvases(ABC):
         if settings.weights and settings.start:
             raise InputError("weights and start both set the initial weights; give one of them")
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
-        self.slides = len(training)
+        self.slides, self.following = len(training), None
         torch.manual_seed(settings.seed)
         self.model = settings.model()
         self.started_from = None
@@ -143,13 +143,13 @@ class OfCanvases(ABC):
         begun_with = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files]
         return [self.training.identity(), self.validation.identity(), begun_with]
 
-    def backward(self, indices: list[int], epoch: int, scale: float = 1.0, following: list[int] | None = None) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         augmentations = self._augmentations(indices, epoch)
         if self.features:
             outputs = self.features.outputs(self.training, indices, augmentations)
         else:
             self._prepare(len(indices))
-            next_ones = (following, self._augmentations(following, epoch)) if following else None
+            next_ones = (self.following, self._augmentations(self.following, epoch)) if self.following else None
             images, _ = self.training.batch(indices, augmentations, self.streaming, next_ones)
             with self.settings.autocast(self.mesh.device):
                 outputs = self.model(images)

@@ -150,7 +150,8 @@ def step(
 def _backward(task: Task, indices: list[int], epoch: int, scale: float, following: list[int] | None) -> float:
     """Its `backward`, in which what a network draws itself, as for dropout, depends on these alone, not on a stop."""
     torch.manual_seed(int(np.random.default_rng([task.settings.seed, epoch, *indices]).integers(2**63)))
-    return task.backward(indices, epoch, scale, following)
+    task.following = following
+    return task.backward(indices, epoch, scale)
 
 
 def _left(task: Task, state: State, steps: int) -> Iterable[tuple[list[list[int]], list[list[int]] | None]]:

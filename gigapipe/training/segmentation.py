@@ -201,7 +201,7 @@ class Segmentation:
         self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: Memory | None
     ):
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
-        self.slides = len(training)
+        self.slides, self.following = len(training), None
         torch.manual_seed(settings.seed)
         self.model = decompose(settings.model().to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
@@ -210,7 +210,7 @@ class Segmentation:
     def identity(self) -> list:
         return [self.training.identity(), self.validation.identity()]
 
-    def backward(self, indices: list[int], epoch: int, scale: float = 1.0, following: list[int] | None = None) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         def look_of(index: int) -> Look:
             return index, self.settings.augmentation(epoch, self.training.slides[index])
 
@@ -218,7 +218,7 @@ class Segmentation:
         total = 0.0
         with step_of_passes(self.mesh, len(indices)):
             for look, after in with_following(map(look_of, indices)):  # of different sizes: one after another
-                after = after or (look_of(following[0]) if following else None)
+                after = after or (look_of(self.following[0]) if self.following else None)
                 loss = self._compared(self.training, *look, after, self.settings.loss)[0] / len(indices)
                 with late_gradients(self.mesh):
                     (loss if scale == 1 else loss * scale).backward()

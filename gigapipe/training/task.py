@@ -45,6 +45,9 @@ class Task(Protocol):
     streaming: Streaming
     slides: int
     """To train on."""
+    following: list[int] | None
+    """What the loop will ask `backward` for after what it asks for now, if that is in the same epoch: these slides may
+    be read meanwhile."""
 
     @property
     def training(self) -> Slides: ...
@@ -63,9 +66,9 @@ class Task(Protocol):
     def identity(self) -> list[Any]:
         """What says, in JSON, which slides there are to train on and to validate on."""
 
-    def backward(self, indices: list[int], epoch: int, scale: float = 1.0, following: list[int] | None = None) -> float:
+    def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
         """Add the gradient, times `scale`, of the mean loss over this data rank's slides, augmented as in this epoch;
-        the loss. Those `following`, if they are known, may be read meanwhile."""
+        the loss."""
 
     def validate(self, batches: Iterator[list[int]]) -> dict[str, float]:
         """`loss` on the slides to validate on, and other figures; `batches` are those of the epoch that has ended."""
