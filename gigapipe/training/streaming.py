@@ -129,8 +129,8 @@ class Streaming:
         slides, channels, *size = shape
         # In bytes, with the copies that are made of one of them.
         ahead = (slides + 2) * channels * math.prod(self.mesh.rectangle((size[0], size[1])).shape)
-        self._room_ahead = not _by_tiles(self.plan) and ahead <= spare
-        limit = min(most, spare - ahead * self._room_ahead)
+        limit = min(most, spare)  # first, for what is kept is read once, and not in each epoch
+        self._room_ahead = not _by_tiles(self.plan) and ahead <= spare - limit
         if self._cache.limit > limit:  # what prediction may keep, training may not
             self._cache.clear()
         self._cache.limit, self._cache.memory.limit = limit, limit + self.recycled
