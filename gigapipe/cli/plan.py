@@ -70,7 +70,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--measure",
         type=Path,
         metavar="FILE",
-        help="measure this machine (about a minute), write the result to FILE, and plan for it",
+        help="measure this machine (a minute or two), write the result to FILE, and plan for it",
     )
     sub.add_argument(
         "--device",

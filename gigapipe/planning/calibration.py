@@ -23,6 +23,8 @@ from gigapipe.errors import InputError
 from gigapipe.planning.machines import Machine
 
 KINDS = ("resnet18", (384, 1024)), ("resnet50", (640,)), ("unet", (1024, 2048))
+"""Networks, and rows of their square images. No parameters fit steps at 128 px and at 768 px both."""
+
 KINDS_OF_GPUS = ("resnet18", (256, 1024, 2048)), ("resnet50", (256, 1024)), ("unet", (1024, 4096))
 """Of which some take a GPU longer than to be started."""
 
@@ -79,27 +81,6 @@ def fit(found: dict, ranks: int) -> Fit:
     precisions = list(dict.fromkeys(precision for precision, _ in counted))
 
     names, known = ["bandwidth", "operation", *precisions], 2 + len(precisions)
-
-    def predicted(values: np.ndarray, more: int) -> np.ndarray:
-        """Seconds, while so `more` ranks work; `values` are logarithms of what one rank does, and `Machine.slower`."""
-        factors = 1 + more * values[known:]
-        bandwidth, operation, *flops = np.exp(values[:known]) * np.where(np.arange(known) == 1, factors, 1 / factors)
-        by_precision = dict(zip(precisions, flops, strict=True))
-        return np.array(
-            [
-                compute_seconds(operations, by_precision[precision], bandwidth, operation).total
-                for precision, operations in counted
-            ]
-        )
-
-    def differences(values: np.ndarray) -> np.ndarray:
-        return np.log(np.concatenate([predicted(values, 0) / alone, predicted(values, ranks - 1) / at_once]))
-
-    faster = 1 if found["kind"] == "cpu" else 100
-    start = [*np.log([1e10 * faster, 1e-5, *[1e11 * faster] * len(precisions)]), *[0.1] * known]
-    least = [*[-np.inf] * known, *[0.0] * known]
-    solved = least_squares(differences, start, bounds=(least, np.inf), loss="soft_l1").x
-    bandwidth, operation, *flops = np.exp(solved[:known]).tolist()
     links: dict = {"near": None}
     if found["messages"]:
         sizes, times = np.array(MESSAGES), np.array(found["messages"])
@@ -107,34 +88,51 @@ def fit(found: dict, ranks: int) -> Fit:
         slope, latency = np.polyfit(sizes, times, 1, w=1 / times)
         # A line through noise may begin below zero.
         links = {"near": 1 / slope, "near_latency": max(latency, float(times.min()) / 2)}
-    machine = Machine(
-        f"this machine ({found['name']})",
-        found["memory"],
-        ranks,
-        dict(zip(precisions, flops, strict=True)),
-        bandwidth,
-        far=None,
-        flops_share=1.0,
-        bandwidth_share=1.0,
-        link_share=1.0,
-        operation=operation,
-        slower=dict(zip(names, solved[known:].tolist(), strict=True)) if ranks > 1 else {},
-        reserve=found["base"] / found["memory"],
-        measured=True,
-        device=found["kind"],
-        **links,
-    )
+
+    def machine_of(values: np.ndarray) -> Machine:
+        """`values`: logarithms of a rank's bandwidth, seconds to start an operation, and flops; then `slower`."""
+        bandwidth, operation, *flops = np.exp(values[:known]).tolist()
+        return Machine(
+            f"this machine ({found['name']})",
+            found["memory"],
+            ranks,
+            dict(zip(precisions, flops, strict=True)),
+            bandwidth,
+            far=None,
+            flops_share=1.0,
+            bandwidth_share=1.0,
+            link_share=1.0,
+            operation=operation,
+            slower=dict(zip(names, values[known:].tolist(), strict=True)) if ranks > 1 else {},
+            reserve=found["base"] / found["memory"],
+            measured=True,
+            device=found["kind"],
+            **links,
+        )
+
+    def predicted(values: np.ndarray, at_work: int) -> np.ndarray:
+        """Seconds of each step, while so many ranks work."""
+        it = machine_of(values).at_work(at_work)
+        return np.array([compute_seconds(of, it.flops[p], it.bandwidth, it.operation).total for p, of in counted])
+
+    def differences(values: np.ndarray) -> np.ndarray:
+        return np.log(np.concatenate([predicted(values, 1) / alone, predicted(values, ranks) / at_once]))
+
+    faster = 1 if found["kind"] == "cpu" else 100
+    start = [*np.log([1e10 * faster, 1e-5, *[1e11 * faster] * len(precisions)]), *[0.1] * known]
+    least = [*[-np.inf] * known, *[0.0] * known]
+    solved = least_squares(differences, start, bounds=(least, np.inf), loss="soft_l1").x
     lines = [
         f"{'a step of':28} {'one rank alone, s':>18} {'fitted, s':>10} {'ratio':>6} "
         f"{f'{ranks} ranks at once, s':>20} {'fitted, s':>10} {'ratio':>6}"
     ]
-    rows = zip(steps, alone, predicted(solved, 0), at_once, predicted(solved, ranks - 1), strict=True)
+    rows = zip(steps, alone, predicted(solved, 1), at_once, predicted(solved, ranks), strict=True)
     for (network, size, precision), was, fit_of_one, were, fit_of_all in rows:
         lines.append(
             f"{f'{network} {size}² {precision}':28} {was:18.4f} {fit_of_one:10.4f} {fit_of_one / was:6.2f} "
             f"{were:20.4f} {fit_of_all:10.4f} {fit_of_all / were:6.2f}"
         )
-    return Fit(machine, lines)
+    return Fit(machine_of(solved), lines)
 
 
 def maker(network: str):

@@ -157,8 +157,8 @@ class Mapper:
         with settings.autocast(device):
             whole = self.model if self.bias is None else self.activation
             streaming.prepare(whole, (1, 3, settings.canvas, settings.canvas))
-        for index, after in with_following(range(len(canvases))):
-            image, _ = canvases.batch([index], None, streaming, None if after is None else ([after], None))
+        for (indices, _), following in with_following(([index], None) for index in range(len(canvases))):
+            image, _ = canvases.batch(indices, None, streaming, following)
             with settings.autocast(device):
                 found = self.activation(image)
             if self.bias is None:

@@ -20,8 +20,8 @@ from gigapipe.training.streaming import Image, Streaming
 Read = Callable[[Rectangle], np.ndarray]
 """Pixels (channel, row, column), uint8, of a rectangle of an image."""
 
-Looks = tuple[list[int], list[Augmentation] | None]
-"""Which canvases are seen together, by their numbers, and how each; None: as they are."""
+Batch = tuple[list[int], list[Augmentation] | None]
+"""Canvases, by their numbers, and the augmentation of each; None: they are as they are."""
 
 
 class Canvases:
@@ -67,7 +67,7 @@ class Canvases:
         indices: list[int],
         augmentations: list[Augmentation] | None = None,
         streaming: Streaming | None = None,
-        following: Looks | None = None,
+        following: Batch | None = None,
     ) -> tuple[Image, torch.Tensor]:
         """Images (batch, 3, size, size), of which this rank reads only what it owns, and their truth (batch,).
 
@@ -75,32 +75,29 @@ class Canvases:
         of others, those `following` are read meanwhile.
         """
         streaming = streaming or Streaming(None, self.mesh)
-        readers, ahead = self._readers(indices, augmentations, streaming), streaming.ahead
-        own = self.mesh.rectangle((self.size, self.size))
-        # Now, for the image may be read after those that follow are begun.
-        waiting = [ahead.take((self, indices, augmentations))] if ahead else []
+        own, ahead = self.mesh.rectangle((self.size, self.size)), streaming.ahead
+        pixels = self._reader(indices, augmentations, streaming)
+        if ahead:
+            pixels = ahead.reader((self, indices, augmentations), own, pixels)
 
         def read(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
-            found = waiting.pop() if waiting and rectangle == own else None
-            images = found or [reader(rectangle) for reader in readers]
-            return as_seen(images, augmentations, device, streaming.cache.memory)
+            return as_seen(pixels(rectangle), augmentations, device, streaming.cache.memory)
 
         image = streaming.image(read, (len(indices), 3, self.size, self.size)), self.truth[indices]
         if following and ahead:
-            next_readers = self._readers(*following, streaming)
-            ahead.begin((self, *following), lambda: [reader(own) for reader in next_readers])
+            ahead.begin((self, *following), functools.partial(self._reader(*following, streaming), own))
         return image
 
-    def _readers(
+    def _reader(
         self, indices: list[int], augmentations: list[Augmentation] | None, streaming: Streaming
-    ) -> list[Read]:
-        """What gives the pixels of any rectangle of each canvas."""
+    ) -> Callable[[Rectangle], list[np.ndarray]]:
+        """What gives the pixels (channel, row, column), uint8, of a rectangle of each of these canvases."""
         size, readers = (self.size, self.size), []
         for i, augmentation in zip(indices, augmentations or [UNCHANGED] * len(indices), strict=True):
             down, right = (round(part * self.size) for part in augmentation.shift)
             of_slide = functools.partial(self._read, self.pyramids[i], (down, right), streaming.cache)
             readers.append(under_symmetry(of_slide, size, augmentation.symmetry)[0])
-        return readers
+        return lambda rectangle: [reader(rectangle) for reader in readers]
 
     def _read(self, pyramid: Pyramid, shift: tuple[int, int], cache: PixelCache, rectangle: Rectangle) -> np.ndarray:
         return read_canvas(pyramid, self.mpp, self.size, *rectangle, self.masked, shift, self.stage, cache)

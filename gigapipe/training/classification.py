@@ -118,7 +118,8 @@ class OfCanvases(ABC):
         if settings.weights and settings.start:
             raise InputError("weights and start both set the initial weights; give one of them")
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
-        self.slides, self.following = len(training), None
+        self.slides = len(training)
+        self.following: list[int] | None = None
         torch.manual_seed(settings.seed)
         self.model = settings.model()
         self.started_from = None
@@ -210,13 +211,13 @@ class OfCanvases(ABC):
         for norm in norms:
             norm.reset_running_stats()
         torch.manual_seed(self.settings.seed)
-        for count, (indices, following) in enumerate(with_following(batches), start=1):
+        unchanged = ((indices, None) for indices in batches)
+        for count, ((indices, _), following) in enumerate(with_following(unchanged), start=1):
             for norm in norms:
                 norm.momentum = 1 / count  # as torch does it with None, but that asks the device how many there were
             self._prepare(len(indices))
             with self.settings.autocast(self.mesh.device):
-                next_ones = (following, None) if following else None
-                self.model(self.training.batch(indices, None, self.streaming, next_ones)[0])
+                self.model(self.training.batch(indices, None, self.streaming, following)[0])
             self.streaming.done()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -272,12 +273,12 @@ def predict(
         streaming.prepare(model, (together, 3, settings.canvas, settings.canvas))
     found = torch.zeros(len(canvases), len(settings.outputs), dtype=torch.float64)
     own = range(mesh.data_index, len(canvases), mesh.data)
-    together_each = (list(own[start : start + together]) for start in range(0, len(own), together))
-    for indices, following in with_following(together_each):
+    unchanged = ((list(own[start : start + together]), None) for start in range(0, len(own), together))
+    for (indices, _), following in with_following(unchanged):
         if features:
             outputs = features.outputs(canvases, indices)
         else:
-            images, _ = canvases.batch(indices, None, streaming, (following, None) if following else None)
+            images, _ = canvases.batch(indices, None, streaming, following)
             with settings.autocast(mesh.device):
                 outputs = model(images)
             streaming.done()

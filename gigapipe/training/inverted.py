@@ -20,7 +20,6 @@ LARGE = 2**20
 COMPILED = 120_000_000
 """Bytes that a process then takes for that code, and for what it is compiled with (measured)."""
 
-
 HOST = torch.device("cpu")
 
 
@@ -30,9 +29,10 @@ def as_seen(
     device: torch.device = HOST,
     memory: Recycled | None = None,
 ) -> torch.Tensor:
-    """uint8 images (channel, row, column) `inverted`, on a device, each in the colours of its augmentation.
+    """uint8 images (channel, row, column) of one size as a network sees them, each in the colours of its augmentation:
+    (batch, channel, row, column), float32 in channels_last, `inverted`, on a device.
 
-    A GPU is sent bytes, and does the rest by bands. On the host they lie in `memory`, if that is given.
+    A GPU is sent bytes, and does the rest by bands. On the host the result lies in `memory`, if that is given.
     """
     augmentations = augmentations or [UNCHANGED] * len(images)
     if device.type == "cpu":

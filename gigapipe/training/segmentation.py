@@ -97,8 +97,8 @@ class RegionSettings(SegmenterSettings):
         return logits.argmax(1, keepdim=True).to(torch.uint8)
 
 
-Look = tuple[int, Augmentation]
-"""A slide, by its number, and how it is seen."""
+Augmented = tuple[int, Augmentation]
+"""A slide, by its number, and its augmentation."""
 
 
 class Pairs:
@@ -142,30 +142,31 @@ class Pairs:
         return rows, columns
 
     def image(
-        self, index: int, streaming: Streaming, augmentation: Augmentation = UNCHANGED, following: Look | None = None
+        self,
+        index: int,
+        streaming: Streaming,
+        augmentation: Augmentation = UNCHANGED,
+        following: Augmented | None = None,
     ) -> Image:
         """A slide (1, 3, rows, columns), float32 inverted intensity; nothing of it is shifted.
 
         Where slides are not computed by tiles, the one `following` is read meanwhile.
         """
         (read, size), ahead = self._reader(index, augmentation, streaming), streaming.ahead
-        own = self.mesh.rectangle(size)
-        # Now, for the image may be read after the one that follows is begun.
-        waiting = [ahead.take((self, index, augmentation))] if ahead else []
+        if ahead:
+            read = ahead.reader((self, index, augmentation), self.mesh.rectangle(size), read)
 
         def coloured(rectangle: Rectangle, device: torch.device) -> torch.Tensor:
-            found = waiting.pop() if waiting and rectangle == own else None
-            pixels = read(rectangle) if found is None else found
-            return as_seen([pixels], [augmentation], device, streaming.cache.memory)
+            return as_seen([read(rectangle)], [augmentation], device, streaming.cache.memory)
 
         image = streaming.image(coloured, (1, 3, *size))
         if following and ahead:
             read_next, next_size = self._reader(*following, streaming)
-            ahead.begin((self, *following), lambda: read_next(self.mesh.rectangle(next_size)))
+            ahead.begin((self, *following), functools.partial(read_next, self.mesh.rectangle(next_size)))
         return image
 
     def _reader(self, index: int, augmentation: Augmentation, streaming: Streaming) -> tuple[Read, tuple[int, int]]:
-        """What gives the pixels of any rectangle of a slide, and its size as it is seen."""
+        """What gives the pixels of any rectangle of an augmented slide, and its size (rows, columns)."""
         of_image = functools.partial(_of_image, self.images[index], self.stage, streaming.cache)
         return under_symmetry(of_image, self.size(index), augmentation.symmetry)
 
@@ -201,7 +202,8 @@ class Segmentation:
         self, settings: SegmenterSettings, training: Pairs, validation: Pairs, mesh: Mesh, memory: Memory | None
     ):
         self.settings, self.training, self.validation, self.mesh = settings, training, validation, mesh
-        self.slides, self.following = len(training), None
+        self.slides = len(training)
+        self.following: list[int] | None = None
         torch.manual_seed(settings.seed)
         self.model = decompose(settings.model().to(mesh.device), mesh)
         self.streaming = Streaming(memory, mesh, self.model)
@@ -211,15 +213,15 @@ class Segmentation:
         return [self.training.identity(), self.validation.identity()]
 
     def backward(self, indices: list[int], epoch: int, scale: float = 1.0) -> float:
-        def look_of(index: int) -> Look:
+        def augmented(index: int) -> Augmented:
             return index, self.settings.augmentation(epoch, self.training.slides[index])
 
         self._prepare()
         total = 0.0
         with step_of_passes(self.mesh, len(indices)):
-            for look, after in with_following(map(look_of, indices)):  # of different sizes: one after another
-                after = after or (look_of(self.following[0]) if self.following else None)
-                loss = self._compared(self.training, *look, after, self.settings.loss)[0] / len(indices)
+            for slide, after in with_following(map(augmented, indices)):  # of different sizes: one after another
+                after = after or (augmented(self.following[0]) if self.following else None)
+                loss = self._compared(self.training, *slide, after, self.settings.loss)[0] / len(indices)
                 with late_gradients(self.mesh):
                     (loss if scale == 1 else loss * scale).backward()
                 self.streaming.done()
@@ -231,9 +233,9 @@ class Segmentation:
         self.model.eval()
         self._prepare()
         found = torch.zeros(len(self.validation), 2, dtype=torch.float64)
-        looks = ((index, UNCHANGED) for index in range(self.mesh.data_index, len(self.validation), self.mesh.data))
-        for (index, _), after in with_following(looks):
-            both = self._compared(self.validation, index, UNCHANGED, after, self.settings.loss, self.settings.dice)
+        own = range(self.mesh.data_index, len(self.validation), self.mesh.data)
+        for (index, unchanged), after in with_following((index, UNCHANGED) for index in own):
+            both = self._compared(self.validation, index, unchanged, after, self.settings.loss, self.settings.dice)
             found[index] = (torch.stack(both) / self.mesh.image_ranks).cpu()
             self.streaming.done()
         return dict(zip(("loss", "dice"), self.mesh.everyone.sum_(found).mean(0).tolist(), strict=True))
@@ -250,7 +252,7 @@ class Segmentation:
             self.streaming.prepare(self.model, (1, 3, *self.largest), loss)
 
     def _compared(
-        self, pairs: Pairs, index: int, augmentation: Augmentation, following: Look | None, *measures
+        self, pairs: Pairs, index: int, augmentation: Augmentation, following: Augmented | None, *measures
     ) -> list[torch.Tensor]:
         """Measures of the model's output and the mask of a slide; the one `following` is read meanwhile."""
         with self.settings.autocast(self.mesh.device):
@@ -274,9 +276,9 @@ def segment(model: nn.Module, settings: SegmenterSettings, pairs: Pairs, streami
     largest = max((pairs.size(i) for i in range(len(pairs))), key=np.prod)
     with settings.autocast(pairs.mesh.device):
         streaming.prepare(model, (1, 3, *largest), lambda output, _: settings.found(output))
-    for (index, look), after in with_following((index, UNCHANGED) for index in range(len(pairs))):
+    for (index, unchanged), after in with_following((index, UNCHANGED) for index in range(len(pairs))):
         with settings.autocast(pairs.mesh.device):
-            found = settings.found(model(pairs.image(index, streaming, look, after)))
+            found = settings.found(model(pairs.image(index, streaming, unchanged, after)))
         image = found.computed() if isinstance(found, Recorded) else found
         assert isinstance(image, SpatialTensor)
         streaming.done()
