@@ -129,6 +129,8 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is aten.record_stream.default:  # of memory that is not there
+            return None
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if function is aten._local_scalar_dense.default:
             if given[0].is_cuda:
@@ -150,7 +152,7 @@ class Watch(TorchDispatchMode):
         for t in results:
             if t.is_cuda:
                 self.hold(t)
-        self.note(function, given, results)
+        self.note(function, given, results, _without_waiting(args, kwargs))
         return made
 
     def run(self, function, args, kwargs):
@@ -163,7 +165,7 @@ class Watch(TorchDispatchMode):
             return *images, made[2]
         return made
 
-    def note(self, function, given, results) -> None:
+    def note(self, function, given, results, without_waiting: bool) -> None:
         name = function.overloadpacket.__name__
         if function.namespace == "c10d":
             self.collectives[name.rstrip("_")] += 1
@@ -175,8 +177,8 @@ class Watch(TorchDispatchMode):
             return
         if self.without_float64 and _makes_float64(function, given, results):
             self.faults[f"{name} makes float64 of a device that has none in {where()}"] += 1
-        if function in COPIES and given[-1].is_cuda and not results[0].is_cuda:  # the host waits for what comes to it
-            self.syncs[where()] += 1
+        if function in COPIES and given[-1].is_cuda and not results[0].is_cuda and not without_waiting:
+            self.syncs[where()] += 1  # the host waits for what comes to it
         if not function.is_view and "empty" not in name and name not in ("detach", "alias", "device"):
             self.operations[name] += 1
         images = [t for t in given if t.is_cuda and _is_image(t)]
@@ -212,6 +214,11 @@ class Watch(TorchDispatchMode):
     def free(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.alive -= size
+
+
+def _without_waiting(args, kwargs) -> bool:
+    """Whether a copy to the host is one that the host does not wait for."""
+    return bool(kwargs.get("non_blocking") or args[2:] and args[2] is True)
 
 
 def _makes_float64(function, given, results) -> bool:

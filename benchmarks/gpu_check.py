@@ -33,6 +33,7 @@ from torch import nn
 from gigapipe.models import RESNETS, GigapixelUNet
 from gigapipe.spatial import Mesh, Plan, SpatialTensor, average_gradients, decompose, plan_streaming, stream
 from gigapipe.spatial.check import compare
+from gigapipe.spatial.speed import host_of
 from gigapipe.spatial.transports import Alone
 
 TOLERANCE = 1e-9
@@ -143,6 +144,11 @@ def exact() -> None:
         for network in networks[:2]:
             run = lambda network=network: decomposed(network, mesh, torch.channels_last, Plan(64))  # noqa: E731, B023
             attempt(f"{network[0]} streamed by tiles of 64 px {of_mesh}", run)
+        if ranks == 1:
+            images = frozenset(range(1, 60))
+            plan = Plan(64, kept=images, on_host=images)
+            run = lambda plan=plan: decomposed(networks[0], mesh, torch.channels_last, plan)  # noqa: E731, B023
+            attempt(f"{networks[0][0]} streamed by tiles of 64 px, all images in the host's memory", run)
 
 
 def trained(model: nn.Module, image: Callable[[], object], precision: str, mesh: Mesh | None = None) -> Callable:
@@ -236,8 +242,9 @@ def streamed() -> None:
             model = decompose(make(args.network, args.norm).to(device, memory_format=torch.channels_last), mesh)
             weights = 4 * sum(p.nbytes for p in model.parameters())
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                plan = plan_streaming(model, shape, memory, mesh, device=device, base=weights)
-            say(str(plan))
+                host, line = host_of(device, args.host_memory) if args.host_memory else (None, "")
+                plan = plan_streaming(model, shape, memory, mesh, device=device, base=weights, host=host)
+            say(f"{line}\n{plan}")
             _, text = cost(trained(model, lambda: stream(read, plan, mesh, shape, device=device), precision), 2)
             return f"{text}; {plan.peak / 2**30:.2f} GiB planned"
 
@@ -296,6 +303,7 @@ if __name__ == "__main__":
     parser.add_argument("--network", default="resnet18", choices=[*RESNETS, "unet"])
     parser.add_argument("--norm", default="batch", help="batch, frozen, group or none: of a streamed step")
     parser.add_argument("--memory", type=float, default=40e9, help="bytes, of a streamed step")
+    parser.add_argument("--host-memory", type=int, help="bytes of the host's, for images that do not fit into it")
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")

@@ -42,6 +42,7 @@ speed)
     done ;;
 stream)
     check 280 stream --memory 40e9 "$@"
+    check 280 stream --memory 40e9 --host-memory 64000000000 "$@"
     check 280 stream --memory 70e9 --network resnet50 --norm frozen "$@" ;;
 train) check 570 train "$@" ;;
 *) echo "no part $part: exact, speed, stream or train" >&2; exit 2 ;;

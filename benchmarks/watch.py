@@ -45,6 +45,7 @@ from gigapipe.spatial import (
 )
 from gigapipe.spatial.operators import normalisation
 from gigapipe.spatial.pooled import averaging
+from gigapipe.spatial.speed import CPU, Host
 from gigapipe.training import loop
 from gigapipe.training.activation import Mapper
 from gigapipe.training.classification import Classification, ClassifierSettings, predict
@@ -127,9 +128,10 @@ def undivided(network="resnet18", norm="batch", pool="average", precision="bfloa
         yield from phases(watch, step=lambda: step(*trained, image, alone, precision))
 
 
-def streamed(size=1024, memory=3.4e8):
-    """A step of ResNet-18 with trainable norms, tile by tile."""
-    with pretended(0, 1) as watch:
+def streamed(size=1024, memory=3.4e8, host=None):
+    """A step of ResNet-18 with trainable norms, tile by tile; with `host`, what does not fit is kept there."""
+    # By one thread: see `without_float64`.
+    with pretended(0, 1) as watch, torch.autograd.set_multithreading_enabled(host is None):
         ranks = mesh_of((1, 1, 1))
         model, optimizer = trainable(lambda: RESNETS["resnet18"](2), ranks)
         shape = (1, 3, size, size)
@@ -138,10 +140,10 @@ def streamed(size=1024, memory=3.4e8):
             return torch.zeros(1, 3, *rectangle.shape).contiguous(memory_format=torch.channels_last)
 
         with torch.autocast("cuda", torch.bfloat16):
-            plan = plan_streaming(model, shape, memory, ranks, device=CUDA, base=watch.alive)
+            plan = plan_streaming(model, shape, memory, ranks, device=CUDA, base=watch.alive, host=host)
         image = stream(read, plan, ranks, shape, device=CUDA)
         (found,) = phases(watch, step=lambda: step(model, optimizer, image, ranks))
-        yield found | {"planned": plan.peak / 1e9, "segments": len(plan.tiles)}
+        yield found | {"planned": plan.peak / 1e9, "segments": len(plan.tiles), "on_host": len(plan.on_host)}
 
 
 SETTINGS = {
@@ -268,6 +270,7 @@ TRACES = {
     "data": functools.partial(held, mesh=(36, 8, 8)),
     "undivided": undivided,
     "streamed": streamed,
+    "on_host": functools.partial(streamed, memory=2.7e8, host=Host(0.1 * CPU.byte, 10**12)),
     "unet": unet,
     "trainer": trainer,
     "without_float64": without_float64,

@@ -18,7 +18,8 @@ from gigapipe.models import resnet18
 from gigapipe.spatial import Mesh, Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
 from gigapipe.spatial.planning import trace
-from gigapipe.spatial.speed import Disk, disk_in
+from gigapipe.spatial.speed import Disk, Host, disk_in
+from gigapipe.training.streaming import Memory, Streaming
 
 TOLERANCE = 1e-10
 
@@ -28,11 +29,14 @@ KEPT = frozenset(range(1, 60))
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 @pytest.mark.parametrize("whole_from", [None, 35], ids=["streamed", "whole from layer3 on"])
-def test_gradients_are_exact_with_every_image_on_disk(norm, whole_from, tmp_path):
-    """At an odd size, where a stride looks past some rows, and where several layers use one image."""
+def test_gradients_are_exact_with_every_image_elsewhere(norm, whole_from, tmp_path):
+    """At an odd size, where a stride looks past some rows, and where several layers use one image; two in three images
+    are on the disk, the others in the host's memory."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, 101, 77, dtype=torch.float64)
-    plan = Plan(tile=40, kept=KEPT, whole_from=whole_from, on_disk=KEPT, folder=tmp_path, workers=2)
+    on_host = KEPT & set(range(0, 60, 3))
+    places = {"on_host": on_host, "on_disk": KEPT - on_host, "folder": tmp_path}
+    plan = Plan(tile=40, kept=KEPT, whole_from=whole_from, workers=2, **places)
     differences = compare(resnet18(2, norm, width=8), images, Mesh(), plan)
     assert {d.kind for d in differences} >= {"output", "gradient", "input gradient"}
     assert differences[0].error <= TOLERANCE, differences[0]
@@ -117,6 +121,23 @@ def test_a_plan_uses_a_disk_where_that_is_faster(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_plan_fills_the_faster_tier_first(tmp_path):
+    """Those of a GPU's host, whose memory is not that of the GPU, and then of a disk."""
+    model, shape, memory = decompose(resnet18(2), Mesh()), (1, 3, 4096, 4096), 2.5e9
+    plans = []
+    for free in (0, 2 * 10**9, 10**12):
+        tiers = {"disk": Disk(tmp_path, 20.0), "host": Host(5.0, free)}
+        plans.append(plan_streaming(model, shape, memory, base=2e8, threads=1, **tiers))
+        assert plans[-1].host <= free and plans[-1].peak <= memory
+    none, some, much = plans
+    assert none.on_disk and not none.on_host and much.on_host and not much.on_disk
+    assert some.on_host and some.on_disk and not some.on_host & some.on_disk
+    assert much.time < some.time < none.time
+    assert f"{len(some.on_host)} of the kept images in the host's memory" in str(some)
+    assert f"{len(some.on_disk)} of the kept images on disk" in str(some)
+
+
+@pytest.mark.slow
 def test_a_step_that_uses_a_disk_keeps_to_its_memory(tmp_path):
     command = [sys.executable, ROOT / "benchmarks/streaming.py", "--worker", "90000000", "--sizes", "768"]
     options = ["--precisions", "float32", "--norm", "batch", "--steps", "1", "--disk", tmp_path]
@@ -146,6 +167,7 @@ def test_a_disk_is_measured_once_and_kept(tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--disk", "/scratch"], "disk: /scratch: give memory, too"),
+        (["--host-memory", "1GiB"], "host_memory: 1073741824: give memory, too"),
         (["--memory", "1GiB", "--disk", "$NOT_SET/x"], "disk: $NOT_SET/x contains an environment variable"),
     ],
 )
@@ -154,3 +176,9 @@ def test_a_disk_that_cannot_be_used_is_refused(options, message, tmp_path, capsy
     needed = ["--folds", tmp_path / "folds.tsv", "--pyramids", tmp_path, "--output", tmp_path / "m.pt", "--fold", "0"]
     assert main(["train", *map(str, needed), "--mpp", "2", "--canvas", "64", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_cpu_has_no_host_of_its_own(caplog):
+    caplog.set_level("INFO")
+    assert Streaming(Memory(2**30, host=2**30), Mesh()).host is None
+    assert "host_memory: not used, because a CPU computes" in caplog.text

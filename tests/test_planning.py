@@ -4,7 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -285,10 +284,10 @@ def test_a_plan_says_what_its_time_goes_to(part, norm):
     """On a machine on which all the rest takes hardly any."""
     speeds = {"arithmetic": "multiplication", "memory": "byte", "starting": "operation"}
     slow = {name: 1e6 if speeds.get(part) == name else 1e-9 for name in speeds.values()}
-    disk = speed.Disk(Path(), 1e6 if part == "disk" else 1e-9, free=1e12)
+    disk = speed.Tier("disk", 1e6 if part == "disk" else 1e-9, free=1e12)
     nodes = trace(resnet18(2, norm), (1, 3, 256, 256), Mesh(), None, torch.float32, "cpu")
-    layers = Layers(nodes, Mesh(), 2, speed.CPU._replace(**slow), disk, disk.free)
-    found = [one for one in candidates(layers, 20e6) if one.on_disk or part != "disk"]
+    layers = Layers(nodes, Mesh(), 2, speed.CPU._replace(**slow), (disk,))
+    found = [one for one in candidates(layers, 20e6) if one.away or part != "disk"]
     for one in found:
         spent = sum((share.spent for share in one.shares), one.between)
         assert spent.total == pytest.approx(one.time) and getattr(spent, part) > 0.99 * spent.total

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gigapipe.spatial import Mesh
+from gigapipe.spatial.speed import Host
 from gigapipe.training.checkpoints import Checkpoints
 from gigapipe.training.optimizer import AdamW, groups, in_groups_of
 from gigapipe.training.segmentation import SegmenterSettings
@@ -31,17 +32,18 @@ SINCE_0_2 = {
     "loss_scale": {},
     "energy_counted": ["processors"],
     "disk": False,
+    "host_memory": None,
 }
 """What checkpoints of 0.1 lack, at its beginning."""
 
 
-def resumable(folder, memory: int | None = None, disk: str | None = None) -> Resumable:
+def resumable(folder, memory: int | None = None, disk: str | None = None, host: Host | None = None) -> Resumable:
     model = nn.Linear(1, 1, bias=False)
     task = SimpleNamespace(
         settings=SETTINGS,
         mesh=Mesh(),
         model=model,
-        streaming=SimpleNamespace(limit=memory, disk=disk),
+        streaming=SimpleNamespace(limit=memory, disk=disk, host=host),
         identity=lambda: ["slide"],
     )
     return Resumable(task, AdamW(model.parameters(), lr=1e-3), Checkpoints(folder), STEPS)
@@ -84,6 +86,12 @@ def test_a_disk_is_another_cost(tmp_path):
     write(tmp_path, REACHED)
     state = resumable(tmp_path, disk="/scratch").resume()
     assert (state.disk, state.seconds, state.memory, state.step) == (True, [], None, 2)
+
+
+def test_so_is_memory_of_the_host(tmp_path):
+    write(tmp_path, REACHED)
+    state = resumable(tmp_path, host=Host(1e-10, 2**30)).resume()
+    assert (state.host_memory, state.seconds, state.step) == (2**30, [], 2)
 
 
 def test_other_settings_start_afresh(tmp_path, caplog):

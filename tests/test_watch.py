@@ -24,6 +24,7 @@ COUNTS = {
     ("held", "kernels"): (517, 44, 124),
     ("data", "step"): (1071, 66, 124),
     ("streamed", "step"): (3805, 0, 0),
+    ("on_host", "step"): (1842, 0, 0),
     ("unet", "backward"): (292, 3, 24),
     ("unet", "validate"): (242, 5, 28),  # four sums of a loss, each of an image that is not joined to others
     ("unet", "segment"): (192, 0, 32),
@@ -73,7 +74,7 @@ def traces(tmp_path_factory) -> dict[tuple[str, str], dict]:
 
     library = tmp_path_factory.mktemp("watch") / "fake_cuda.so"
     subprocess.run([sys.executable, ROOT / "benchmarks/fake_cuda.py", library], check=True)
-    traces = ["trainer", "streamed", "without_float64", "held", "data", "unet"]
+    traces = ["trainer", "streamed", "on_host", "without_float64", "held", "data", "unet"]
     command = [sys.executable, str(ROOT / "benchmarks/watch.py"), "--traces", *traces]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAKE_CUDA": str(library)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
@@ -101,15 +102,18 @@ def test_a_step_of_a_held_image_waits_once(traces, phase):
     assert traces["held", phase]["syncs"] == {"spatial/gradients.py: of_images": 1}
 
 
-def test_a_streamed_step_waits_at_most_once_a_segment(traces):
-    found = traces["streamed", "step"]
+@pytest.mark.parametrize("trace", ["streamed", "on_host"])
+def test_a_streamed_step_waits_at_most_once_a_segment(traces, trace):
+    """For what it asks the device; images of the host's are sent and brought back while other tiles are computed."""
+    found = traces[trace, "step"]
     assert 0 < sum(found["syncs"].values()) <= found["segments"]
 
 
 def test_memory_is_as_planned(traces):
-    held, streamed = traces["held", "step"], traces["streamed", "step"]
+    held, streamed, on_host = (traces[trace, "step"] for trace in ("held", "streamed", "on_host"))
     assert held["gigabytes"] == pytest.approx(held["planned"], rel=0.05)
     assert streamed["gigabytes"] <= streamed["planned"]
+    assert on_host["on_host"] and on_host["gigabytes"] <= on_host["planned"]
 
 
 def test_no_float64_reaches_a_device_that_has_none(traces):

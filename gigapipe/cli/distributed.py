@@ -166,14 +166,15 @@ def features_of(args: argparse.Namespace) -> Path | None:
 
 
 def memory_of(args: argparse.Namespace) -> "Memory | None":
-    """What a rank may use. InputError if there is a disk for what does not fit, but no limit."""
+    """What a rank may use. InputError if there is a place for what does not fit, but no limit."""
     from gigapipe.training.streaming import Memory
 
     if args.memory is None:
-        if args.disk:
-            raise InputError(f"disk: {args.disk}: give memory, too: a disk holds what does not fit into it")
+        for key, given in (("host_memory", args.host_memory), ("disk", args.disk)):
+            if given:
+                raise InputError(f"{key}: {given}: give memory, too: there is put what does not fit into it")
         return None
-    return Memory(args.memory, _on_the_node("disk", args.disk) if args.disk else None)
+    return Memory(args.memory, _on_the_node("disk", args.disk) if args.disk else None, args.host_memory)
 
 
 def _on_the_node(key: str, given: str) -> Path:

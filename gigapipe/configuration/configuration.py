@@ -240,10 +240,15 @@ class Computing(Options):
         description="memory limit of a rank: whatever does not fit is streamed tile by tile, with the same gradients; "
         "without it there is no limit",
     )
+    host_memory: Annotated[Bytes | None, Since("0.2")] = Field(
+        default=None,
+        description="of the memory of a GPU's host, what a rank may take for images that do not fit into `memory`, if "
+        "that is faster than computing them again; used where one rank computes an image",
+    )
     disk: Annotated[File | None, Since("0.2")] = Field(
         default=None,
-        description="folder on a node's local disk, as $TMPDIR, for images that do not fit into `memory`, if that is "
-        "faster than computing them again; used where one rank computes an image",
+        description="folder on a node's local disk, as $TMPDIR, for images that fit into neither `memory` nor "
+        "`host_memory`, if that is faster than computing them again; used where one rank computes an image",
     )
     stage: File | None = Field(
         default=None,

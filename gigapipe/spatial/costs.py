@@ -111,6 +111,8 @@ class Spent(NamedTuple):
     reading: float = 0.0
     disk: float = 0.0
     """Of images that are kept there."""
+    host: float = 0.0
+    """Of those that are kept in its memory, and sent to a GPU."""
     messages: float = 0.0
     """Between ranks."""
 

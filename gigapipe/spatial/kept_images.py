@@ -2,13 +2,13 @@
 
 A norm's statistics are a sum over the image before it. If that image is kept, it is made once for the sums and for what
 follows; if not, all that leads to it is computed again for each. So all at which norms look, and all that layers hand
-on, is kept to begin with. As long as that does not fit, what saves least time for its bytes is given up, or laid on a
-disk, if there is one and that takes less time than to make it again.
+on, is kept to begin with. As long as that does not fit, what saves least time for its bytes is given up, or put into
+another tier (the host's memory, a disk), if there is one and that takes less time than to make it again.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from gigapipe.spatial.layers import Layers, Tiled
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import needed_nodes
+from gigapipe.spatial.speed import Tier
 
 
 class Kept(NamedTuple):
@@ -25,10 +26,10 @@ class Kept(NamedTuple):
     peak: float
     nodes: frozenset[Node]
     segments: dict[Node, Tiled]
-    on_disk: frozenset[Node]
-    """Of the nodes."""
-    disk: float
-    """Bytes on the disk at most."""
+    away: Mapping[Node, Tier]
+    """Of the nodes, those that lie in another tier, and in which."""
+    taken: Mapping[Tier, float]
+    """Bytes of each tier, at most."""
     uses: dict[Node, int]
     """How many segments are made of what each of the nodes makes."""
 
@@ -57,33 +58,39 @@ def _fitting(layers: Layers, end: Node | None, available: float) -> Kept:
     every = _way(layers, frozenset(nodes), end, math.inf)
     training, movable = torch.is_grad_enabled(), nodes - {end}
     given_up = {n: _way(layers, frozenset(nodes - {n}), end, math.inf).time - every.time for n in movable}
-    moved = {node: layers.time_on_disk(node, every.uses.get(node, 1), training) for node in movable}
-    faster = {node for node in movable if moved[node] < given_up[node]}
-    # What an image costs that is given up grows with those given up before: all that can be on the disk may be better.
-    choices = (set(), faster, movable) if layers.disk else (set(),)
+    moved = {
+        node: layers.time_away(node, every.uses.get(node, 1), training, tier)
+        for tier in layers.tiers[:1]
+        for node in movable
+    }
+    faster = {node for node in moved if moved[node] < given_up[node]}
+    # What an image costs that is given up grows with those given up before: all that can be elsewhere may be better.
+    choices = (set(), faster, movable) if layers.tiers else (set(),)
     best = None
-    for to_disk in choices:
-        costs = {n: (moved if n in to_disk else given_up)[n] / layers.held(n) for n in movable}
-        way = _reduced(layers, frozenset(nodes), end, available, costs, to_disk)
+    for to_move in choices:
+        costs = {n: (moved if n in to_move else given_up)[n] / layers.held(n) for n in movable}
+        way = _reduced(layers, frozenset(nodes), end, available, costs, to_move)
         best = way if best is None else _better(best, way, available)
     assert best
     return best
 
 
 def _reduced(
-    layers: Layers, nodes: frozenset[Node], end: Node | None, available: float, costs: dict[Node, float], to_disk: set
+    layers: Layers, nodes: frozenset[Node], end: Node | None, available: float, costs: dict[Node, float], to_move: set
 ) -> Kept:
-    """Until all fits, the cheapest is laid on the disk, if it is one of `to_disk`, or given up."""
-    best, on_disk = _way(layers, nodes, end, available), frozenset()
+    """Until all fits, the cheapest is put into the fastest tier with room, if it is one of `to_move`, or given up."""
+    best, away = _way(layers, nodes, end, available), {}
     for node in sorted(costs, key=lambda node: (costs[node], node.index)):
         if best.peak <= available and costs[node] > 0:
             break
-        moved = _way(layers, nodes, end, available, on_disk | {node}) if node in to_disk else None
-        if moved and moved.disk <= layers.free:
-            on_disk, found = on_disk | {node}, moved
+        for tier in layers.tiers if node in to_move else ():
+            found = _way(layers, nodes, end, available, away | {node: tier})
+            if found.taken[tier] <= tier.free:
+                away = away | {node: tier}
+                break
         else:
             nodes -= {node}
-            found = _way(layers, nodes, end, available, on_disk)
+            found = _way(layers, nodes, end, available, away)
         best = _better(best, found, available)
     return best
 
@@ -121,10 +128,10 @@ def _parts(layers: Layers, kept: frozenset[Node], end: Node | None) -> list[_Par
 
 
 def _way(
-    layers: Layers, kept: frozenset[Node], end: Node | None, available: float, on_disk: frozenset[Node] = frozenset()
+    layers: Layers, kept: frozenset[Node], end: Node | None, available: float, away: Mapping[Node, Tier] | None = None
 ) -> Kept:
     """Segment after segment, each by the fastest tiles that fit."""
-    parts, training = _parts(layers, kept, end), torch.is_grad_enabled()
+    parts, training, away = _parts(layers, kept, end), torch.is_grad_enabled(), away or {}
     number = {part.output: i for i, part in enumerate(parts)}
     uses: dict[Node, list[int]] = {}
     for i, part in enumerate(parts):
@@ -145,29 +152,32 @@ def _way(
         own = [part.output, *(ref.node for ref in part.inputs)]
         return forward, backward + sum(size[node] for node in own if node in size and counted(node))
 
-    time = peak = disk = 0.0
+    time = peak = 0.0
+    taken = dict.fromkeys(layers.tiers, 0.0)
     segments, copies = {}, 0.0
     for i, part in enumerate(parts):
-        forward, backward = bytes_of(i, part, lambda node: node not in on_disk)
+        forward, backward = bytes_of(i, part, lambda node: node not in away)
         # Forward, copies are beside what they are of; backward, where that is gone, the first is in its place.
         copies = (copies if training else 0.0) + sum(layers.copied(ref.node) for ref in part.inputs)
         forward += copies + layers.copied(None)
         backward += copies + layers.copied(None) - sum(layers.copied(n) for n, of in uses.items() if of[0] <= i)
-        read, written = any(ref.node in on_disk for ref in part.inputs), part.output in on_disk
+        read, written = any(ref.node in away for ref in part.inputs), part.output in away
 
         def needs(tiled: Tiled, forward=forward, backward=backward, read=read, written=written) -> float:
-            mapped = read * tiled.read + written * tiled.written
-            return max(forward + tiled.forward + mapped, backward + tiled.backward + 2 * mapped if training else 0.0)
+            copies = read * tiled.read + written * tiled.written
+            return max(forward + tiled.forward + copies, backward + tiled.backward + 2 * copies if training else 0.0)
 
         tiled = layers.fastest(functools.partial(layers.tiled, *part), needs, available)
         segments[part.output] = tiled
         time, peak = time + tiled.time, max(peak, needs(tiled))
-        disk = max(disk, *bytes_of(i, part, lambda node: node in on_disk))
-    time += sum(layers.time_on_disk(node, len(uses[node]), training) for node in images if node in on_disk)
+        for tier in taken:
+            taken[tier] = max(taken[tier], *bytes_of(i, part, lambda node, tier=tier: away.get(node) == tier))
+    there = {node: away[node] for node in images if node in away}
+    time += sum(layers.time_away(node, len(uses[node]), training, tier) for node, tier in there.items())
     if end:
-        whole, held = layers.whole(end), sum(size[node] for node in images if node not in on_disk)
+        whole, held = layers.whole(end), sum(size[node] for node in images if node not in away)
         held += training * (copies + layers.copied(None))
         time += whole.time
         peak = max(peak, held + (size[end] + whole.backward if training else whole.forward))
     used = {node: len(found) for node, found in uses.items()}
-    return Kept(time, peak, frozenset(images), segments, on_disk.intersection(images), disk, used)
+    return Kept(time, peak, frozenset(images), segments, there, taken, used)

@@ -23,7 +23,7 @@ from gigapipe.spatial.costs import (
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
-from gigapipe.spatial.speed import CPU, Disk, Speed
+from gigapipe.spatial.speed import CPU, Speed, Tier
 from gigapipe.spatial.window import Interval
 from gigapipe.spatial.workers import waiting
 
@@ -87,9 +87,8 @@ Cost = TypeVar("Cost", Share, Tiled)
 class Layers:
     """A recorded model: its operations, where it can be cut, and what the parts cost on one rank.
 
-    `workers` threads compute tiles side by side; 0: one after another, by all threads. Images may also lie on
-    `disk`, of which `free` bytes are to be had. With `read`, images are read when they are used, or so many tiles
-    `ahead`.
+    `workers` threads compute tiles side by side; 0: one after another, by all threads. Images may also lie in `tiers`,
+    the fastest first. With `read`, images are read when they are used, or so many tiles `ahead`.
     """
 
     def __init__(
@@ -98,14 +97,13 @@ class Layers:
         mesh: Mesh,
         workers: int = 0,
         speed: Speed = CPU,
-        disk: Disk | None = None,
-        free: float = 0.0,
+        tiers: tuple[Tier, ...] = (),
         heap: float = HEAP,
         read: bool = False,
         ahead: int = 0,
     ):
         self.heap, self.read, self.ahead = heap, read, ahead
-        self.mesh, self.workers, self.speed, self.disk, self.free = mesh, workers, speed, disk, free
+        self.mesh, self.workers, self.speed, self.tiers = mesh, workers, speed, tiers
         self.sources, self.nodes = ([node for node in nodes if node.is_source is wanted] for wanted in (True, False))
         self.operations = {node: Operation.of(node, node, speed) for node in self.nodes}
         self._fused: dict[Node, Operation] = {}
@@ -155,15 +153,13 @@ class Layers:
             return 0.0
         return self.held(first) if first else sum(map(self.held, self.sources)) * (not self.read)
 
-    def time_on_disk(self, node: Node, uses: int, training: bool) -> float:
-        """What it takes to keep on the disk what a node makes, of which so many segments are made.
+    def time_away(self, node: Node, uses: int, training: bool, tier: Tier) -> float:
+        """What it takes to keep in a tier what a node makes, of which so many segments are made.
 
         It is written once, and read by each of them; in training they read it again, and add to its gradient, which
         is read once more by whoever made it.
         """
-        if self.disk is None:
-            return math.inf
-        return self.disk.byte * self.held(node) * (1 + uses + (training and uses + 2 * uses))
+        return tier.byte * self.held(node) * (1 + uses + (training and uses + 2 * uses))
 
     def time_held(self, node: Node, training: bool) -> float:
         """What it takes to keep in memory what a node makes: it is copied there; so is its gradient, of other tiles."""

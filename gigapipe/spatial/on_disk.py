@@ -16,19 +16,15 @@ from pathlib import Path
 
 import torch
 
-from gigapipe.spatial.torch_internals import number_of_backward_pass
+from gigapipe.spatial.on_host import OnHost
 
 
 @dataclass(eq=False)
-class OnDisk:
+class OnDisk(OnHost):
     """One image of a model, and in the backward pass its gradient, in files in `folder`."""
 
-    folder: Path
-    elsewhere: bool = False
-    """Whether more than segments use the image: then its gradient is autograd's to add up, in memory."""
+    folder: Path = field(kw_only=True)
     _maps: "list[weakref.ref[mmap.mmap]]" = field(default_factory=list)
-    _gradient: tuple[int, torch.Tensor] | None = None
-    """In which backward pass, and the sum so far."""
 
     def room(self, like: torch.Tensor) -> torch.Tensor:
         """A tensor of zeros of the shape, dtype and strides of `like`, without gaps, whose memory is a file.
@@ -51,23 +47,6 @@ class OnDisk:
         memory = torch.frombuffer(mapped, dtype=torch.uint8).untyped_storage()
         # No view: autograd lets nobody change one that a Function has made.
         return torch.empty(0, dtype=like.dtype).set_(memory, 0, like.shape, like.stride())
-
-    def gradient(self, image: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """To which the gradients of `image` are added, and whether it was made now: then it is to be returned.
-
-        All segments that use the image add to one tensor, which autograd is given once, for its sum of two would be in
-        memory.
-        """
-        number = number_of_backward_pass()
-        if self.elsewhere or self._gradient is None or self._gradient[0] != number:
-            total = self.room(torch.empty_like(image, device="meta"))
-            self._gradient = None if self.elsewhere else (number, total)
-            return total, True
-        return self._gradient[1], False
-
-    def complete(self) -> None:
-        """All have added to the gradient; whoever made the image has it."""
-        self._gradient = None
 
     def release(self) -> None:
         """Let the system take the memory of what lies here; who uses it again finds it unchanged."""

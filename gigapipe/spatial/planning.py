@@ -12,7 +12,7 @@ import re
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from gigapipe.spatial.kept_images import normalises, ways
 from gigapipe.spatial.layers import HEAP, Layers, Share
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.recording import Node, Recorder, Ref
-from gigapipe.spatial.speed import CPU, Disk, Speed, speed_of
+from gigapipe.spatial.speed import CPU, Disk, Host, Speed, Tier, speed_of
 from gigapipe.spatial.stream import Plan
 from gigapipe.spatial.tensor import SpatialTensor
 
@@ -79,15 +79,16 @@ class Candidate(NamedTuple):
     shares: tuple[Share, ...]
     whole: bool
     between: Spent
-    """What of the time goes to images between shares: to copy them, or to write and read them on the disk."""
-    on_disk: frozenset[Node] = frozenset()
-    disk: float = 0.0
-    """Bytes on the disk at most."""
+    """What of the time goes to images between shares: to copy them, or to bring them into another tier and back."""
+    away: Mapping[Node, Tier]
+    """Of those that are stored, those that lie in another tier, and in which."""
+    taken: Mapping[Tier, float]
+    """Bytes of each tier, at most."""
 
 
 def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
     """Every way through the cuts that keeps at most three images, each with the fastest tiles that fit, and each image
-    in memory or, if there is a disk, there.
+    in memory or in another tier.
 
     Where norms look at the whole image, of these only that which keeps none, and what `kept_images.py` finds.
     """
@@ -97,9 +98,9 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
             for whole in (False, True):
                 # What is not streamed works with an image in memory.
                 movable = stored[:-1] if whole else stored
-                for count in range(len(movable) + 1 if layers.disk else 1):
-                    for on_disk in itertools.combinations(movable, count):
-                        yield _candidate(layers, stored, whole, frozenset(on_disk), available)
+                for tiers in itertools.product((None, *layers.tiers), repeat=len(movable)):
+                    away = {node: tier for node, tier in zip(movable, tiers, strict=True) if tier}
+                    yield _candidate(layers, stored, whole, away, available)
     if norms:
         for way, end in ways(layers, available):
             tiles = {node.index: tiled.tile for node, tiled in way.segments.items()}
@@ -107,18 +108,23 @@ def candidates(layers: Layers, available: float) -> Iterator[Candidate]:
             spent = sum((tiled.spent for tiled in way.segments.values()), Spent())
             shares = [Share(tiles, 0.0, 0.0, times, spent), *([layers.whole(end)] if end else [])]
             images = tuple(sorted(way.nodes, key=lambda node: node.index))
-            on_disk = Spent(disk=way.time - sum(share.time for share in shares))
-            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None, on_disk, way.on_disk, way.disk)
+            moved = sum((_moved(layers, node, way.uses[node], tier) for node, tier in way.away.items()), Spent())
+            yield Candidate(way.time, way.peak, images, tuple(shares), end is not None, moved, way.away, way.taken)
+
+
+def _moved(layers: Layers, node: Node, uses: int, tier: Tier) -> Spent:
+    """The time to keep what a node makes in another tier."""
+    return Spent(**{tier.name: layers.time_away(node, uses, torch.is_grad_enabled(), tier)})
 
 
 def _candidate(
-    layers: Layers, stored: tuple[Node, ...], whole: bool, on_disk: frozenset[Node], available: float
+    layers: Layers, stored: tuple[Node, ...], whole: bool, away: Mapping[Node, Tier], available: float
 ) -> Candidate:
     """The way that keeps these images, and with `whole` streams nothing after them."""
     training = torch.is_grad_enabled()
 
     def in_memory(node: Node | None) -> float:
-        return layers.held(node) if node and node not in on_disk else 0.0
+        return layers.held(node) if node and node not in away else 0.0
 
     bounds = [None, *stored] if whole else [None, *stored, None]
     held, copied, shares, peak = 0.0, 0.0, [], 0.0
@@ -130,12 +136,10 @@ def _candidate(
         waiting = held + copied
         gradients = in_memory(first) + in_memory(last) + layers.copied(None)
 
-        def needs(
-            share, before=before, waiting=waiting, gradients=gradients, read=first in on_disk, written=last in on_disk
-        ):
-            mapped = read * share.read + written * share.written
-            forward = waiting + share.forward + mapped
-            return max(forward, before + gradients + share.backward + 2 * mapped) if training else forward
+        def needs(share, before=before, waiting=waiting, gradients=gradients, read=first in away, written=last in away):
+            copies = read * share.read + written * share.written
+            forward = waiting + share.forward + copies
+            return max(forward, before + gradients + share.backward + 2 * copies) if training else forward
 
         share = layers.fastest(functools.partial(layers.streamed, first, last), needs, available)
         shares.append(share)
@@ -146,12 +150,14 @@ def _candidate(
         gradient = layers.held(stored[-1]) if stored else 0.0
         copied = copied if training else 0.0
         peak = max(peak, held + copied + (gradient + share.backward if training else share.forward))
-    moved = sum(layers.time_on_disk(node, 1, training) for node in on_disk)
-    copied = sum(layers.time_held(node, training) for node in stored if node not in on_disk)
-    time = sum(s.time for s in shares) + moved + copied
-    images = (1 + training) * sum(layers.held(node) for node in on_disk)
-    between = Spent(memory=copied, disk=moved)
-    return Candidate(time, peak, stored, tuple(shares), whole, between, on_disk, images)
+    copied = sum(layers.time_held(node, training) for node in stored if node not in away)
+    between = sum((_moved(layers, node, 1, tier) for node, tier in away.items()), Spent(memory=copied))
+    time = sum(s.time for s in shares) + between.total
+    taken = {
+        tier: (1 + training) * sum(layers.held(node) for node, there in away.items() if there == tier)
+        for tier in layers.tiers
+    }
+    return Candidate(time, peak, stored, tuple(shares), whole, between, away, taken)
 
 
 def plan_streaming(
@@ -166,6 +172,7 @@ def plan_streaming(
     threads: int | None = None,
     speed: Speed | None = None,
     disk: Disk | None = None,
+    host: Host | None = None,
     heap: float = HEAP,
     read: bool = False,
 ) -> Plan:
@@ -176,15 +183,17 @@ def plan_streaming(
     the number that torch uses for an operation) compute tiles in parallel if memory suffices, and have up to `heap`
     bytes each beside what is counted (more than the default where a process keeps what it frees). With `read`, images
     are read when they are used, and are not in that memory. `speed` is the device's, by default what `speed_of` says:
-    of a GPU it is measured once, which takes a second or two. On a `disk` (`speed.disk_in`) images are kept that do not
-    fit into memory, if that takes less time than to make them again. Call it under the autocast of the step, and under
-    no_grad for a prediction. All ranks of the mesh must call it. Raises ValueError, with a remedy, if no plan fits, or
-    if several ranks share an image and a disk is given.
+    of a GPU it is measured once, which takes a second or two. On a `disk` (`speed.disk_in`), or in the memory of a
+    GPU's `host` (`speed.host_of`), images are kept that do not fit into memory, if that takes less time than to make
+    them again. Call it under the autocast of the step, and under no_grad for a prediction. All ranks of the mesh must
+    call it. Raises ValueError, with a remedy, if no plan fits, or if several ranks share an image and a disk or host is
+    given.
     """
     mesh = mesh or Mesh()
-    if disk and mesh.image_ranks > 1:
+    if (disk or host) and mesh.image_ranks > 1:
         raise ValueError(
-            "a disk can hold images only where one rank computes an image: leave out the disk, or the mesh"
+            "a disk, or the host of a GPU, can hold images only where one rank computes an image: leave it out, or the "
+            "mesh"
         )
     nodes = trace(model, shape, mesh, loss, dtype, device)
     weights = trained_bytes(model)
@@ -199,21 +208,24 @@ def plan_streaming(
     if mesh.size > 1:  # ranks plan alike, for the one that holds most and the one that has fewest threads
         of_ranks = torch.zeros(3, mesh.size, dtype=torch.float64)
         of_ranks[:, mesh.rank] = torch.tensor([base, threads, heap])
-        of_one = torch.zeros(len(speed) + 1, dtype=torch.float64)
+        of_one = torch.zeros(len(speed) + 2, dtype=torch.float64)
         if mesh.rank == 0:  # of several measurements one counts
-            of_one += torch.tensor([*speed, disk.byte if disk else 0.0], dtype=torch.float64)
+            tiers = [tier.byte if tier else 0.0 for tier in (disk, host)]
+            of_one += torch.tensor([*speed, *tiers], dtype=torch.float64)
         told = mesh.everyone.sum_(torch.cat([of_ranks.flatten(), of_one]))
         bases, of_threads, heaps = told[: 3 * mesh.size].view(3, -1)
         base, threads, heap = float(bases.max()), int(of_threads.min()), float(heaps.max())
-        told = told[3 * mesh.size :].tolist()
-        speed = Speed(*told[:-1])
-        disk = disk and disk._replace(byte=told[-1])
+        *told, of_disk, of_host = told[3 * mesh.size :].tolist()
+        speed = Speed(*told)
+        disk, host = disk and disk._replace(byte=of_disk), host and host._replace(byte=of_host)
     available = USABLE_SHARE * (memory - base)
-    free = _free_for_one(disk, mesh) if disk else 0.0
+    on_host = Tier("host", host.byte, host.free) if host else None
+    on_disk = Tier("disk", disk.byte, _free_for_one(disk, mesh)) if disk else None
+    tiers = tuple(sorted(filter(None, (on_host, on_disk)), key=lambda tier: tier.byte))
     workers = threads if threads > 1 else 0
     for side, ahead in dict.fromkeys([(workers, threads if read else 0), (workers, 0), (0, 0)]):
-        layers = Layers(nodes, mesh, side, speed, disk, free, heap, read, ahead)
-        found = [c for c in candidates(layers, available) if c.disk <= free]
+        layers = Layers(nodes, mesh, side, speed, tiers, heap, read, ahead)
+        found = [c for c in candidates(layers, available) if all(size <= t.free for t, size in c.taken.items())]
         if fitting := [c for c in found if c.peak <= available]:
             break
     if not fitting:
@@ -233,9 +245,11 @@ def plan_streaming(
         kept=frozenset(node.index for node in best.stored),
         whole_from=after if best.whole else None,
         recorded=best.whole and layers.recorded(best.stored[-1] if best.stored else None),
-        on_disk=frozenset(node.index for node in best.on_disk),
+        on_disk=frozenset(node.index for node, tier in best.away.items() if tier == on_disk),
         folder=disk.folder if disk else None,
-        disk=best.disk,
+        on_host=frozenset(node.index for node, tier in best.away.items() if tier == on_host),
+        disk=best.taken[on_disk] if on_disk else 0.0,
+        host=best.taken[on_host] if on_host else 0.0,
         workers=layers.workers,
         ahead=layers.ahead,
         peak=base + best.peak,
@@ -272,8 +286,10 @@ def _described(layers: Layers, candidate: Candidate, base: float, time: float) -
         few = " and ".join(sizes) if len(sizes) < 3 else f"{sizes[0]} to {sizes[-1]}"
         yield f"{start} {stop}: " + (f"tiles of {few} px of its output{side_by_side}" if sizes else "not streamed")
         start = f"after {layers.name(end)}" if end else ""
-    if candidate.on_disk:
-        yield f"{len(candidate.on_disk)} of the kept images on disk, with their gradients {candidate.disk / 1e9:.1f} GB"
+    for tier, size in candidate.taken.items():
+        if count := sum(there == tier for there in candidate.away.values()):
+            where = {"host": "in the host's memory", "disk": "on disk"}[tier.name]
+            yield f"{count} of the kept images {where}, with their gradients {size / 1e9:.1f} GB"
     yield f"its time: {sum((share.spent for share in candidate.shares), candidate.between)}"
     yield f"expected: at most {(base + candidate.peak) / 1e9:.2f} GB, {time:.2f} × the time of an undivided step"
 

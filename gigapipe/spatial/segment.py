@@ -19,7 +19,7 @@ from gigapipe.spatial.blocks import Blocks, end_of, without_joining
 from gigapipe.spatial.constant import Division, Pixel, Rectangles
 from gigapipe.spatial.fusing import Convolved, fused
 from gigapipe.spatial.mesh import Mesh
-from gigapipe.spatial.on_disk import OnDisk
+from gigapipe.spatial.on_host import OnHost
 from gigapipe.spatial.recording import TAKE_VALUED, Node, Ref, map_each
 from gigapipe.spatial.tensor import SpatialTensor, cropped
 from gigapipe.spatial.tile import Tile, looked_at
@@ -77,8 +77,8 @@ class Segment:
     """How many threads compute a tile each, at a time; 0: tiles follow each other, each computed by all threads."""
     ahead: int = 0
     """For how many tiles what they need of inputs that are read is read before they are computed."""
-    on_disk: dict[Ref, OnDisk] = field(default_factory=dict)
-    """Of the inputs and the output, those that are not kept in memory."""
+    away: dict[Ref, OnHost] = field(default_factory=dict)
+    """Of the inputs and the output, those that are kept elsewhere than where they are computed."""
     of_blocks: bool = False
     """Whether it is computed by blocks that are as small as they should be."""
     divisions: dict[Rectangle, Division] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Segment:
     @functools.cached_property
     def apart(self) -> bool:
         """Whether each pixel of the inputs' gradients is of one tile, and of this segment alone."""
-        return not self.on_disk and all(node.accesses is None for node in self.nodes)
+        return not self.away and all(node.accesses is None for node in self.nodes)
 
     @functools.cached_property
     def given(self) -> Rectangles:
@@ -115,20 +115,20 @@ class Segment:
             self.progress(self.output.node.index, direction, done, of)
 
     def release(self) -> None:
-        """Leave to the disk what a tile has read and written of it."""
-        for image in self.on_disk.values():
+        """Leave to a disk what a tile has read and written of it."""
+        for image in self.away.values():
             image.release()
 
     def read_ahead(self, tile: Rectangle, there: dict[Ref, tuple[torch.Tensor, Rectangle]]) -> None:
         """Have what the next row of tiles needs of images `there`, each with what is held of it, read from the disk."""
         owned, step = self.mesh.rectangle(self.size), self.tile[0]
         rows = Interval(tile.rows.stop, min(tile.rows.stop + step, owned.rows.stop))
-        if not self.on_disk or tile.columns.start > owned.columns.start or not rows.size:
+        if not self.away or tile.columns.start > owned.columns.start or not rows.size:
             return
         needed = self.along(0, rows)
         for ref, (image, held) in there.items():
-            if ref in self.on_disk:
-                self.on_disk[ref].read_ahead(image, ref.image.axes[0], needed[ref.node].within(held.rows))
+            if ref in self.away:
+                self.away[ref].read_ahead(image, ref.image.axes[0], needed[ref.node].within(held.rows))
 
     def tiles(self) -> list[Rectangle]:
         """What this rank owns of the output, tile by tile: equal ones but for the last of a row or column."""
@@ -248,9 +248,9 @@ class Segment:
 
     @functools.cached_property
     def rectifies(self) -> bool:
-        """Whether the output is the ReLU of a convolution, and in memory."""
+        """Whether the output is the ReLU of a convolution, and kept where it is computed."""
         last = self.computed[self.output.node]
-        return isinstance(last, Convolved) and last.relu and self.output not in self.on_disk
+        return isinstance(last, Convolved) and last.relu and self.output not in self.away
 
     def folded(self, tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """By id of what stands for them, the weights that do the work of several operations (`fusing.py`)."""

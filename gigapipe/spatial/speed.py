@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from gigapipe.spatial.on_host import Transfer
+
 
 class Speed(NamedTuple):
     """What operations take: in seconds where it was measured; only ratios matter."""
@@ -123,6 +125,51 @@ def speed_of(device: torch.device) -> tuple[Speed, str]:
     name = _name(device)
     found, line = _kept(f"{name} torch {torch.__version__}", Speed._fields, lambda: tuple(measured(device)))
     return Speed(*found), f"{name}, {line}: {Speed(*found)}"
+
+
+class Tier(NamedTuple):
+    """Where images may be kept, beside the memory of the device that computes them."""
+
+    name: str
+    """host or disk, as in `costs.Spent`."""
+    byte: float
+    """Time to write a byte there, or to read it."""
+    free: float
+    """Bytes that a rank may have there."""
+
+
+class Host(NamedTuple):
+    """The memory of a GPU's host, for what does not fit into the GPU's."""
+
+    byte: float
+    """Seconds to send a byte to the GPU, or to bring it back."""
+    free: int
+    """Bytes that a rank may have there."""
+
+
+@functools.cache
+def host_of(device: torch.device, free: int) -> tuple[Host, str]:
+    """The host of a GPU, as fast as a file in the user's cache folder has it, and a line that says so.
+
+    Where there is none, it is measured, in a second, and kept there.
+    """
+    name = f"host {socket.gethostname()} {_name(device)} torch {torch.__version__}"
+    (byte,), line = _kept(name, ("byte",), lambda: (_byte_of_host(device),))
+    return Host(byte, free), f"{name}, {line}: {1e-9 / byte:.3g} GB/s"
+
+
+def _byte_of_host(device: torch.device) -> float:
+    """Seconds in which a byte of a tile is sent from the host's memory, or brought back: the mean of both."""
+    image = torch.zeros(1, CHANNELS, MOVED // PART, PART // (4 * CHANNELS)).to(memory_format=torch.channels_last)
+    taken = []
+    for _ in range(RUNS):
+        transfer, begun = Transfer(device), time.perf_counter()
+        for part in image.split(1, dim=2):
+            transfer.next_tile()
+            transfer.bring(transfer.send(part), image.device, part.copy_)
+        transfer.finish()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken) / (2 * MOVED)
 
 
 class Disk(NamedTuple):

@@ -24,6 +24,7 @@ from gigapipe.spatial.halo import gather_halo
 from gigapipe.spatial.heap import give_back
 from gigapipe.spatial.mesh import Mesh
 from gigapipe.spatial.on_disk import OnDisk
+from gigapipe.spatial.on_host import OnHost
 from gigapipe.spatial.recording import Node, Recorded, Recorder, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.streamed import Streamed, parameters
@@ -50,6 +51,8 @@ class Plan:
     on_disk: frozenset[int] = frozenset()
     """Which of the `kept` lie in files in `folder`, not in memory, with their gradients."""
     folder: Path | None = None
+    on_host: frozenset[int] = frozenset()
+    """Which of the `kept` lie in the host's memory, with their gradients, not in that of the GPU that computes them."""
     workers: int = 0
     """How many threads compute tiles side by side, each by itself; 0: tiles follow each other, each computed by all
     threads. Of gradients it changes no bit whether there is one, or more; of a GPU's it changes nothing."""
@@ -62,6 +65,8 @@ class Plan:
     """Bytes that it may take beside these, for what is read again."""
     disk: float = 0.0
     """Bytes that it is expected to take on the disk at most."""
+    host: float = 0.0
+    """Bytes of the host's memory that images `on_host` are expected to take at most."""
     time: float | None = None
     """Time that a step is expected to take, in undivided steps."""
     shares: dict[int, float] = field(default_factory=dict)
@@ -81,9 +86,12 @@ class Program(Recorder):
     ):
         super().__init__(mesh, device)
         self.plan, self.progress = plan, progress
-        self.on_disk: dict[Ref, OnDisk] = {}
-        if plan.on_disk and mesh.image_ranks > 1:
-            raise ValueError("images can be kept on disk only if one rank computes an image; divide it by tiles alone")
+        self.away: dict[Ref, OnHost] = {}
+        """Images that are kept where they are not computed."""
+        if (plan.on_disk or plan.on_host) and mesh.image_ranks > 1:
+            raise ValueError(
+                "images can be kept on the host or on disk only if one rank computes an image; divide it by tiles alone"
+            )
 
     def undivided(self, index: int) -> bool:
         return not self._at_once and self.plan.whole_from is not None and index >= self.plan.whole_from
@@ -94,8 +102,8 @@ class Program(Recorder):
 
     def whole(self, ref: Ref) -> SpatialTensor:
         image = self._held(ref)
-        if ref in self.on_disk:
-            self.on_disk[ref].elsewhere = True
+        if ref in self.away:
+            self.away[ref].elsewhere = True
             image = image.with_local(image.local.to(self.device))
         return image
 
@@ -126,17 +134,23 @@ class Program(Recorder):
         # Not this program itself, which holds the tensors whose graph holds the segment.
         forget = functools.partial(_forget, weakref.ref(self))
         workers = self.plan.workers if self.device.type == "cpu" else 0
-        if output.node.index in self.plan.on_disk and not output.node.sums and output not in self.on_disk:
-            assert self.plan.folder is not None
-            self.on_disk[output] = OnDisk(self.plan.folder)
-        on_disk = {ref: self.on_disk[ref] for ref in (*inputs, output) if ref in self.on_disk}
-        how = self._tile_of(output), self.progress, forget, workers, self.plan.ahead, on_disk
+        if not output.node.sums and output not in self.away and (place := self._elsewhere(output.node)):
+            self.away[output] = place
+        away = {ref: self.away[ref] for ref in (*inputs, output) if ref in self.away}
+        how = self._tile_of(output), self.progress, forget, workers, self.plan.ahead, away
         segment = Segment(self.mesh, nodes, inputs, output, *how)
         local = [None if ref.node.read else self._with_halo(segment, ref) for ref in inputs]
         local = [
             x if x is None or ref.node in segment.passing else x.detach() for ref, x in zip(inputs, local, strict=True)
         ]
         return Streamed.apply(segment, len(local), *local, *parameters(segment))
+
+    def _elsewhere(self, node: Node) -> OnHost | None:
+        """For what a node makes, unless it is kept on the device, or not at all."""
+        if node.index in self.plan.on_disk:
+            assert self.plan.folder is not None
+            return OnDisk(folder=self.plan.folder)
+        return OnHost() if node.index in self.plan.on_host else None
 
     def _tile_of(self, output: Ref) -> tuple[int, int]:
         if output.node.index in self.plan.tiles:

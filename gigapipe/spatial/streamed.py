@@ -13,6 +13,7 @@ import torch
 
 from gigapipe.spatial.constant import Cells, Division, Pixel, Rectangles, cut
 from gigapipe.spatial.halo import layout
+from gigapipe.spatial.on_host import Transfer
 from gigapipe.spatial.operators.convolution import threshold_backward
 from gigapipe.spatial.operators.reductions import plus, summing
 from gigapipe.spatial.reading_ahead import ReadAhead, read_ahead
@@ -46,8 +47,8 @@ class Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         ctx.segment.done_with()
-        if disk := ctx.segment.on_disk.get(ctx.segment.output):
-            disk.complete()
+        if away := ctx.segment.away.get(ctx.segment.output):
+            away.complete()
         saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
         held, tensors = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = ctx.needs_input_grad[2:]
@@ -96,17 +97,18 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
     tiles = [] if owned.empty else segment.tiles()
     there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
     cells = Cells(segment.nodes, segment.inputs, segment.along, tiles, there)
-    tensors = segment.lowered(segment.folded({}))
+    tensors, transfer = segment.lowered(segment.folded({})), Transfer(segment.device)
 
     def of_tile(index: int) -> Callable[[], None]:
         out = tiles[index]
         needed = segment.rectangles(out)
+        transfer.next_tile()
         segment.read_ahead(out, there)
         read = reading.take(index)
         parts = {ref: _part(ref, x, whole, needed, read) for ref, x in zip(segment.inputs, held, strict=True)}
         division, pixels = cells.divide(out, parts, segment.device)
         if division.computed:
-            parts = {ref: x.to(segment.device) for ref, x in parts.items()}
+            parts = {ref: transfer.send(x) for ref, x in parts.items()}
         computed = []
         for rectangle in division.computed:
             inner = segment.rectangles(rectangle)
@@ -121,17 +123,19 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
             tile = computed.pop(0)
             if segment.output.node.sums:
                 result = plus(result, tile)
-            elif rectangle == owned and segment.output not in segment.on_disk:
+            elif rectangle == owned and segment.output not in segment.away:
                 result = tile
             else:
                 if result is None:
                     result = _room(segment, tile)
-                result[index_of(segment.output.image, rectangle, owned)] = tile
+                part = result[index_of(segment.output.image, rectangle, owned)]
+                transfer.bring(tile, part.device, part.copy_)
         segment.release()
         segment.report("forward", index + 1, len(tiles))
 
     with _reading(segment, held, tiles) as reading:
         side_by_side(len(tiles), segment.workers, of_tile)
+    transfer.finish()
     results = {
         values: segment.compute(segment.rectangles(pixel.out), pixel.parts, tensors)
         for values, pixel in segment.pixels.items()
@@ -152,8 +156,8 @@ def _forward(segment: Segment, held: tuple[torch.Tensor | None, ...]) -> torch.T
 def _room(segment: Segment, tile: torch.Tensor) -> torch.Tensor:
     """For what this rank owns of the output, of the dtype and memory format of one of its tiles."""
     image, owned = segment.output.image, segment.mesh.rectangle(segment.size)
-    if disk := segment.on_disk.get(segment.output):
-        return disk.room(_like(image, tile, owned, "meta"))
+    if away := segment.away.get(segment.output):
+        return away.room(_like(image, tile, owned, "meta"))
     return _like(image, tile, owned, tile.device)
 
 
@@ -205,11 +209,13 @@ def _backward(
     by_mean = any(node.autocast == torch.float16 for node in segment.nodes)
 
     there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
-    if tiles and segment.output in segment.on_disk:
+    transfer = Transfer(segment.device)
+    if tiles and segment.output in segment.away:
         there[segment.output] = grad, owned
 
     def of_piece(index: int) -> Callable[[], None]:
         number, part = pieces[index]
+        transfer.next_tile()
         segment.read_ahead(tiles[number], there)
         last = index + 1 == len(pieces) or pieces[index + 1][0] != number
         read = reading.take(index)
@@ -222,16 +228,22 @@ def _backward(
         needed = segment.rectangles(computed)
         parts, wanting = {}, list(asking)
         for ref, x, total in zip(segment.inputs, held, totals, strict=True):
-            part = _part(ref, x, whole, needed, read).to(segment.device)
+            part = transfer.send(_part(ref, x, whole, needed, read))
             parts[ref] = part.detach().requires_grad_(total is not None)
             if total is not None:
                 wanting.append((parts[ref], total[index_of(ref.image, needed[ref.node], whole[ref.node])]))
         of_tile = _of_rectangle(segment, grad, computed, owned)
+        if segment.output in segment.away:
+            of_tile = transfer.send(of_tile)
         return _gradients(segment, needed, parts, stand_ins, wanting, of_tile, before_relu) if wanting else []
 
     def taken(found: list[Found], of_cells: list, tiles_done: int | None) -> None:
         _add(found[: len(asking)])
-        (_write if segment.apart else _add)(found[len(asking) :])
+        for part, total in found[len(asking) :]:
+            if segment.apart:
+                total.zero_() if part is None else total.copy_(part)  # which need not have been zeros
+            elif part is not None:
+                transfer.bring(part, total.device, total.add_)
         for values, summed in of_cells:
             sums_of_pixels[values] = sums_of_pixels.get(values, 0) + summed
         segment.release()
@@ -240,6 +252,7 @@ def _backward(
 
     with _reading(segment, held, [part if isinstance(part, Rectangle) else None for _, part in pieces]) as reading:
         side_by_side(len(pieces), segment.workers, of_piece)
+    transfer.finish()
     for values, summed in sums_of_pixels.items() if leaves else ():
         pixel = segment.pixels[values]
         # The sum of many pixels' gradients is beyond float16: there their mean goes on, and is multiplied at the end.
@@ -263,9 +276,9 @@ def _totals(
     for ref, x, asked in zip(segment.inputs, held, wanted, strict=False):
         total, new = None, True
         if asked and x is not None:
-            disk = segment.on_disk.get(ref)
+            away = segment.away.get(ref)
             new_like = torch.empty_like if segment.apart else torch.zeros_like
-            total, new = disk.gradient(x) if disk else (new_like(x), True)
+            total, new = away.gradient(x) if away else (new_like(x), True)
         totals.append(total)
         returned.append(total if new else None)
     return totals, returned
@@ -307,10 +320,4 @@ def _add(found: list[Found]) -> None:
     """Add gradients to their totals, in place."""
     for grad, total in found:
         if grad is not None:
-            total += grad.to(total.device)  # which is the host of what lies on a disk
-
-
-def _write(found: list[Found]) -> None:
-    """The same where nothing else is added: totals need not have been zeros."""
-    for grad, total in found:
-        total.zero_() if grad is None else total.copy_(grad)
+            total += grad

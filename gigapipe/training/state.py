@@ -19,7 +19,7 @@ from gigapipe.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-SINCE_0_2 = {"took", "epoch_seconds", "average", "loss_scale", "energy_counted", "disk"}
+SINCE_0_2 = {"took", "epoch_seconds", "average", "loss_scale", "energy_counted", "disk", "host_memory"}
 """What checkpoints of 0.1 lack."""
 
 
@@ -32,7 +32,7 @@ class Best(TypedDict, total=False):
     """Its weights, on the CPU."""
 
 
-PER_MESH = "mesh", "memory", "disk", "seconds", "spent", "energy_counted", "peak_memory_mb"
+PER_MESH = "mesh", "memory", "disk", "host_memory", "seconds", "spent", "energy_counted", "peak_memory_mb"
 """What of a state belongs to a mesh."""
 
 
@@ -46,6 +46,8 @@ class State:
     """Bytes that a rank may take; None: as much as it likes."""
     disk: bool = False
     """Whether a rank may keep images on a disk."""
+    host_memory: int | None = None
+    """Bytes of a GPU's host that a rank may take for images."""
     epoch: int = 0
     """Epochs that have ended."""
     step: int = 0
@@ -83,7 +85,8 @@ class State:
     def beginning(cls, task: Task) -> "State":
         """That of a training on the task's mesh which has not begun."""
         mesh, streaming = task.mesh, task.streaming
-        return cls([mesh.data, mesh.rows, mesh.columns], streaming.limit, streaming.disk is not None)
+        host = streaming.host.free if streaming.host else None
+        return cls([mesh.data, mesh.rows, mesh.columns], streaming.limit, streaming.disk is not None, host)
 
     def end_epoch(self, validation: dict[str, float], model: nn.Module, learning_rate: float) -> None:
         """Note what an epoch has come to, and keep the model's weights if validation is the best so far."""
@@ -143,7 +146,8 @@ class Resumable:
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(in_groups_of(self.optimizer, saved["optimizer"], self.task.model))
         epochs = settings.epochs_of(self.steps)
-        as_before = all(getattr(state, key) == getattr(beginning, key) for key in ("mesh", "memory", "disk"))
+        terms = ("mesh", "memory", "disk", "host_memory")
+        as_before = all(getattr(state, key) == getattr(beginning, key) for key in terms)
         if not as_before and found < epochs * self.steps and not state.ended:  # another mesh, another cost
             fresh = {key: getattr(beginning, key) for key in PER_MESH}
             state = replace(state, **fresh)

@@ -19,7 +19,7 @@ from gigapipe.spatial.heap import keep_some_freed_tensors
 from gigapipe.spatial.layers import HEAP
 from gigapipe.spatial.planning import resident_memory
 from gigapipe.spatial.recording import Recorded, without_pixels
-from gigapipe.spatial.speed import Disk, disk_in
+from gigapipe.spatial.speed import Disk, Host, disk_in, host_of
 from gigapipe.spatial.window import Rectangle
 from gigapipe.training.ahead import Ahead
 from gigapipe.training.devices import allocated
@@ -52,6 +52,8 @@ class Memory(NamedTuple):
     """Bytes of memory: of a GPU where it has one."""
     disk: Path | None = None
     """A folder on a disk of its node, for images that do not fit."""
+    host: int | None = None
+    """Bytes of the memory of a GPU's host, for images that do not fit."""
 
 
 class Streaming:
@@ -112,6 +114,7 @@ class Streaming:
                     device=device,
                     base=self.base + loaded_later,
                     disk=self.disk,
+                    host=self.host,
                     heap=self.heap,
                     read=True,
                 )
@@ -152,11 +155,7 @@ class Streaming:
     @functools.cached_property
     def disk(self) -> Disk | None:
         """For images that do not fit into memory. Raises InputError if nothing can be written there."""
-        if self.memory is None or self.memory.disk is None:
-            return None
-        if self.mesh.image_ranks > 1:
-            if self.mesh.rank == 0:
-                logger.info(f"disk: not used, because {self.mesh.image_ranks} ranks share an image")
+        if self.memory is None or self.memory.disk is None or self._is_shared("disk"):
             return None
         try:
             disk, line = disk_in(self.memory.disk, self.mesh.device)
@@ -165,6 +164,27 @@ class Streaming:
         if self.mesh.rank == 0:
             logger.info(f"disk: {line}")
         return disk
+
+    @functools.cached_property
+    def host(self) -> Host | None:
+        """For images that do not fit into a GPU's memory."""
+        if self.memory is None or self.memory.host is None or self._is_shared("host_memory"):
+            return None
+        if self.mesh.device.type == "cpu":
+            if self.mesh.rank == 0:
+                logger.info("host_memory: not used, because a CPU computes, whose memory is the host's")
+            return None
+        host, line = host_of(self.mesh.device, self.memory.host)
+        if self.mesh.rank == 0:
+            logger.info(line)
+        return host
+
+    def _is_shared(self, key: str) -> bool:
+        """Whether several ranks compute an image, and so do not use what an option names; it is said once."""
+        shared = self.mesh.image_ranks > 1
+        if shared and self.mesh.rank == 0:
+            logger.info(f"{key}: not used, because {self.mesh.image_ranks} ranks share an image")
+        return shared
 
     def image(
         self,
