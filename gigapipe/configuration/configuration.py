@@ -111,7 +111,8 @@ class Architecture(OwnNetwork):
     train: Annotated[Literal["all", "last", "head", "probe"], Since("0.2")] = Field(
         default="all",
         description="layers that are trained: all; last: the last stage, pooling and the last layer; head: only "
-        "pooling and the last layer; probe: the last layer, as logistic regression (a number: ridge regression) on the "
+        "pooling and the last layer, which needs more steps and a higher learning_rate than the defaults, as "
+        "least_steps: 600 and 0.001; probe: the last layer, as logistic regression (a number: ridge regression) on the "
         "pooled features. The others keep the weights that were given",
     )
 
