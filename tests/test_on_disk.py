@@ -18,7 +18,7 @@ from gigapipe.models import resnet18
 from gigapipe.spatial import Mesh, Plan, decompose, plan_streaming, shard, stream
 from gigapipe.spatial.check import compare
 from gigapipe.spatial.planning import trace
-from gigapipe.spatial.speed import Disk, Host, disk_in
+from gigapipe.spatial.speed import Disk, Host, disk_in, host_of
 from gigapipe.training.streaming import Memory, Streaming
 
 TOLERANCE = 1e-10
@@ -161,6 +161,18 @@ def test_a_disk_is_measured_once_and_kept(tmp_path, monkeypatch):
     disk_in.cache_clear()
     with pytest.raises(FileNotFoundError):
         disk_in(tmp_path / "none", torch.device("cpu"))
+
+
+def test_a_host_is_measured_once_and_kept(tmp_path, monkeypatch):
+    """As if a CPU were the card."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = []
+    for free in (10**9, 10**10):
+        host, line = host_of(torch.device("cpu"), free)
+        found.append(line)
+        assert host.free == free and host.byte > 0
+    assert "measured, and kept in" in found[0] and "as " in found[1] and "GB/s" in found[1]
+    host_of.cache_clear()
 
 
 @pytest.mark.parametrize(

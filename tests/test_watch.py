@@ -23,8 +23,8 @@ COUNTS = {
     ("held", "step"): (836, 44, 124),
     ("held", "kernels"): (517, 44, 124),
     ("data", "step"): (1071, 66, 124),
-    ("streamed", "step"): (3805, 0, 0),
-    ("on_host", "step"): (1842, 0, 0),
+    ("streamed", "step"): (3473, 0, 0),
+    ("on_host", "step"): (2193, 0, 0),
     ("unet", "backward"): (292, 3, 24),
     ("unet", "validate"): (242, 5, 28),  # four sums of a loss, each of an image that is not joined to others
     ("unet", "segment"): (192, 0, 32),

@@ -172,7 +172,7 @@ def memory_of(args: argparse.Namespace) -> "Memory | None":
     if args.memory is None:
         for key, given in (("host_memory", args.host_memory), ("disk", args.disk)):
             if given:
-                raise InputError(f"{key}: {given}: give memory, too: there is put what does not fit into it")
+                raise InputError(f"{key}: {given}: give memory, too: this is for what does not fit into it")
         return None
     return Memory(args.memory, _on_the_node("disk", args.disk) if args.disk else None, args.host_memory)
 

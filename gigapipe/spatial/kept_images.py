@@ -58,14 +58,12 @@ def _fitting(layers: Layers, end: Node | None, available: float) -> Kept:
     every = _way(layers, frozenset(nodes), end, math.inf)
     training, movable = torch.is_grad_enabled(), nodes - {end}
     given_up = {n: _way(layers, frozenset(nodes - {n}), end, math.inf).time - every.time for n in movable}
-    moved = {
-        node: layers.time_away(node, every.uses.get(node, 1), training, tier)
-        for tier in layers.tiers[:1]
-        for node in movable
-    }
-    faster = {node for node in moved if moved[node] < given_up[node]}
-    # What an image costs that is given up grows with those given up before: all that can be elsewhere may be better.
-    choices = (set(), faster, movable) if layers.tiers else (set(),)
+    moved, choices = {}, [set()]
+    if layers.tiers:
+        fastest, uses = layers.tiers[0], every.uses
+        moved = {node: layers.time_away(node, uses.get(node, 1), training, fastest) for node in movable}
+        # What an image costs that is given up grows with those given up before: all elsewhere may be better.
+        choices += [{node for node in movable if moved[node] < given_up[node]}, movable]
     best = None
     for to_move in choices:
         costs = {n: (moved if n in to_move else given_up)[n] / layers.held(n) for n in movable}
@@ -164,8 +162,9 @@ def _way(
         read, written = any(ref.node in away for ref in part.inputs), part.output in away
 
         def needs(tiled: Tiled, forward=forward, backward=backward, read=read, written=written) -> float:
-            copies = read * tiled.read + written * tiled.written
-            return max(forward + tiled.forward + copies, backward + tiled.backward + 2 * copies if training else 0.0)
+            in_flight = read * tiled.read + written * tiled.written
+            of_training = backward + tiled.backward + 2 * in_flight if training else 0.0
+            return max(forward + tiled.forward + in_flight, of_training)
 
         tiled = layers.fastest(functools.partial(layers.tiled, *part), needs, available)
         segments[part.output] = tiled

@@ -21,6 +21,7 @@ from gigapipe.spatial.costs import (
     size_of,
 )
 from gigapipe.spatial.mesh import Mesh
+from gigapipe.spatial.on_host import AHEAD, ASYNCHRONOUS
 from gigapipe.spatial.recording import Node, Ref
 from gigapipe.spatial.segment import Segment, needed_nodes
 from gigapipe.spatial.speed import CPU, Speed, Tier
@@ -43,9 +44,9 @@ class Share:
     spent: Spent
     """The same time, by what it goes to."""
     read: float = 0.0
-    """Bytes of inputs that are looked at, at a time."""
+    """Bytes of inputs that are on their way, at a time, if they lie in another tier."""
     written: float = 0.0
-    """Bytes of results that are written, at a time."""
+    """Bytes of results that are on their way, at a time, if they go to another tier."""
 
     @property
     def time(self) -> float:
@@ -76,9 +77,9 @@ class Tiled(NamedTuple):
     time: float
     """All that is spent."""
     read: float
-    """Bytes of inputs that are looked at, at a time."""
+    """Bytes of inputs that are on their way, at a time, if they lie in another tier."""
     written: float
-    """Bytes of results that are written, at a time."""
+    """Bytes of results that are on their way, at a time, if they go to another tier."""
 
 
 Cost = TypeVar("Cost", Share, Tiled)
@@ -214,15 +215,18 @@ class Layers:
         heap = min(self.heap, HEAP + max(forward, backward)) if self.workers else 0
         # Beside those that are computed, tiles wait whose results, or gradients, are not yet taken.
         made = 0.0 if output.sums else self.held(output) / tiles
+        # A GPU has copies of the tiles that come next; of a disk, a CPU has the pages of those that it computes.
+        sent = AHEAD if segment.device.type in ASYNCHRONOUS else 0
+        in_flight = sent or side + waiting(side)
         weights = sum({id(t): t.nbytes for node in nodes for t in node.tensors if t.requires_grad}.values())
         return Tiled(
             (high, wide),
-            side * (forward + parts + heap) + waiting(side) * made + self.ahead * looked_at,
-            side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights) + self.ahead * looked_at,
+            side * (forward + parts + heap) + waiting(side) * made + (self.ahead + sent) * looked_at,
+            side * (backward + 2 * parts + heap) + waiting(side) * (parts + weights) + (self.ahead + sent) * looked_at,
             spent,
             spent.total,
-            (side + waiting(side)) * parts,
-            (side + waiting(side)) * made,
+            in_flight * parts,
+            in_flight * made,
         )
 
     def _tiles_of_all_threads(self, tiles: int) -> float:

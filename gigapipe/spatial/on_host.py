@@ -16,7 +16,7 @@ ASYNCHRONOUS = ("cuda", "xpu")
 """Kinds of devices that copy while they compute; the host waits for others."""
 
 AHEAD = 2
-"""How many tiles the host is ahead of the device at most, each with its copies on the device."""
+"""How many tiles the host is ahead of the device at most, each with its copies there, which `Layers.tiled` counts."""
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class Transfer:
 
     def send(self, part: torch.Tensor) -> torch.Tensor:
         """A part of an image, on the device."""
-        if part.device == self.device or self.device.type not in ASYNCHRONOUS:
+        if part.device.type != "cpu" or self.device.type not in ASYNCHRONOUS:
             return part.to(self.device)
         self._there = self._there or torch.Stream(self.device)
         staged = torch.empty_like(part, pin_memory=True).copy_(part)

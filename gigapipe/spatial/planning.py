@@ -137,9 +137,9 @@ def _candidate(
         gradients = in_memory(first) + in_memory(last) + layers.copied(None)
 
         def needs(share, before=before, waiting=waiting, gradients=gradients, read=first in away, written=last in away):
-            copies = read * share.read + written * share.written
-            forward = waiting + share.forward + copies
-            return max(forward, before + gradients + share.backward + 2 * copies) if training else forward
+            in_flight = read * share.read + written * share.written
+            forward = waiting + share.forward + in_flight
+            return max(forward, before + gradients + share.backward + 2 * in_flight) if training else forward
 
         share = layers.fastest(functools.partial(layers.streamed, first, last), needs, available)
         shares.append(share)

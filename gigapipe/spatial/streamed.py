@@ -209,9 +209,9 @@ def _backward(
     by_mean = any(node.autocast == torch.float16 for node in segment.nodes)
 
     there = {ref: (x, whole[ref.node]) for ref, x in zip(segment.inputs, held, strict=True) if tiles and x is not None}
-    transfer = Transfer(segment.device)
     if tiles and segment.output in segment.away:
         there[segment.output] = grad, owned
+    transfer = Transfer(segment.device)
 
     def of_piece(index: int) -> Callable[[], None]:
         number, part = pieces[index]

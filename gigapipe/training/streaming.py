@@ -176,7 +176,7 @@ class Streaming:
             return None
         host, line = host_of(self.mesh.device, self.memory.host)
         if self.mesh.rank == 0:
-            logger.info(line)
+            logger.info(f"host_memory: {line}")
         return host
 
     def _is_shared(self, key: str) -> bool:
