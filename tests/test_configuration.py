@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -177,6 +178,9 @@ WRONG = {
     "seeds: [0, 0]": "seeds: an entry is given twice",
     "{task: tissue, seeds: [0, 1]}": "task: tissue allows one seed",
     "{task: tissue, training: {network: 'mine.py:net', patch: 16, train: head}}": "training.train: is not used by task",
+    "{task: tissue, training: {weights: w.pt, train: head, network: 'mine.py:net'}}": "training.train: is not used by task",
+    "{task: tissue, training: {shift: 0.1}}": "training.shift: is not used by task tissue; remove it",
+    "training: {learning_rate: fast}": 'training.learning_rate: found "fast"; allowed is a number above 0, or auto: 0.001',
     "{task: tissue, training: {weights: w.pt}}": "training.weights: is not used by task tissue; remove it",
     "folds: {by: hospital}": 'folds.by: found "hospital"; allowed is site or patient',
     "folds: {number: 2}": "folds.number: found 2; allowed is a whole number of 3 or more",
@@ -208,6 +212,31 @@ def test_numbers_may_be_written_as_yaml_reads_them():
     """1e-4 is a text to YAML, and 0.5 a number."""
     config = Configuration.of(yaml.safe_load("{training: {learning_rate: 1e-4}, pyramids: {ome_zarr: 0.5}}"))
     assert config.training.learning_rate == 1e-4 and config.pyramids.ome_zarr == "0.5"
+
+
+def test_a_head_alone_takes_other_steps_unless_they_are_given():
+    """In `training` and in methods, whether config.yaml's `auto` is there or not; a verb without an option does, too."""
+    head = {"name": "mil", "network": "efficientnet_lite0", "weights": "imagenet", "train": "head"}
+    usual, of_head = (0.0003, 0, 0.05), (0.001, 600, 0)
+
+    def taken(one) -> tuple:
+        return one.learning_rate, one.least_steps, one.shift
+
+    written = yaml.safe_load((ROOT / "config/config.yaml").read_text("utf-8"))["training"]
+    for training in ({}, written):
+        config = Configuration.of({"training": training, "methods": [head, {"name": "whole"}]})
+        assert [taken(one) for one in (config.training, *config.methods)] == [usual, of_head, usual]
+        config = Configuration.of({"training": training | {"shift": 0.05, "learning_rate": 0.01}, "methods": [head]})
+        assert taken(config.methods[0]) == (0.01, 600, 0.05)
+    for given in ({}, {"least_steps": 0}, {"least_steps": 600, "learning_rate": 0.0003, "shift": 0.05}):
+        method = Configuration.of({"methods": [head | given]}).methods[0]
+        verb = argparse.ArgumentParser()
+        add_options(verb, Learning)
+        add_options(verb, Network)
+        told = verb.parse_args(shlex.split(f"{arguments(method, Learning)} {arguments(method, Network)}"))
+        again = Training.of(values(Learning, told) | values(Network, told))
+        assert taken(again) == taken(method)
+        assert ("--least-steps" in arguments(method, Learning)) == (given.get("least_steps") == 0)
 
 
 @pytest.mark.parametrize(

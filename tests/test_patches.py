@@ -83,7 +83,7 @@ def test_a_probe_and_attention_on_patches_are_methods_like_others(encoder, small
     for name, mesh, more in (
         ("one", (1, 1, 1), ("--train", "probe")),
         ("two", (1, 1, 2), ("--train", "probe")),
-        ("mil", (1, 1, 1), ("--train", "head", "--pool", "gated", "--shift", 0)),
+        ("mil", (1, 1, 1), ("--train", "head", "--pool", "gated", "--least-steps", 0)),
     ):
         arguments = training(small_cohort, tmp_path / name / "model.pt", mesh, network=HEAD, more=more)
         gigapipe(*arguments, ranks=mesh[2])

@@ -192,7 +192,7 @@ def test_a_head_is_trained_on_features_that_are_computed_once(small_cohort, tmp_
         ("each step", (1, 1, 1), ("--shift", 1e-9)),  # of less than a pixel: what comes again is not known to
     ):
         seen.clear()
-        options = ("--weights", tmp_path / "given.pth", "--train", "head", "--shift", 0, *more)
+        options = ("--weights", tmp_path / "given.pth", "--train", "head", "--least-steps", 0, *more)
         arguments = training(small_cohort, tmp_path / name / "model.pt", mesh, 12, more=options)
         gigapipe(*arguments, ranks=mesh[0] * mesh[2])
         found[name] = weights(tmp_path / name / "model.pt")
@@ -220,6 +220,8 @@ def test_gated_attention_is_trained_on_feature_maps_that_are_kept(small_cohort, 
         "gated",
         "--learning-rate",
         0.01,
+        "--least-steps",
+        0,
         "--symmetries",
         "none",
     )
@@ -243,7 +245,7 @@ def test_gated_attention_is_trained_on_feature_maps_that_are_kept(small_cohort, 
     assert found["kept"]["avgpool.score.weight"].abs().max() > 0.01  # which begins as zero
 
 
-@pytest.mark.parametrize("how", [("probe",), ("head", "--shift", 0, "--pool", "gated")])
+@pytest.mark.parametrize("how", [("probe",), ("head", "--least-steps", 0, "--pool", "gated")])
 def test_features_that_are_kept_are_not_computed_again(small_cohort, tmp_path, monkeypatch, how):
     """By another fold, or a prediction; what comes of them is the same to the bit, and what is damaged is not used."""
     torch.manual_seed(1)

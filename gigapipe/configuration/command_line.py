@@ -114,7 +114,7 @@ def arguments(options: Options, group: type[Options]) -> str:
     words: list[str] = []
     for name, field in group.model_fields.items():
         value, flag = getattr(options, name), flag_of(name, field)
-        if value == field.default and any(isinstance(m, Since) for m in field.metadata):
+        if value == options.default(name) and any(isinstance(m, Since) for m in field.metadata):
             continue
         if value is True:
             words.append(flag)

@@ -4,6 +4,7 @@ Groups inherit what they share: a training of whichever task has all of `Learnin
 what `Computing` says changes no weight.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -18,6 +19,7 @@ from gigapipe.configuration.resolutions import PHANTOMS_RESOLUTIONS, Resolution
 from gigapipe.configuration.sources import Archive, Cohort, Phantom
 from gigapipe.configuration.tasks import TASKS, Task, TaskName
 from gigapipe.configuration.values import (
+    Auto,
     Bytes,
     CohortName,
     Count,
@@ -111,8 +113,7 @@ class Architecture(OwnNetwork):
     train: Annotated[Literal["all", "last", "head", "probe"], Since("0.2")] = Field(
         default="all",
         description="layers that are trained: all; last: the last stage, pooling and the last layer; head: only "
-        "pooling and the last layer, which needs more steps and a higher learning_rate than the defaults, as "
-        "least_steps: 600 and 0.001; probe: the last layer, as logistic regression (a number: ridge regression) on the "
+        "pooling and the last layer; probe: the last layer, as logistic regression (a number: ridge regression) on the "
         "pooled features. The others keep the weights that were given",
     )
 
@@ -158,8 +159,8 @@ class Network(Architecture):
         default="none",
         description="balanced: all classes have the same weight in the loss, however many slides each has",
     )
-    shift: Share = Field(
-        default=0.05,
+    shift: Annotated[Share, Auto(0.05, head=0)] = Field(
+        default="auto",
         description="augmentation: maximum shift of the canvas along each axis, as a share of its side length",
     )
     background: Literal["keep", "white"] = Field(
@@ -171,13 +172,13 @@ class Learning(Options):
     """How any network is trained."""
 
     epochs: Count = Field(default=6, description="passes over the training slides")
-    least_steps: Annotated[int, Field(ge=0), Number, Since("0.2")] = Field(
-        default=0,
+    least_steps: Annotated[int, Field(ge=0), Number, Auto(0, head=600), Since("0.2")] = Field(
+        default="auto",
         description="where slides are few: steps that a training has at least, in more epochs than epochs if necessary",
     )
     batch: Count = Field(default=4, description="slides per step, over all data ranks")
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number] = Field(
-        default=0.0003, description="maximum learning rate of AdamW, reached after a linear warm-up"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number, Auto(0.0003, head=0.001)] = Field(
+        default="auto", description="maximum learning rate of AdamW, reached after a linear warm-up"
     )
     first_layer_rate: Annotated[float, Field(gt=0, le=1), Number, Since("0.2")] = Field(
         default=1.0,
@@ -458,4 +459,5 @@ class Configuration(Options):
         usual, own = Training(), ("network", "network_options") if self.training.own else ()
         # Backward, for weights come after the norm that follows from them.
         names = (name for name in reversed(Network.model_fields) if name not in own)
-        return next((name for name in names if getattr(self.training, name) != getattr(usual, name)), None)
+        found, usual_of = functools.partial(getattr, self.training), functools.partial(getattr, usual)
+        return next((name for name in names if found(name) not in (usual_of(name), self.training.default(name))), None)

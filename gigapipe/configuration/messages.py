@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from gigapipe.configuration.values import Said, Unit
+from gigapipe.configuration.values import Auto, Said, Unit
 from gigapipe.given_text import LINE_BREAKS
 
 
@@ -29,7 +29,8 @@ def allowed(kind: Any, metadata: tuple = ()) -> str:
     if kind in (int, float):
         what = "a whole number" if kind is int else "a number"
         units = [m.name for m in metadata if isinstance(m, Unit)]
-        return ", ".join([" ".join([what, *_bounds(metadata)]), *units])
+        automatic = [f"or {m.words}" for m in metadata if isinstance(m, Auto)]
+        return ", ".join([" ".join([what, *_bounds(metadata)]), *units, *automatic])
     if origin is list:
         least = next((m.min_length for m in metadata if hasattr(m, "min_length")), 0)
         return f"a list{' of at least one' * bool(least)}, each {allowed(parts[0])}"

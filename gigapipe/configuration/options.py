@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gigapipe.configuration.messages import group_in, sentence
+from gigapipe.configuration.values import Auto
 from gigapipe.errors import InputError
 from gigapipe.given_text import fault_of
 
@@ -23,6 +24,19 @@ class Options(BaseModel):
                 if fault := fault_of(text):
                     raise ValueError(f"{text!r} {fault}")
         return value
+
+    @model_validator(mode="after")
+    def _automatic(self) -> Self:
+        """With the numbers that `auto` stands for."""
+        for name in type(self).model_fields:
+            if getattr(self, name) == "auto" and (number := self.default(name)) != "auto":
+                self.__dict__[name] = number
+        return self
+
+    def default(self, name: str) -> Any:
+        """What an option is that is not given, the others being what they are."""
+        field = type(self).model_fields[name]
+        return next((m.of(self) for m in field.metadata if isinstance(m, Auto)), field.default)
 
     @classmethod
     def of(cls, values: dict[str, Any], where: str = "") -> Self:

@@ -4,7 +4,17 @@ import os
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from gigapipe import named
 
@@ -31,6 +41,29 @@ class Unit(NamedTuple):
     """What a number counts or measures."""
 
     name: str
+
+
+class Auto(NamedTuple):
+    """A number that may be left to gigapipe: `auto`, for which an instance has the one of a `head` alone, or the usual."""
+
+    usual: float
+    head: float
+
+    @property
+    def words(self) -> str:
+        return f"auto: {self.head:g} with train: head, otherwise {self.usual:g}"
+
+    def of(self, options: Any) -> float:
+        """What it stands for among other options."""
+        return self.head if getattr(options, "train", None) == "head" else self.usual
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, number: value if value == "auto" else number(value), handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": "auto", "type": "string"}]}
 
 
 def _text(value: Any) -> Any:

@@ -33,7 +33,7 @@ class Settings(OwnNetwork, Learning, ABC):
         """What is new and at its default is left out, so that a training of an older release is gone on with."""
         fields = type(self).model_fields
         new = {name for name, field in fields.items() if any(isinstance(m, Since) for m in field.metadata)}
-        return {k: v for k, v in written(self).items() if k not in new or getattr(self, k) != fields[k].default}
+        return {k: v for k, v in written(self).items() if k not in new or getattr(self, k) != self.default(k)}
 
     def augmentation(self, epoch: int, slide: str) -> Augmentation:
         """That of a slide in an epoch of training."""
