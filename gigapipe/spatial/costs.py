@@ -96,8 +96,7 @@ def size_of(node: Node) -> tuple[int, int]:
 
 def bytes_a_pixel(ref: Ref) -> float:
     """Of an image, its batch and channels."""
-    image = ref.image
-    return image.numel() * image.dtype.itemsize / max(1, math.prod(image.image_size))
+    return ref.node.bytes_a_pixel[ref.item]
 
 
 class Spent(NamedTuple):

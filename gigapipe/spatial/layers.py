@@ -48,7 +48,7 @@ class Share:
     written: float = 0.0
     """Bytes of results that are on their way, at a time, if they go to another tier."""
 
-    @property
+    @functools.cached_property
     def time(self) -> float:
         return sum(self.times.values())
 
@@ -172,6 +172,7 @@ class Layers:
         between = [node for node in self.nodes if start < node.index <= stop]
         return [n for n in between if n.sums or n is last or (last is None and n not in self.last_use)]
 
+    @functools.cache  # noqa: B019  lives as long as the plan is made
     def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
         """The nodes between two cuts, each axis in `grid` tiles."""
         held = frozenset({Ref(first)} if first else ())
@@ -186,13 +187,12 @@ class Layers:
             max((segment.written for segment in found.values()), default=0.0),
         )
 
-    @functools.cache  # noqa: B019  lives as long as the plan is made
+    @functools.cache  # noqa: B019  as above
     def tiled(self, output: Node, held: frozenset[Ref], grid: int) -> Tiled:
         """The segment that makes `output` of images that are `held`, each axis in `grid` tiles."""
-        nodes, inputs = needed_nodes(output, held)
-        owned = self.owned(output)
+        segment, operations, weights = self._segment(output, held)
+        inputs, owned = segment.inputs, self.owned(output)
         high, wide = (min(n, 8 * math.ceil(n / grid / 8)) for n in owned)
-        segment = Segment(self.mesh, nodes, inputs, Ref(output), (high, wide))
         count = [math.ceil(n / t) for n, t in zip(owned, (high, wide), strict=True)]
         middle = [
             Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, (high, wide), owned, strict=True)
@@ -201,7 +201,6 @@ class Layers:
         areas = {node: rows[node].size * columns[node].size for node in rows}
         parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
         looked_at = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs if self.read and ref.node.is_source)
-        operations = [self.operation(made, node) for made, node in segment.computed.items()]
         forward, backward = self._at_a_time(operations, areas, copied=True)
         # What is held is in memory, and no cache has it.
         held_parts = parts - looked_at + sum(operation.made * areas[output] for operation in operations[-1:])
@@ -218,7 +217,6 @@ class Layers:
         # A GPU has copies of the tiles that come next; of a disk, a CPU has the pages of those that it computes.
         sent = AHEAD if segment.device.type in ASYNCHRONOUS else 0
         in_flight = sent or side + waiting(side)
-        weights = sum({id(t): t.nbytes for node in nodes for t in node.tensors if t.requires_grad}.values())
         return Tiled(
             (high, wide),
             side * (forward + parts + heap) + waiting(side) * made + (self.ahead + sent) * looked_at,
@@ -228,6 +226,14 @@ class Layers:
             in_flight * parts,
             in_flight * made,
         )
+
+    @functools.cache  # noqa: B019  as above
+    def _segment(self, output: Node, held: frozenset[Ref]) -> tuple[Segment, list[Operation], int]:
+        """What makes `output` of images that are `held`, its operations, and the bytes of weights with gradients."""
+        segment = Segment(self.mesh, *needed_nodes(output, held), Ref(output))
+        weights = {id(t): t.nbytes for node in segment.nodes for t in node.tensors if t.requires_grad}
+        operations = [self.operation(made, node) for made, node in segment.computed.items()]
+        return segment, operations, sum(weights.values())
 
     def _tiles_of_all_threads(self, tiles: int) -> float:
         """How many tiles, computed one after another by all threads, take the time of so many side by side."""
@@ -258,6 +264,7 @@ class Layers:
         outputs = self.outputs(first, None)
         return self.mesh.image_ranks == 1 and len(outputs) == 1 and outputs[0] not in self.last_use
 
+    @functools.cache  # noqa: B019  as above
     def whole(self, first: Node | None) -> Share:
         """The nodes after a cut, undivided."""
         operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]

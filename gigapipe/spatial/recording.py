@@ -7,6 +7,7 @@ where that happens, and the model's code goes on with its value.
 """
 
 import functools
+import math
 import inspect
 import threading
 import weakref
@@ -109,6 +110,13 @@ class Node:
     def operands(self) -> list[Ref]:
         """The images among the arguments."""
         return [a for a in _leaves((self.args, self.kwargs)) if isinstance(a, Ref)]
+
+    @functools.cached_property
+    def bytes_a_pixel(self) -> list[float]:
+        """Of each result that is an image, its batch and channels; of others 0."""
+        images = ((x, max(1, math.prod(x.image_size))) for x in self.results if isinstance(x, SpatialTensor))
+        sizes = {id(x): x.numel() * x.dtype.itemsize / pixels for x, pixels in images}
+        return [sizes.get(id(x), 0.0) for x in self.results]
 
     @functools.cached_property
     def tensors(self) -> list[torch.Tensor]:
