@@ -44,7 +44,7 @@ class Unit(NamedTuple):
 
 
 class Auto(NamedTuple):
-    """A number that may be left to gigapipe: `auto`, for which an instance has the one of a `head` alone, or the usual."""
+    """A number that may be `auto`: an instance then has the one for a `head` alone, or the usual one."""
 
     usual: float
     head: float

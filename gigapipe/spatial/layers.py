@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -83,6 +83,21 @@ class Tiled(NamedTuple):
 
 
 Cost = TypeVar("Cost", Share, Tiled)
+P = ParamSpec("P")
+Found = TypeVar("Found")
+
+
+def remembered(method: Callable[Concatenate["Layers", P], Found]) -> Callable[Concatenate["Layers", P], Found]:
+    """As `functools.cache`, of a method; what it found goes when the layers do."""
+
+    @functools.wraps(method)
+    def remembering(self: "Layers", *args: P.args, **kwargs: P.kwargs) -> Found:
+        key = method, *args, *kwargs.items()
+        if key not in self.found:
+            self.found[key] = method(self, *args, **kwargs)
+        return self.found[key]
+
+    return remembering
 
 
 class Layers:
@@ -103,6 +118,7 @@ class Layers:
         read: bool = False,
         ahead: int = 0,
     ):
+        self.found: dict[tuple, Any] = {}
         self.heap, self.read, self.ahead = heap, read, ahead
         self.mesh, self.workers, self.speed, self.tiers = mesh, workers, speed, tiers
         self.sources, self.nodes = ([node for node in nodes if node.is_source is wanted] for wanted in (True, False))
@@ -172,7 +188,7 @@ class Layers:
         between = [node for node in self.nodes if start < node.index <= stop]
         return [n for n in between if n.sums or n is last or (last is None and n not in self.last_use)]
 
-    @functools.cache  # noqa: B019  lives as long as the plan is made
+    @remembered
     def streamed(self, first: Node | None, last: Node | None, grid: int) -> Share:
         """The nodes between two cuts, each axis in `grid` tiles."""
         held = frozenset({Ref(first)} if first else ())
@@ -187,7 +203,7 @@ class Layers:
             max((segment.written for segment in found.values()), default=0.0),
         )
 
-    @functools.cache  # noqa: B019  as above
+    @remembered
     def tiled(self, output: Node, held: frozenset[Ref], grid: int) -> Tiled:
         """The segment that makes `output` of images that are `held`, each axis in `grid` tiles."""
         segment, operations, weights = self._segment(output, held)
@@ -227,7 +243,7 @@ class Layers:
             in_flight * made,
         )
 
-    @functools.cache  # noqa: B019  as above
+    @remembered
     def _segment(self, output: Node, held: frozenset[Ref]) -> tuple[Segment, list[Operation], int]:
         """What makes `output` of images that are `held`, its operations, and the bytes of weights with gradients."""
         segment = Segment(self.mesh, *needed_nodes(output, held), Ref(output))
@@ -264,7 +280,7 @@ class Layers:
         outputs = self.outputs(first, None)
         return self.mesh.image_ranks == 1 and len(outputs) == 1 and outputs[0] not in self.last_use
 
-    @functools.cache  # noqa: B019  as above
+    @remembered
     def whole(self, first: Node | None) -> Share:
         """The nodes after a cut, undivided."""
         operations = [self.operations[node] for node in self.nodes if node.index > (first.index if first else 0)]

@@ -7,8 +7,8 @@ where that happens, and the model's code goes on with its value.
 """
 
 import functools
-import math
 import inspect
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable
