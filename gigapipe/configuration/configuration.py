@@ -19,6 +19,7 @@ from gigapipe.configuration.resolutions import PHANTOMS_RESOLUTIONS, Resolution
 from gigapipe.configuration.sources import Archive, Cohort, Phantom
 from gigapipe.configuration.tasks import TASKS, Task, TaskName
 from gigapipe.configuration.values import (
+    AUTO,
     Auto,
     Bytes,
     CohortName,
@@ -160,7 +161,7 @@ class Network(Architecture):
         description="balanced: all classes have the same weight in the loss, however many slides each has",
     )
     shift: Annotated[Share, Auto(0.05, head=0)] = Field(
-        default="auto",
+        default=AUTO,
         description="augmentation: maximum shift of the canvas along each axis, as a share of its side length",
     )
     background: Literal["keep", "white"] = Field(
@@ -173,12 +174,12 @@ class Learning(Options):
 
     epochs: Count = Field(default=6, description="passes over the training slides")
     least_steps: Annotated[int, Field(ge=0), Number, Auto(0, head=600), Since("0.2")] = Field(
-        default="auto",
+        default=AUTO,
         description="where slides are few: steps that a training has at least, in more epochs than epochs if necessary",
     )
     batch: Count = Field(default=4, description="slides per step, over all data ranks")
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Number, Auto(0.0003, head=0.001)] = Field(
-        default="auto", description="maximum learning rate of AdamW, reached after a linear warm-up"
+        default=AUTO, description="maximum learning rate of AdamW, reached after a linear warm-up"
     )
     first_layer_rate: Annotated[float, Field(gt=0, le=1), Number, Since("0.2")] = Field(
         default=1.0,

@@ -43,6 +43,9 @@ class Unit(NamedTuple):
     name: str
 
 
+AUTO: Any = "auto"  # as the default of a number
+
+
 class Auto(NamedTuple):
     """A number that may be `auto`: an instance then has the one for a `head` alone, or the usual one."""
 

@@ -213,7 +213,7 @@ class Layers:
         middle = [
             Interval((c // 2) * t, min(n, (c // 2 + 1) * t)) for c, t, n in zip(count, (high, wide), owned, strict=True)
         ]
-        rows, columns = (segment.along(axis, interval) for axis, interval in enumerate(middle))
+        rows, columns = (segment.needed(axis, interval) for axis, interval in enumerate(middle))
         areas = {node: rows[node].size * columns[node].size for node in rows}
         parts = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs)
         looked_at = sum(bytes_a_pixel(ref) * areas[ref.node] for ref in inputs if self.read and ref.node.is_source)

@@ -146,15 +146,19 @@ class Segment:
     def along(self, axis: int, out: Interval) -> dict[Node, Interval]:
         """The same along one axis; a row of tiles has it in common."""
         if (axis, out) not in self._known:
-            found = {self.output.node: out}
-            for node in reversed(self.nodes):
-                for ref in node.operands:
-                    needed = found[node]
-                    if node.accesses:
-                        needed = looked_at(node.accesses[axis], needed, ref.image.image_size[axis])
-                    found[ref.node] = found.get(ref.node, needed).hull(needed)
-            self._known[axis, out] = found
+            self._known[axis, out] = self.needed(axis, out)
         return self._known[axis, out]
+
+    def needed(self, axis: int, out: Interval) -> dict[Node, Interval]:
+        """The same, of which nothing is remembered: a planner asks for many intervals once."""
+        found = {self.output.node: out}
+        for node in reversed(self.nodes):
+            for ref in node.operands:
+                needed = found[node]
+                if node.accesses:
+                    needed = looked_at(node.accesses[axis], needed, ref.image.image_size[axis])
+                found[ref.node] = found.get(ref.node, needed).hull(needed)
+        return found
 
     def refuse_changes(self) -> None:
         """Raise RuntimeError if a plain tensor is no longer what it was when its operation was noted."""
