@@ -22,9 +22,10 @@ import sys
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 FAR = 512
 """Files of a fork are first moved beyond this number, so that none is in the place of another."""
@@ -106,50 +107,82 @@ def main(program: str, address: str, tests: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)  # who asks meanwhile waits
-    start = imported(program)
+    executable, start = Path(sys.executable).with_name(program), imported(program)
+    weakref.finalize._registry.clear()  # what libraries do at their end, which would copy the memory that forks share
+    if dynamo := sys.modules.get("torch._dynamo.utils"):
+        atexit.unregister(dynamo.dump_compile_times)
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a watcher ends
+    asking: list[socket.socket] = []
+    forks: list[Fork] = []
     while True:
-        ready, _, _ = select.select([listener, they_end], [], [])
+        ends, clients = {fork.ended: fork for fork in forks}, {fork.client: fork for fork in forks}
+        ready, _, _ = select.select([listener, they_end, *asking, *ends, *clients], [], [])
         if they_end in ready:
+            for fork in forks:
+                fork.kill()
             os.unlink(address)
             with contextlib.suppress(OSError):  # the other program's socket is there yet
                 os.rmdir(os.path.dirname(address))
             return
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            os.close(they_end)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            watch(connection, Path(sys.executable).with_name(program), start)
-        connection.close()
+        for one in ready:
+            if one is listener:
+                client, _ = listener.accept()
+                with contextlib.suppress(OSError):  # it has gone
+                    client.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
+                asking.append(client)
+            elif one in asking:
+                asking.remove(one)
+                if fork := started(one, executable, start):
+                    forks.append(fork)
+            elif one in ends:
+                ends[one].tell()
+                forks.remove(ends[one])
+            elif clients[one] in forks:
+                clients[one].kill()
+                clients[one].tell()
+                forks.remove(clients[one])
 
 
-def watch(connection: socket.socket, executable: Path, start: Callable[[], int]) -> NoReturn:
-    """Start a fork, and tell of its end; kill it and what it started if who asked for it is gone."""
-    connection.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
-    sign, received, _, _ = socket.recv_fds(connection, 1, FAR)
-    if not sign:  # it wants none
-        os._exit(0)
-    request = json.loads(connection.makefile().readline())
-    fork = os.fork()
-    if fork == 0:
-        become(connection, received, executable, **request)
+class Fork(NamedTuple):
+    """A process that does a client's work."""
+
+    pid: int
+    ended: int
+    """A file that can be read when it has ended."""
+    client: socket.socket
+
+    def kill(self) -> None:
+        """And what it started."""
+        with contextlib.suppress(ProcessLookupError):  # before it has a session of its own
+            os.killpg(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+
+    def tell(self) -> None:
+        """Wait for its end, and tell how it has ended."""
+        _, status = os.waitpid(self.pid, 0)
+        with contextlib.suppress(OSError):
+            self.client.sendall(f"{status}\n".encode())
+        self.client.close()
+        os.close(self.ended)
+
+
+def started(client: socket.socket, executable: Path, start: Callable[[], int]) -> Fork | None:
+    """The fork for which a client asks; None if it wants none."""
+    sign, received, _, _ = socket.recv_fds(client, 1, FAR)
+    request = client.makefile().readline() if sign else ""
+    fork = os.fork() if request else 0
+    if request and fork == 0:
+        become(received, executable, **json.loads(request))
         end(status_of(start))
     for file in received:
         os.close(file)
-    connection.sendall(f"{fork}\n".encode())
-    ended = os.pidfd_open(fork)
-    ready, _, _ = select.select([ended, connection], [], [])
-    if ended not in ready:
-        with contextlib.suppress(ProcessLookupError):  # before it has a session of its own
-            os.killpg(fork, signal.SIGKILL)
-        os.kill(fork, signal.SIGKILL)
-    _, status = os.waitpid(fork, 0)
+    if not request:
+        client.close()
+        return None
     with contextlib.suppress(OSError):
-        connection.sendall(f"{status}\n".encode())
-    os._exit(0)
+        client.sendall(f"{fork}\n".encode())
+    return Fork(fork, os.pidfd_open(fork), client)
 
 
 def status_of(start: Callable[[], int]) -> int:
@@ -168,22 +201,24 @@ def status_of(start: Callable[[], int]) -> int:
 
 
 def end(status: int) -> NoReturn:
-    """End as the interpreter does, but for taking modules apart, which would copy the memory that forks share."""
+    """End as the interpreter does, but for taking modules and libraries apart, which would copy the memory that forks
+    share, and take longer than what most forks do.
+    """
     threading._shutdown()
     atexit._run_exitfuncs()
-    if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
-    ctypes.PyDLL(None).exit(status)  # what libraries have to do at the end, MPI's among them
-    raise AssertionError
+    library = ctypes.PyDLL(None)
+    if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized():
+        if not mpi.Is_finalized():
+            mpi.Finalize()
+        library.exit(status)  # where MPICH tells its launcher that all is well
+    library.fflush(None)
+    os._exit(status)
 
 
-def become(
-    connection, received, executable, arguments, folder, mounts, environment, files, limits, ignored, cores
-) -> None:
+def become(received, executable, arguments, folder, mounts, environment, files, limits, ignored, cores) -> None:
     """Make this process what a shell would have started."""
-    connection.close()
     os.setsid()
     enter(mounts)
     for number, file in enumerate(received, FAR):
