@@ -20,7 +20,7 @@ from gigapipe.models import GigapixelUNet, resnet18
 from gigapipe.planning import calibration, scaling
 from gigapipe.planning.cost import Cost, Exchange, Reduction, step_cost
 from gigapipe.planning.machines import MACHINES, machine
-from gigapipe.planning.streamed import HALVINGS, tradeoff
+from gigapipe.planning.streamed import HALVINGS, Elsewhere, tradeoff
 from gigapipe.spatial import Mesh, decompose, plan_streaming, speed
 from gigapipe.spatial.costs import Spent, recorded_flops, training_state
 from gigapipe.spatial.layers import Layers
@@ -206,24 +206,32 @@ def test_the_plan_is_read_at_a_glance(capsys):
     assert "the time of an undivided step" in done
 
 
-def test_less_memory_takes_more_time_and_a_fast_disk_less_again():
+def test_less_memory_takes_more_time_and_a_host_and_a_fast_disk_less_again():
     def make():
         blocks = [(nn.Conv2d(3 + 29 * (i > 0), 32, 3), nn.BatchNorm2d(32), nn.ReLU()) for i in range(3)]
         return nn.Sequential(*itertools.chain(*blocks), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
 
     job = scaling.Job(make, (2048, 2048))
-    _, undivided, *rows = tradeoff(job, machine("workstation"), disk=2e12)
-    memory, share, seconds, ratio, on_disk = map(float, undivided.split())
-    assert (share, ratio, on_disk) == (1, 1, 0)
-    border = rows.index("with a disk of 2000 GB/s:")
-    without, with_disk = (
+    _, undivided, *rows = tradeoff(job, machine("workstation"), Elsewhere(disk=1e12, host=2e12, host_memory=2e9))
+    memory, share, seconds, ratio, *nothing = map(float, undivided.split())
+    assert (share, ratio, nothing) == (1, 1, [0, 0])
+    border = rows.index("with the host's memory at 2000 GB/s and a disk of 1000 GB/s:")
+    without, more = (
         [[float(figure) for figure in row.split()] for row in part] for part in (rows[:border], rows[border + 1 :])
     )
-    assert len(without) == len(with_disk) == HALVINGS
-    for i, (one, other) in enumerate(zip(without, with_disk, strict=True)):
+    assert len(without) == len(more) == HALVINGS
+    for i, (one, other) in enumerate(zip(without, more, strict=True)):
         assert max(one[0], other[0]) <= memory / 2 ** (i + 1) + 5e-4  # as it is rounded
-        assert seconds < other[2] <= one[2] and one[4] == 0 and (other[4] > 0 or other == one)
-    assert any(row[4] for row in with_disk)
+        assert seconds < other[2] <= one[2] and one[4:] == [0, 0] and (any(other[4:]) or other == one)
+    print(*more, sep="\n")
+    assert 0 < max(row[4] for row in more) <= 2 and any(row[5] for row in more)
+
+
+def test_the_memory_of_a_host_is_that_of_a_gpu_s(tmp_path, capsys):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(SUMMIT._replace(measured=True, device="cpu", name="mine")._asdict()))
+    assert main(["plan", "unet", "64x64", "--machine", str(file), "--host-speed", "20GB"]) == 1
+    assert "--host-speed: mine has no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -236,6 +244,7 @@ def test_less_memory_takes_more_time_and_a_fast_disk_less_again():
         (("mine:unet", "512x512"), "package.module:function; or give one of resnet10"),
         (("resnet18", "512"), "rows and columns"),
         (("torch.nn:Flatten", "64x64"), "cannot be planned"),
+        (("unet", "64x64", "--host-memory", "1GB"), "give --host-speed, too, as 20GB"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(arguments, message, capsys):

@@ -16,6 +16,7 @@ from gigapipe.planning.machines import MACHINES, Machine, machine
 
 if TYPE_CHECKING:
     from gigapipe.planning.scaling import Point
+    from gigapipe.planning.streamed import Elsewhere
 
 NAMES = (*get_args(NETWORKS), "unet")
 
@@ -46,6 +47,16 @@ def add_verbs(verbs: Verbs) -> None:
         type=size_in_bytes,
         metavar="SIZE",
         help="bytes that a local disk writes, or reads, in a second: images that are streamed may then be kept on it",
+    )
+    sub.add_argument(
+        "--host-speed",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="bytes that a GPU sends to the memory of its host, or brings back, in a second: images that are streamed "
+        "may then be kept there",
+    )
+    sub.add_argument(
+        "--host-memory", type=size_in_bytes, metavar="SIZE", help="of that memory, what a rank may take; default: all"
     )
     sub.add_argument(
         "--tradeoff",
@@ -110,6 +121,7 @@ def plan(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in ("memory", "ranks_per_node", "near", "far")}
     chosen = chosen._replace(**{name: value for name, value in given.items() if value})
     job = job_of(args, on_gpu=chosen.has_gpus)
+    elsewhere = _elsewhere(args, chosen)
     points = scaling.meshes(job, chosen, args.ranks, args.batch)
     best = scaling.best(points)
     rows, columns = args.canvas
@@ -126,7 +138,7 @@ def plan(args: argparse.Namespace) -> None:
         print(f"\nNo mesh of up to {most} ranks holds it in {chosen.usable_memory / 1e9:.1f} GB per rank.", flush=True)
         from gigapipe.planning.streamed import streamed
 
-        print(*streamed(job, chosen, args.disk_speed), sep="\n")
+        print(*streamed(job, chosen, elsewhere), sep="\n")
     elif args.scaling:
         modes = _print_scaling(job, chosen, best, args.ranks, args.trainings)
         if args.table:
@@ -136,7 +148,7 @@ def plan(args: argparse.Namespace) -> None:
         from gigapipe.planning.streamed import tradeoff
 
         print("\nTime against memory, one image on one rank:", flush=True)
-        for line in tradeoff(job, chosen, args.disk_speed):
+        for line in tradeoff(job, chosen, elsewhere):
             print(line, flush=True)
     print("\nAssumed:", *(f"- {line}" for line in (*chosen.assumptions(), *_assumptions(args))), sep="\n")
 
@@ -178,6 +190,17 @@ def job_of(args: argparse.Namespace, on_gpu: bool):
     with without_pixels():
         first = next((m for m in make().modules() if isinstance(m, nn.Conv2d)), None)
     return Job(make, args.canvas, args.precision, first.in_channels if first else 3, loss, on_gpu)
+
+
+def _elsewhere(args: argparse.Namespace, chosen: Machine) -> "Elsewhere":
+    """Where images that are streamed may be kept beside a rank's memory."""
+    from gigapipe.planning.streamed import Elsewhere
+
+    if args.host_speed and not chosen.has_gpus:
+        raise InputError(f"--host-speed: {chosen.name} has no GPU, whose host's memory would be another; leave it out")
+    if args.host_memory and not args.host_speed:
+        raise InputError("--host-memory: give --host-speed, too, as 20GB")
+    return Elsewhere(args.disk_speed, args.host_speed, args.host_memory or float("inf"))
 
 
 def _network(args: argparse.Namespace) -> Network:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,19 +13,36 @@ from gigapipe.planning.machines import Machine
 from gigapipe.planning.scaling import Job, undivided_seconds
 from gigapipe.spatial import Mesh, Plan, decompose, plan_streaming
 from gigapipe.spatial.costs import trained_bytes, training_state
-from gigapipe.spatial.speed import CPU, Disk, Speed
+from gigapipe.spatial.speed import CPU, Disk, Host, Speed
 
 HALVINGS = 8
 """How often the memory of an undivided step is halved in a table of time against memory."""
 
 
-def streamed(job: Job, machine: Machine, disk: float | None = None) -> list[str]:
+class Elsewhere(NamedTuple):
+    """Where a rank may keep images beside its memory: bytes a second that it writes there, or reads."""
+
+    disk: float | None = None
+    host: float | None = None
+    """Of a GPU: the memory of its host."""
+    host_memory: float = float("inf")
+    """Bytes that a rank may have there."""
+
+    def __str__(self) -> str:
+        host = f"the host's memory at {self.host / 1e9:g} GB/s" if self.host else ""
+        return " and ".join(filter(None, [host, f"a disk of {self.disk / 1e9:g} GB/s" if self.disk else ""]))
+
+
+NOWHERE = Elsewhere()
+
+
+def streamed(job: Job, machine: Machine, elsewhere: Elsewhere = NOWHERE) -> list[str]:
     """Lines that say how one rank streams one image of the job, in how much memory and time; or what it would need.
 
-    `disk` is how many bytes a second it writes to a disk, or reads. Slow: every way through the layers is looked at.
+    Slow: every way through the layers is looked at.
     """
     try:
-        plan = _planned(job, machine, machine.usable_memory, disk)
+        plan = _planned(job, machine, machine.usable_memory, elsewhere)
     except ValueError as error:
         return [f"streamed on one rank (docs/streaming.md): {error}"]
     assert plan.peak is not None and plan.time is not None  # as of what was planned
@@ -36,43 +54,47 @@ def streamed(job: Job, machine: Machine, disk: float | None = None) -> list[str]
     ]
 
 
-def tradeoff(job: Job, machine: Machine, disk: float | None = None) -> Iterator[str]:
+def tradeoff(job: Job, machine: Machine, elsewhere: Elsewhere = NOWHERE) -> Iterator[str]:
     """A table of the time of a step against its memory, a line at a time: undivided, then in a half of it, a quarter, …
 
-    It ends after `HALVINGS`, or where tiles do not fit. With `disk`, the bytes a second that a disk writes or reads,
-    the same follows with that.
+    It ends after `HALVINGS`, or where tiles do not fit. If images may be kept `elsewhere`, the same follows with that.
     """
-    whole, undivided = _planned(job, machine, float("inf"), None), undivided_seconds(job, machine, 1)
+    whole, undivided = _planned(job, machine, float("inf"), NOWHERE), undivided_seconds(job, machine, 1)
     assert whole.peak is not None
 
     def row(plan: Plan) -> str:
         assert plan.peak is not None and plan.time is not None
         return (
             f"{plan.peak / 1e9:12.3f} {plan.peak / whole.peak:12.3f} {plan.time * undivided:10.4g} {plan.time:12.2f} "
-            f"{plan.disk / 1e9:12.1f}"
+            f"{plan.host / 1e9:12.1f} {plan.disk / 1e9:12.1f}"
         )
 
-    yield f"{'memory, GB':>12} {'× undivided':>12} {'step, s':>10} {'× undivided':>12} {'on disk, GB':>12}"
+    yield (
+        f"{'memory, GB':>12} {'× undivided':>12} {'step, s':>10} {'× undivided':>12} {'on host, GB':>12} "
+        f"{'on disk, GB':>12}"
+    )
     yield row(whole)
-    for speed in (None, disk) if disk else (None,):
-        if speed:
-            yield f"with a disk of {speed / 1e9:g} GB/s:"
+    for there in dict.fromkeys([NOWHERE, elsewhere]):
+        if there != NOWHERE:
+            yield f"with {there}:"
         for halvings in range(1, HALVINGS + 1):
             try:
-                yield row(_planned(job, machine, whole.peak / 2**halvings, speed))
+                yield row(_planned(job, machine, whole.peak / 2**halvings, there))
             except ValueError as error:
                 yield f"  {error}"
                 break
 
 
-def _planned(job: Job, machine: Machine, memory: float, disk: float | None) -> Plan:
+def _planned(job: Job, machine: Machine, memory: float, elsewhere: Elsewhere) -> Plan:
     """ValueError if it does not fit. InputError if it has no form by tiles."""
     model = decompose(in_channels_last(job.make()), Mesh())  # which names the layers
     state = trained_bytes(model) + training_state(model)  # buffers and weights that are not trained are left out
     dtype, speed = getattr(torch, job.precision), _speed(job, machine)
-    known = None
-    if disk:  # in the unit of the speed; nothing is written
-        known = Disk(Path(tempfile.gettempdir()), speed.multiplication / _second(machine) / disk, float("inf"))
+    unit, disk, host = speed.multiplication / _second(machine), None, None  # of the speed; nothing is written
+    if elsewhere.disk:
+        disk = Disk(Path(tempfile.gettempdir()), unit / elsewhere.disk, float("inf"))
+    if elsewhere.host:
+        host = Host(unit / elsewhere.host, elsewhere.host_memory)
     try:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             # By one thread: how many the machine's rank has, and what tiles side by side are worth there, nobody knows.
@@ -84,7 +106,8 @@ def _planned(job: Job, machine: Machine, memory: float, disk: float | None) -> P
                 base=state,
                 threads=1,
                 speed=speed,
-                disk=known,
+                disk=disk,
+                host=host,
                 read=True,
             )
     except NotImplementedError as error:

@@ -143,7 +143,7 @@ class Host(NamedTuple):
 
     byte: float
     """Seconds to send a byte to the GPU, or to bring it back."""
-    free: int
+    free: float
     """Bytes that a rank may have there."""
 
 
