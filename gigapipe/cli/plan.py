@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -200,7 +201,7 @@ def _elsewhere(args: argparse.Namespace, chosen: Machine) -> "Elsewhere":
         raise InputError(f"--host-speed: {chosen.name} has no GPU, whose host's memory would be another; leave it out")
     if args.host_memory and not args.host_speed:
         raise InputError("--host-memory: give --host-speed, too, as 20GB")
-    return Elsewhere(args.disk_speed, args.host_speed, args.host_memory or float("inf"))
+    return Elsewhere(args.disk_speed, args.host_speed, args.host_memory or sys.maxsize)
 
 
 def _network(args: argparse.Namespace) -> Network:

@@ -1,5 +1,6 @@
 """What one rank would need to compute an image tile by tile: in how much memory, and how fast."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ class Elsewhere(NamedTuple):
     disk: float | None = None
     host: float | None = None
     """Of a GPU: the memory of its host."""
-    host_memory: float = float("inf")
+    host_memory: int = sys.maxsize
     """Bytes that a rank may have there."""
 
     def __str__(self) -> str:

@@ -143,7 +143,7 @@ class Host(NamedTuple):
 
     byte: float
     """Seconds to send a byte to the GPU, or to bring it back."""
-    free: float
+    free: int
     """Bytes that a rank may have there."""
 
 
