@@ -212,9 +212,19 @@ def end(status: int) -> NoReturn:
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized():
         if not mpi.Is_finalized():
             mpi.Finalize()
-        library.exit(status)  # where MPICH tells its launcher that all is well
+        if not told_launcher():
+            library.exit(status)  # where MPICH tells it
     library.fflush(None)
     os._exit(status)
+
+
+def told_launcher() -> bool:
+    """Tell mpiexec that this rank has ended well, as MPICH does when libraries end: else it would kill the others."""
+    if "PMI_FD" not in os.environ:
+        return False
+    with open(int(os.environ["PMI_FD"]), "r+b", buffering=0) as launcher:
+        launcher.write(b"cmd=finalize\n")
+        return launcher.readline().startswith(b"cmd=finalize_ack ")
 
 
 def become(received, executable, arguments, folder, mounts, environment, files, limits, ignored, cores) -> None:
