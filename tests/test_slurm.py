@@ -114,7 +114,7 @@ def test_a_requeued_job_starts_though_its_ranks_were_killed(slurm, tmp_path):
     log = tmp_path / "log"
     assert "met" not in log.read_text()
     slurm("scontrol", "requeue", job)
-    time.sleep(3)  # a node refuses a job that is allocated in the second in which it ended it: its credential is revoked
+    time.sleep(3)  # a node refuses a job in the second in which it ended it: its credential is revoked
     deadline = time.monotonic() + 180
     while "JobState=COMPLETED" not in (state := slurm("scontrol", "show", "job", job)) and time.monotonic() < deadline:
         if "JobState=PENDING" in state:  # whenever Slurm has come to that: it would start in two minutes
