@@ -7,11 +7,14 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from launching import ROOT, gigapipe
+from packaging.requirements import Requirement
 from projects import fresh_copy, plan
 
 import gigapipe as package
@@ -90,3 +93,23 @@ def test_the_conda_package_asks_for_what_the_wheel_asks_for():
     assert python == f"python {project['requires-python']}"
     assert recipe["context"]["version"] == package.__version__
     assert recipe["build"]["python"]["entry_points"] == [f"gigapipe = {project['scripts']['gigapipe']}"]
+
+
+def test_pins_are_what_the_published_torch_requires():
+    """Which requires more than a build for CPUs, as this machine may have: else `make demo` cannot be installed."""
+    text = (ROOT / "envs/constraints.txt").read_text(encoding="utf-8")
+    pins = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    name = re.compile(rf"torch-{re.escape(pins['torch'])}-cp311-.*manylinux.*x86_64.whl")
+    try:
+        asked = {"Accept": "application/vnd.pypi.simple.v1+json"}
+        files = requests.get("https://pypi.org/simple/torch/", headers=asked, timeout=20).json()["files"]
+        (address,) = (one["url"] for one in files if name.fullmatch(one["filename"]))
+        metadata = requests.get(f"{address}.metadata", timeout=20)
+        metadata.raise_for_status()
+    except requests.RequestException as error:
+        pytest.skip(f"PyPI does not answer: {error}")
+    required = [Requirement(line) for line in Parser().parsestr(metadata.text).get_all("Requires-Dist")]
+    here = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    assert any(one.name == "triton" for one in here) or sys.platform != "linux"
+    pinned = [(one, pins[one.name]) for one in here if one.name in pins]
+    assert not [f"{one} is pinned to {pin}" for one, pin in pinned if pin not in one.specifier]
