@@ -169,20 +169,22 @@ class Fork(NamedTuple):
 
 def started(client: socket.socket, executable: Path, start: Callable[[], int]) -> Fork | None:
     """The fork for which a client asks; None if it wants none."""
-    sign, received, _, _ = socket.recv_fds(client, 1, FAR)
-    request = client.makefile().readline() if sign else ""
-    fork = os.fork() if request else 0
-    if request and fork == 0:
+    request, received = "", []
+    with contextlib.suppress(ConnectionError):  # it was killed meanwhile
+        sign, received, _, _ = socket.recv_fds(client, 1, FAR)
+        request = client.makefile().readline() if sign else ""
+    pid = os.fork() if request else None
+    if pid == 0:
         become(received, executable, **json.loads(request))
         end(status_of(start))
     for file in received:
         os.close(file)
-    if not request:
+    if pid is None:
         client.close()
         return None
     with contextlib.suppress(OSError):
-        client.sendall(f"{fork}\n".encode())
-    return Fork(fork, os.pidfd_open(fork), client)
+        client.sendall(f"{pid}\n".encode())
+    return Fork(pid, os.pidfd_open(pid), client)
 
 
 def status_of(start: Callable[[], int]) -> int:
