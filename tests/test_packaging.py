@@ -8,6 +8,7 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import Parser
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import requests
 import yaml
 from launching import ROOT, gigapipe
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from projects import fresh_copy, plan
 
 import gigapipe as package
@@ -95,11 +97,23 @@ def test_the_conda_package_asks_for_what_the_wheel_asks_for():
     assert recipe["build"]["python"]["entry_points"] == [f"gigapipe = {project['scripts']['gigapipe']}"]
 
 
+def pins() -> dict[str, str]:
+    """The version of each package in envs/constraints.txt."""
+    text = (ROOT / "envs/constraints.txt").read_text(encoding="utf-8")
+    return dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+
+
+def test_pinned_packages_are_for_the_oldest_python_that_is_allowed():
+    """Not only for the one that runs this, which may have more patches: that of Debian 12 is 3.11.2."""
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"].lstrip(">=")
+    found = {one.name: one.metadata.get("Requires-Python") for one in distributions() if one.name in pins()}
+    assert len(found) > 100
+    assert not {name: asked for name, asked in found.items() if asked and f"{oldest}.0" not in SpecifierSet(asked)}
+
+
 def test_pins_are_what_the_published_torch_requires():
     """Which requires more than a build for CPUs, as this machine may have: else `make demo` cannot be installed."""
-    text = (ROOT / "envs/constraints.txt").read_text(encoding="utf-8")
-    pins = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
-    name = re.compile(rf"torch-{re.escape(pins['torch'])}-cp311-.*manylinux.*x86_64.whl")
+    name = re.compile(rf"torch-{re.escape(pins()['torch'])}-cp311-.*manylinux.*x86_64.whl")
     try:
         asked = {"Accept": "application/vnd.pypi.simple.v1+json"}
         files = requests.get("https://pypi.org/simple/torch/", headers=asked, timeout=20).json()["files"]
@@ -111,5 +125,5 @@ def test_pins_are_what_the_published_torch_requires():
     required = [Requirement(line) for line in Parser().parsestr(metadata.text).get_all("Requires-Dist")]
     here = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     assert any(one.name == "triton" for one in here) or sys.platform != "linux"
-    pinned = [(one, pins[one.name]) for one in here if one.name in pins]
+    pinned = [(one, pins()[one.name]) for one in here if one.name in pins()]
     assert not [f"{one} is pinned to {pin}" for one, pin in pinned if pin not in one.specifier]
